@@ -1,0 +1,212 @@
+"""Transformer blocks shared by every policy family.
+
+Every large product is a `torch.nn.Linear`, attention is written as plain matrix products and softmax, and shapes are
+static: what is written here is what the exporter, the quantizers and every runtime see.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MASKED = -1e4  # additive; exp(-1e4) is 0 in float32 and the value itself still fits float16
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalization (Zhang & Sennrich, 2019)."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU feed-forward (Shazeer, 2020)."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class MLP(nn.Module):
+    """Two-layer feed-forward with tanh-approximated GELU, as in SigLIP."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Grouped-query attention (Ainslie et al., 2023).
+
+    Args:
+        q: (B, H, T, hd). k, v: (B, KVH, P, hd), H a multiple of KVH.
+        bias: additive, broadcastable to (B, H, T, P).
+
+    Returns:
+        (B, T, H * hd) output and (B, H, T, P) probabilities.
+    """
+    batch, heads, length, head_dim = q.shape
+    groups = heads // k.shape[1]
+    if groups > 1:
+        # fold the group into the query rows: one product per key head, and keys are never copied
+        q = q.reshape(batch, k.shape[1], groups * length, head_dim)
+    scores = (q @ k.transpose(-1, -2)).mul(head_dim**-0.5).reshape(batch, heads, length, k.shape[2])
+    if bias is not None:
+        scores = scores + bias
+    probabilities = scores.softmax(-1)
+    out = probabilities.reshape(batch, k.shape[1], groups * length, k.shape[2]) @ v
+    out = out.reshape(batch, heads, length, head_dim).transpose(1, 2).reshape(batch, length, heads * head_dim)
+    return out, probabilities
+
+
+def split_heads(x: Tensor, head_dim: int) -> Tensor:
+    """(B, T, H * hd) -> (B, H, T, hd)."""
+    batch, length, width = x.shape
+    return x.view(batch, length, width // head_dim, head_dim).transpose(1, 2)
+
+
+def rotary(positions: Tensor, head_dim: int, wavelength: float = 10_000.0) -> tuple[Tensor, Tensor]:
+    """cos and sin of the rotary embedding (Su et al., 2021), each (..., T, hd / 2), for positions (..., T)."""
+    exponents = torch.arange(head_dim // 2, dtype=torch.float32, device=positions.device) * (2.0 / head_dim)
+    radians = positions.to(torch.float32)[..., None] / wavelength**exponents
+    return radians.cos(), radians.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate (B, H, T, hd) by cos, sin (B or 1, T, hd / 2)."""
+    cos, sin = cos[:, None], sin[:, None]
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class KeyValue(nn.Module):
+    """Key and value projections, kept apart from a layer where they run in another stage than its queries.
+
+    Args:
+        width: of the input. kv_heads, head_dim: of the output.
+    """
+
+    def __init__(self, width: int, kv_heads: int, head_dim: int):
+        super().__init__()
+        self.head_dim = head_dim
+        self.k = nn.Linear(width, kv_heads * head_dim, bias=False)
+        self.v = nn.Linear(width, kv_heads * head_dim, bias=False)
+
+    def project(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, P, width) twice -> (B, KVH, P, hd) twice."""
+        return split_heads(self.k(k), self.head_dim), split_heads(self.v(v), self.head_dim)
+
+
+class QueryLayer(nn.Module):
+    """A Llama-style layer without keys and values: RMSNorm, queries, output, RMSNorm, SwiGLU."""
+
+    def __init__(self, width: int, hidden: int, heads: int, head_dim: int, eps: float):
+        super().__init__()
+        self.head_dim = head_dim
+        self.attention_norm = RMSNorm(width, eps)
+        self.q = nn.Linear(width, heads * head_dim, bias=False)
+        self.out = nn.Linear(heads * head_dim, width, bias=False)
+        self.mlp_norm = RMSNorm(width, eps)
+        self.mlp = GatedMLP(width, hidden)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Normalized input (B, T, width) -> (B, H, T, hd)."""
+        return split_heads(self.q(x), self.head_dim)
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Residual, then the feed-forward half: (B, T, width)."""
+        x = x + self.out(attended)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class DecoderLayer(QueryLayer):
+    """A whole Llama-style layer with grouped-query self-attention."""
+
+    def __init__(self, width: int, hidden: int, heads: int, kv_heads: int, head_dim: int, eps: float):
+        super().__init__(width, hidden, heads, head_dim, eps)
+        self.k = nn.Linear(width, kv_heads * head_dim, bias=False)
+        self.v = nn.Linear(width, kv_heads * head_dim, bias=False)
+
+    def project(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, P, width) twice -> keys and values (B, KVH, P, hd)."""
+        return split_heads(self.k(k), self.head_dim), split_heads(self.v(v), self.head_dim)
+
+
+class EncoderLayer(nn.Module):
+    """A pre-norm vision transformer layer (Dosovitskiy et al., 2020; SigLIP's variant)."""
+
+    def __init__(self, width: int, hidden: int, heads: int, eps: float):
+        super().__init__()
+        self.head_dim = width // heads
+        self.attention_norm = nn.LayerNorm(width, eps=eps)
+        self.q = nn.Linear(width, width)
+        self.k = nn.Linear(width, width)
+        self.v = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width, eps=eps)
+        self.mlp = MLP(width, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.attention_norm(x)
+        q, k, v = (split_heads(project(normed), self.head_dim) for project in (self.q, self.k, self.v))
+        x = x + self.out(attend(q, k, v)[0])
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class VisionTransformer(nn.Module):
+    """Square image -> patch embeddings -> encoder layers -> final norm.
+
+    The patch convolution has stride equal to its kernel, so it is written as the linear layer that it is.
+
+    Args:
+        image_size, patch_size: pixels.
+    """
+
+    def __init__(self, image_size: int, patch_size: int, width: int, hidden: int, layers: int, heads: int, eps: float):
+        super().__init__()
+        self.patch_size = patch_size
+        self.grid = image_size // patch_size
+        self.patch_embedding = nn.Linear(3 * patch_size**2, width)
+        self.position_embedding = nn.Embedding(self.grid**2, width)
+        self.layers = nn.ModuleList(EncoderLayer(width, hidden, heads, eps) for _ in range(layers))
+        self.norm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, grid**2, width)."""
+        batch, patch, grid = image.shape[0], self.patch_size, self.grid
+        patches = image.view(batch, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
+        x = self.patch_embedding(patches.reshape(batch, grid**2, 3 * patch**2)) + self.position_embedding.weight
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x)
+
+
+def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
+    """(B, g*g, D) -> (B, (g/f)**2, D*f*f): each f x f neighbourhood of tokens becomes one wide token (Idefics3)."""
+    batch, length, width = x.shape
+    grid = int(length**0.5)
+    x = x.view(batch, grid // factor, factor, grid // factor, factor, width).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, (grid // factor) ** 2, width * factor**2)
+
+
+def sinusoid(time: Tensor, width: int, min_period: float, max_period: float) -> Tensor:
+    """Sine-cosine embedding (B, width) of flow time (B,), periods spaced geometrically (openpi's convention)."""
+    fraction = torch.linspace(0.0, 1.0, width // 2, dtype=torch.float64, device=time.device)
+    period = min_period * (max_period / min_period) ** fraction
+    phase = time.to(torch.float64)[:, None] * (2 * torch.pi / period)
+    return torch.cat([phase.sin(), phase.cos()], dim=-1).to(torch.float32)

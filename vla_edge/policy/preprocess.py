@@ -1,0 +1,125 @@
+"""Observation -> the network's tensors, and the network's actions -> joint targets; numpy only.
+
+The arithmetic is LeRobot's (`resize_with_pad`, `NormalizerProcessorStep`), held to it by test/parity.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vla_edge.policy.spec import CameraSpec, PolicySpec
+from vla_edge.policy.tokenize import InstructionTokenizer
+from vla_edge.types import JointState, Observation, VlaEdgeError
+
+
+class ObservationError(VlaEdgeError):
+    """An observation the policy cannot be shown: wrong camera, image size, type, joints or non-finite values."""
+
+
+class Preprocessor:
+    """Turns an observation into the inputs of the vision and prefix stages.
+
+    Args:
+        spec: the policy.
+        tokenizer: of the same checkpoint.
+    """
+
+    def __init__(self, spec: PolicySpec, tokenizer: InstructionTokenizer):
+        self._spec = spec
+        self._tokenizer = tokenizer
+
+    def __call__(self, observation: Observation) -> dict[str, np.ndarray]:
+        """`image.<camera>` (1, 3, H, W) in [-1, 1], `lang_tokens`, `lang_mask` (1, L), `state` (1, S).
+
+        Raises:
+            ObservationError, InstructionError: the observation cannot be shown to this policy.
+        """
+        tensors = {f"image.{camera.name}": self.image(observation, camera) for camera in self._spec.cameras}
+        tensors["lang_tokens"], tensors["lang_mask"] = self._tokenizer(observation.instruction)
+        tensors["state"] = self.state(observation.joints)
+        return tensors
+
+    def image(self, observation: Observation, camera: CameraSpec) -> np.ndarray:
+        """(1, 3, height, width) float32 in [-1, 1]."""
+        pixels = observation.images.get(camera.name)
+        if pixels is None:
+            raise ObservationError(
+                f"the observation has no camera {camera.name!r}, only {sorted(observation.images)}; "
+                "publish it or map the topic"
+            )
+        expected = (camera.source_height, camera.source_width, 3)
+        if pixels.shape != expected or pixels.dtype != np.uint8:
+            raise ObservationError(
+                f"camera {camera.name!r} gave {pixels.dtype} of shape {pixels.shape}, "
+                f"but the policy was trained on uint8 {expected}; set the camera to that size"
+            )
+        top, left, height, width = camera.crop
+        return resize_with_pad(pixels[top : top + height, left : left + width], camera.height, camera.width)
+
+    def state(self, joints: JointState) -> np.ndarray:
+        """(1, max_state_dim) float32: normalized positions in the checkpoint's joint order, zero padded."""
+        padded = np.zeros((1, self._spec.max_state_dim), np.float32)
+        padded[0, : len(self._spec.joint_names)] = self._spec.state.normalize(
+            positions_by_name(joints, self._spec.joint_names)
+        )
+        return padded
+
+
+class Postprocessor:
+    """Turns the network's final action tensor into absolute joint targets."""
+
+    def __init__(self, spec: PolicySpec):
+        self._spec = spec
+
+    def __call__(self, actions: np.ndarray, joints: JointState) -> np.ndarray:
+        """(1, T, max_action_dim) -> (T, J) float64 rad.
+
+        Raises:
+            ObservationError: `joints` lacks a joint of the policy.
+        """
+        names = self._spec.joint_names
+        targets = self._spec.action.unnormalize(actions[0, :, : len(names)])
+        if self._spec.relative_actions:
+            targets = targets + positions_by_name(joints, names)
+        return targets
+
+
+def positions_by_name(joints: JointState, names: tuple[str, ...]) -> np.ndarray:
+    """(len(names),) rad, in the order of `names`.
+
+    Raises:
+        ObservationError: a joint is missing or not finite.
+    """
+    index = {name: i for i, name in enumerate(joints.names)}
+    missing = [name for name in names if name not in index]
+    if missing:
+        raise ObservationError(
+            f"the joint state lacks {', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}; "
+            "the policy needs every joint it was trained on"
+        )
+    positions = joints.position[[index[name] for name in names]]
+    if not np.isfinite(positions).all():
+        bad = names[int(np.flatnonzero(~np.isfinite(positions))[0])]
+        raise ObservationError(f"the joint state of {bad} is not finite; check the encoder or its driver")
+    return positions
+
+
+def resize_with_pad(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(h, w, 3) uint8 -> (1, 3, height, width) float32 in [-1, 1]; aspect kept, black padding at the top and left.
+
+    Bilinear with half-pixel centres and no antialiasing, as LeRobot's. Where the scale is an odd whole number, each
+    output pixel falls on the centre of one input pixel and sampling is exact (and a hundred times cheaper).
+    """
+    h, w = image.shape[:2]
+    ratio = max(w / width, h / height)
+    new_h, new_w = int(h / ratio), int(w / ratio)
+    step = round(ratio)
+    if ratio == step and step % 2 == 1 and (new_h * step, new_w * step) == (h, w):
+        resized = image[step // 2 :: step, step // 2 :: step].astype(np.float32)
+    else:
+        import cv2
+
+        resized = cv2.resize(image.astype(np.float32), (new_w, new_h), interpolation=cv2.INTER_LINEAR)
+    out = np.full((1, 3, height, width), -1.0, np.float32)
+    out[0, :, height - new_h :, width - new_w :] = resized.transpose(2, 0, 1) * np.float32(2 / 255) - 1
+    return out

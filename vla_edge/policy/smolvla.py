@@ -1,0 +1,304 @@
+"""SmolVLA (Shukor et al., 2025, arXiv:2506.01844): SigLIP vision, a small language model's prefix, a flow-matching
+action expert that alternates self-attention over prefix and actions with cross-attention to the prefix.
+
+Sizes come from the checkpoint, so the 450M original and a small policy are the same code. The policy is built of its
+stages, and what the original recomputes at every flow step although it depends on the observation alone (the expert's
+cross-attention keys and values, rotary tables) or on time alone lives in the prefix and time stages. test/parity holds
+the result to LeRobot's own. Parameter names of LeRobot's files are mapped in `smolvla_names`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vla_edge.policy.blocks import (
+    MASKED,
+    DecoderLayer,
+    KeyValue,
+    QueryLayer,
+    RMSNorm,
+    VisionTransformer,
+    attend,
+    pixel_shuffle,
+    rotary,
+    rotate,
+    sinusoid,
+)
+from vla_edge.policy.stages import Stage, TensorSpec
+
+
+@dataclass(frozen=True)
+class SmolVLAConfig:
+    """Shapes of a SmolVLA, read from LeRobot's config.json and the backbone's.
+
+    Attributes:
+        image_size, patch_size: px; scale_factor: pixel-shuffle factor.
+        expert_every: an expert layer stands beside every n-th text layer.
+        self_attention_every: expert layers whose index is a multiple of it self-attend, the others cross-attend.
+        cross_attention: False makes every expert layer self-attend.
+        image_start_ids, image_end_ids: special tokens around each image, empty when unused.
+    """
+
+    cameras: int
+    image_size: int
+    patch_size: int
+    scale_factor: int
+    vision_width: int
+    vision_hidden: int
+    vision_layers: int
+    vision_heads: int
+    vision_eps: float
+    vocabulary: int
+    text_width: int
+    text_hidden: int
+    text_layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    text_eps: float
+    expert_width: int
+    expert_hidden: int
+    expert_every: int
+    self_attention_every: int
+    cross_attention: bool
+    chunk_size: int
+    max_state_dim: int
+    max_action_dim: int
+    language_length: int
+    min_period: float
+    max_period: float
+    image_start_ids: tuple[int, ...] = ()
+    image_end_ids: tuple[int, ...] = ()
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one camera after pixel shuffle."""
+        return (self.image_size // self.patch_size // self.scale_factor) ** 2
+
+    @property
+    def prefix_length(self) -> int:
+        """P: images with their markers, instruction, state."""
+        per_camera = self.image_tokens + len(self.image_start_ids) + len(self.image_end_ids)
+        return self.cameras * per_camera + self.language_length + 1
+
+    @property
+    def expert_layers(self) -> tuple[int, ...]:
+        """Indices of the text layers that have an expert layer beside them."""
+        return tuple(range(0, self.text_layers, self.expert_every))
+
+    def is_cross(self, layer: int) -> bool:
+        """Whether the expert layer beside text layer `layer` cross-attends."""
+        every = self.self_attention_every
+        return self.cross_attention and not (every > 0 and layer % every == 0)
+
+
+class PrefixCache(NamedTuple):
+    """What the action expert needs of one observation (E expert layers).
+
+    Attributes:
+        keys, values: (E, B, KVH, P, hd); in cross layers already projected by the expert.
+        mask: (B, P) 1 where a token is real.
+        cos, sin: (B, T, hd / 2) rotary table of the action tokens, which follow the prefix.
+    """
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor
+    cos: Tensor
+    sin: Tensor
+
+
+class VisionTower(nn.Module):
+    """image (B, 3, H, W) in [-1, 1] -> image_tokens (B, N, text_width)."""
+
+    def __init__(self, c: SmolVLAConfig):
+        super().__init__()
+        self.encoder = VisionTransformer(
+            c.image_size, c.patch_size, c.vision_width, c.vision_hidden, c.vision_layers, c.vision_heads, c.vision_eps
+        )
+        self.connector = nn.Linear(c.vision_width * c.scale_factor**2, c.text_width, bias=False)
+        self.factor, self.scale = c.scale_factor, math.sqrt(c.text_width)
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        return (self.connector(pixel_shuffle(self.encoder(image), self.factor)) * self.scale,)
+
+
+class PrefixEncoder(nn.Module):
+    """Image tokens, instruction and state -> the action expert's cache, once per observation.
+
+    The last text layer is reduced to its keys and values: nothing reads its output.
+    """
+
+    def __init__(self, c: SmolVLAConfig):
+        super().__init__()
+        self.config = c
+        self.embedding = nn.Embedding(c.vocabulary, c.text_width)
+        self.state_proj = nn.Linear(c.max_state_dim, c.text_width)
+        self.layers = nn.ModuleList(
+            DecoderLayer(c.text_width, c.text_hidden, c.heads, c.kv_heads, c.head_dim, c.text_eps)
+            for _ in range(c.text_layers - 1)
+        )
+        self.last_norm = RMSNorm(c.text_width, c.text_eps)
+        self.last = KeyValue(c.text_width, c.kv_heads, c.head_dim)
+        width = c.kv_heads * c.head_dim
+        self.cross = nn.ModuleDict(
+            {str(i): KeyValue(width, c.kv_heads, c.head_dim) for i in c.expert_layers if c.is_cross(i)}
+        )
+
+    def forward(
+        self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return tuple(self.encode(image_tokens, lang_tokens, lang_mask, state)[0])
+
+    def encode(
+        self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor
+    ) -> tuple[PrefixCache, list[Tensor]]:
+        """The cache, and each layer's attention probabilities (B, H, P, P) for auxiliary losses.
+
+        Args:
+            image_tokens: (B, cameras * N, text_width). lang_tokens, lang_mask: (B, L). state: (B, max_state_dim).
+        """
+        c = self.config
+        language = self.embedding(lang_tokens) * math.sqrt(c.text_width)
+        x = torch.cat([self._with_markers(image_tokens), language, self.state_proj(state)[:, None]], dim=1)
+        batch, length = x.shape[:2]
+        real = x.new_ones(batch, length - c.language_length - 1)
+        mask = torch.cat([real, lang_mask.to(x.dtype), x.new_ones(batch, 1)], dim=1)
+        # bidirectional, but image and language never look at the state, which is the last token
+        state_bias = F.pad(x.new_full((length - 1, 1), MASKED), (length - 1, 0, 0, 1))
+        bias = ((1 - mask) * MASKED)[:, None, None, :] + state_bias
+        cos, sin = rotary(mask.cumsum(1) - 1, c.head_dim)
+
+        cache, probabilities = [], []
+        for index in range(c.text_layers):
+            layer = self.layers[index] if index < len(self.layers) else self.last
+            normed = (layer.attention_norm if index < len(self.layers) else self.last_norm)(x)
+            k, v = layer.project(normed, normed)
+            k = rotate(k, cos, sin)
+            if str(index) in self.cross:
+                cache.append(self.cross[str(index)].project(k.transpose(1, 2).flatten(2), v.transpose(1, 2).flatten(2)))
+            elif index in c.expert_layers:
+                cache.append((k, v))
+            if index < len(self.layers):
+                attended, weights = attend(rotate(layer.queries(normed), cos, sin), k, v, bias)
+                x = layer.finish(x, attended)
+                probabilities.append(weights)
+        suffix = mask.sum(1, keepdim=True) + torch.arange(c.chunk_size, device=x.device)
+        keys, values = (torch.stack(tensors) for tensors in zip(*cache))
+        return PrefixCache(keys, values, mask, *rotary(suffix, c.head_dim)), probabilities
+
+    def _with_markers(self, image_tokens: Tensor) -> Tensor:
+        c = self.config
+        if not (c.image_start_ids or c.image_end_ids):
+            return image_tokens
+        start, end = (
+            self.embedding(torch.tensor(ids, dtype=torch.int64, device=image_tokens.device))[None].expand(
+                image_tokens.shape[0], -1, -1
+            )
+            for ids in (c.image_start_ids, c.image_end_ids)
+        )
+        parts = [part for tokens in image_tokens.split(c.image_tokens, dim=1) for part in (start, tokens, end)]
+        return torch.cat(parts, dim=1)
+
+
+class TimeEncoder(nn.Module):
+    """Flow time (B,) -> its share in the first layer of the action-time MLP, (B, expert_width)."""
+
+    def __init__(self, c: SmolVLAConfig):
+        super().__init__()
+        self.width, self.periods = c.expert_width, (c.min_period, c.max_period)
+        self.mlp_in = nn.Linear(c.expert_width, c.expert_width)
+
+    def forward(self, time: Tensor) -> tuple[Tensor]:
+        return (self.mlp_in(sinusoid(time, self.width, *self.periods)),)
+
+
+class ActionExpert(nn.Module):
+    """Noisy actions x (B, T, A) and the prefix cache -> flow velocity (B, T, A), pointing at the noise."""
+
+    def __init__(self, c: SmolVLAConfig):
+        super().__init__()
+        self.cross = [c.is_cross(layer) for layer in c.expert_layers]
+        self.action_in = nn.Linear(c.max_action_dim, c.expert_width)
+        self.mlp_in = nn.Linear(c.expert_width, c.expert_width, bias=False)
+        self.mlp_out = nn.Linear(c.expert_width, c.expert_width)
+        self.layers = nn.ModuleList(
+            QueryLayer(c.expert_width, c.expert_hidden, c.heads, c.head_dim, c.text_eps)
+            if cross
+            else DecoderLayer(c.expert_width, c.expert_hidden, c.heads, c.kv_heads, c.head_dim, c.text_eps)
+            for cross in self.cross
+        )
+        self.norm = RMSNorm(c.expert_width, c.text_eps)
+        self.action_out = nn.Linear(c.expert_width, c.max_action_dim)
+        causal = torch.triu(torch.full((c.chunk_size, c.chunk_size), MASKED), diagonal=1)
+        cos, sin = rotary(torch.arange(c.chunk_size)[None], c.head_dim)
+        for name, table in (("causal", causal[None, None]), ("own_cos", cos), ("own_sin", sin)):
+            self.register_buffer(name, table, persistent=False)
+
+    def forward(
+        self, x: Tensor, time_condition: Tensor, keys: Tensor, values: Tensor, mask: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor]:
+        h = self.mlp_out(F.silu(self.mlp_in(self.action_in(x)) + time_condition[:, None]))
+        prefix_bias = ((1 - mask) * MASKED)[:, None, None, :]
+        batch, length = h.shape[:2]
+        joint_bias = torch.cat(
+            [prefix_bias.expand(-1, -1, length, -1), self.causal.expand(batch, -1, -1, -1)], dim=-1
+        )
+        for index, layer in enumerate(self.layers):
+            normed = layer.attention_norm(h)
+            q, k, v = layer.queries(normed), keys[index], values[index]
+            if self.cross[index]:
+                attended, _ = attend(rotate(q, self.own_cos, self.own_sin), k, v, prefix_bias)
+            else:
+                own_k, own_v = layer.project(normed, normed)
+                k, v = torch.cat([k, rotate(own_k, cos, sin)], dim=2), torch.cat([v, own_v], dim=2)
+                attended, _ = attend(rotate(q, cos, sin), k, v, joint_bias)
+            h = layer.finish(h, attended)
+        return (self.action_out(self.norm(h)),)
+
+
+class SmolVLA(nn.Module):
+    """The whole policy, made of its stages."""
+
+    def __init__(self, config: SmolVLAConfig):
+        super().__init__()
+        self.config = config
+        self.vision = VisionTower(config)
+        self.prefix = PrefixEncoder(config)
+        self.time = TimeEncoder(config)
+        self.denoise = ActionExpert(config)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """vision, prefix, time, denoise; batch 1, static shapes (see `policy.stages`)."""
+        c = self.config
+        kv = (len(c.expert_layers), 1, c.kv_heads, c.prefix_length, c.head_dim)
+        rope = (1, c.chunk_size, c.head_dim // 2)
+        cache = (
+            TensorSpec("prefix_keys", kv),
+            TensorSpec("prefix_values", kv),
+            TensorSpec("prefix_mask", (1, c.prefix_length)),
+            TensorSpec("rope_cos", rope),
+            TensorSpec("rope_sin", rope),
+        )
+        actions = (1, c.chunk_size, c.max_action_dim)
+        condition = TensorSpec("time_condition", (1, c.expert_width))
+        observation = (
+            TensorSpec("image_tokens", (1, c.cameras * c.image_tokens, c.text_width)),
+            TensorSpec("lang_tokens", (1, c.language_length), "int64"),
+            TensorSpec("lang_mask", (1, c.language_length), "bool"),
+            TensorSpec("state", (1, c.max_state_dim)),
+        )
+        image = TensorSpec("image", (1, 3, c.image_size, c.image_size))
+        tokens = TensorSpec("image_tokens", (1, c.image_tokens, c.text_width))
+        return (
+            Stage("vision", self.vision, (image,), (tokens,)),
+            Stage("prefix", self.prefix, observation, cache),
+            Stage("time", self.time, (TensorSpec("time", (1,)),), (condition,)),
+            Stage("denoise", self.denoise, (TensorSpec("x", actions), condition, *cache), (TensorSpec("velocity", actions),)),
+        )

@@ -1,0 +1,115 @@
+"""LeRobot's parameter names of a SmolVLA and ours, both ways, and the shapes a checkpoint's tensors imply."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vla_edge.policy.smolvla import SmolVLA, SmolVLAConfig
+
+_VLM = "model.vlm_with_expert.vlm.model."
+_VISION = _VLM + "vision_model."
+_TEXT = _VLM + "text_model."
+_EXPERT = "model.vlm_with_expert.lm_expert."
+
+_ENCODER_LAYER = {
+    "attention_norm": "layer_norm1",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "out": "self_attn.out_proj",
+    "mlp_norm": "layer_norm2",
+    "mlp.up": "mlp.fc1",
+    "mlp.down": "mlp.fc2",
+}
+_DECODER_LAYER = {
+    "attention_norm": "input_layernorm",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "out": "self_attn.o_proj",
+    "mlp_norm": "post_attention_layernorm",
+    "mlp.gate": "mlp.gate_proj",
+    "mlp.up": "mlp.up_proj",
+    "mlp.down": "mlp.down_proj",
+}
+_SINGLE = {
+    "vision.encoder.patch_embedding": _VISION + "embeddings.patch_embedding",
+    "vision.encoder.position_embedding": _VISION + "embeddings.position_embedding",
+    "vision.encoder.norm": _VISION + "post_layernorm",
+    "vision.connector": _VLM + "connector.modality_projection.proj",
+    "prefix.embedding": _TEXT + "embed_tokens",
+    "prefix.state_proj": "model.state_proj",
+    "denoise.action_in": "model.action_in_proj",
+    "denoise.action_out": "model.action_out_proj",
+    "denoise.mlp_out": "model.action_time_mlp_out",
+    "denoise.norm": _EXPERT + "norm",
+}
+_TIME_MLP = "model.action_time_mlp_in"
+
+
+def lerobot_name(name: str, config: SmolVLAConfig) -> str:
+    """LeRobot's name of our parameter (not of the two halves of the action-time MLP's first layer)."""
+    module, _, kind = name.rpartition(".")
+    if module in _SINGLE:
+        return f"{_SINGLE[module]}.{kind}"
+    if match := re.fullmatch(r"vision\.encoder\.layers\.(\d+)\.(.+)", module):
+        return f"{_VISION}encoder.layers.{match[1]}.{_ENCODER_LAYER[match[2]]}.{kind}"
+    if match := re.fullmatch(r"prefix\.layers\.(\d+)\.(.+)", module):
+        return f"{_TEXT}layers.{match[1]}.{_DECODER_LAYER[match[2]]}.{kind}"
+    if match := re.fullmatch(r"prefix\.last(?:_norm|\.([kv]))", module):
+        part = _DECODER_LAYER[match[1] or "attention_norm"]
+        return f"{_TEXT}layers.{config.text_layers - 1}.{part}.{kind}"
+    if match := re.fullmatch(r"prefix\.cross\.(\d+)\.([kv])", module):
+        return f"{_EXPERT}layers.{int(match[1]) // config.expert_every}.{_DECODER_LAYER[match[2]]}.{kind}"
+    if match := re.fullmatch(r"denoise\.layers\.(\d+)\.(.+)", module):
+        return f"{_EXPERT}layers.{match[1]}.{_DECODER_LAYER[match[2]]}.{kind}"
+    raise KeyError(name)
+
+
+def from_lerobot(tensors: Mapping[str, Tensor], policy: SmolVLA) -> dict[str, Tensor]:
+    """Our state dict from LeRobot's tensors.
+
+    Raises:
+        KeyError: a tensor is missing, named as LeRobot names it.
+    """
+    config, width = policy.config, policy.config.expert_width
+    state = {}
+    for name, like in policy.state_dict().items():
+        if name == "time.mlp_in.weight":
+            state[name] = tensors[f"{_TIME_MLP}.weight"][:, width:]
+        elif name == "denoise.mlp_in.weight":
+            state[name] = tensors[f"{_TIME_MLP}.weight"][:, :width]
+        elif name == "time.mlp_in.bias":
+            state[name] = tensors[f"{_TIME_MLP}.bias"]
+        else:
+            tensor = tensors[lerobot_name(name, config)]
+            state[name] = tensor.reshape(like.shape) if name.endswith("patch_embedding.weight") else tensor
+    return state
+
+
+def to_lerobot(policy: SmolVLA) -> dict[str, Tensor]:
+    """LeRobot's complete set of tensors; those it holds but never uses (the last text layer's output half, the final
+    text norm, the language model head) are written as an untrained backbone would have them."""
+    c, ours = policy.config, policy.state_dict()
+    halves = ("time.mlp_in.weight", "denoise.mlp_in.weight", "time.mlp_in.bias")
+    tensors = {lerobot_name(name, c): tensor for name, tensor in ours.items() if name not in halves}
+    patch = _VISION + "embeddings.patch_embedding.weight"
+    tensors[patch] = tensors[patch].reshape(c.vision_width, 3, c.patch_size, c.patch_size)
+    tensors[f"{_TIME_MLP}.weight"] = torch.cat([ours["denoise.mlp_in.weight"], ours["time.mlp_in.weight"]], dim=1)
+    tensors[f"{_TIME_MLP}.bias"] = ours["time.mlp_in.bias"]
+
+    last = f"{_TEXT}layers.{c.text_layers - 1}."
+    heads = c.heads * c.head_dim
+    tensors[last + "self_attn.q_proj.weight"] = torch.zeros(heads, c.text_width)
+    tensors[last + "self_attn.o_proj.weight"] = torch.zeros(c.text_width, heads)
+    tensors[last + "post_attention_layernorm.weight"] = torch.ones(c.text_width)
+    for part in ("gate_proj", "up_proj"):
+        tensors[f"{last}mlp.{part}.weight"] = torch.zeros(c.text_hidden, c.text_width)
+    tensors[last + "mlp.down_proj.weight"] = torch.zeros(c.text_width, c.text_hidden)
+    tensors[_TEXT + "norm.weight"] = torch.ones(c.text_width)
+    tensors["model.vlm_with_expert.vlm.lm_head.weight"] = torch.zeros(c.vocabulary, c.text_width)
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}

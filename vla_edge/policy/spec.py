@@ -1,0 +1,163 @@
+"""What a policy is, as plain data: the part of a checkpoint that a robot needs in order to serve it.
+
+A `PolicySpec` travels in every engine bundle's manifest, so nothing here may need torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+
+import numpy as np
+
+STATE = "observation.state"
+ACTION = "action"
+
+
+class NormalizationMode(str, Enum):
+    """How a feature is scaled for the network (LeRobot's `normalization_mapping` values)."""
+
+    IDENTITY = "IDENTITY"
+    MEAN_STD = "MEAN_STD"
+    MIN_MAX = "MIN_MAX"
+    QUANTILES = "QUANTILES"
+    QUANTILE10 = "QUANTILE10"
+
+
+_BOUNDS = {
+    NormalizationMode.MIN_MAX: ("min", "max"),
+    NormalizationMode.QUANTILES: ("q01", "q99"),
+    NormalizationMode.QUANTILE10: ("q10", "q90"),
+}
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Scaling of one feature, in LeRobot's conventions.
+
+    Attributes:
+        mode: which statistics are used.
+        statistics: name ("mean", "std", "min", "max", "q01", ...) -> (D,) values, SI units.
+        eps: keeps constant dimensions finite.
+    """
+
+    mode: NormalizationMode
+    statistics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    eps: float = 1e-8
+
+    def __post_init__(self):
+        needed = {NormalizationMode.IDENTITY: (), NormalizationMode.MEAN_STD: ("mean", "std")}
+        missing = set(needed.get(self.mode) or _BOUNDS.get(self.mode, ())) - set(self.statistics)
+        if missing:
+            raise ValueError(f"normalization {self.mode.value} lacks {', '.join(sorted(missing))}")
+
+    def affine(self) -> tuple[np.ndarray, np.ndarray]:
+        """(offset, scale), each (D,) float32, such that normalized = (value - offset) / scale."""
+        if self.mode is NormalizationMode.IDENTITY:
+            return np.float32(0.0), np.float32(1.0)
+        if self.mode is NormalizationMode.MEAN_STD:
+            mean, std = (np.asarray(self.statistics[key], np.float32) for key in ("mean", "std"))
+            return mean, std + np.float32(self.eps)
+        low, high = (np.asarray(self.statistics[key], np.float32) for key in _BOUNDS[self.mode])
+        spread = np.where(high == low, np.float32(self.eps), high - low)
+        return low + spread / 2, spread / 2
+
+    def normalize(self, value: np.ndarray) -> np.ndarray:
+        """(..., D) SI -> (..., D) float32 as the network sees it."""
+        offset, scale = self.affine()
+        return ((np.asarray(value, np.float32) - offset) / scale).astype(np.float32)
+
+    def unnormalize(self, value: np.ndarray) -> np.ndarray:
+        """(..., D) network output -> (..., D) float64 SI."""
+        offset, scale = self.affine()
+        return np.asarray(value, np.float64) * np.float64(scale) + np.float64(offset)
+
+
+@dataclass(frozen=True)
+class CameraSpec:
+    """One camera as the policy was trained on it.
+
+    Attributes:
+        name: topic namespace of the camera, for example "head".
+        key: the checkpoint's feature, for example "observation.images.head".
+        source_height, source_width: pixels of the frames the robot must deliver.
+        crop: (y, x, height, width) in source pixels, taken before resizing.
+        height, width: pixels the network takes; the crop is resized into it, aspect kept, padded at the top left.
+    """
+
+    name: str
+    key: str
+    source_height: int
+    source_width: int
+    crop: tuple[int, int, int, int]
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """Everything between the robot's messages and the network's tensors.
+
+    Attributes:
+        family: "smolvla".
+        joint_names: the J joints, in the checkpoint's order, of both state and action.
+        cameras: in the order the network takes them.
+        chunk_size: T, points per chunk.
+        dt: s between points.
+        num_steps: Euler steps the checkpoint was trained to be sampled with.
+        max_state_dim, max_action_dim: widths the network pads state and action to.
+        tokenizer_max_length: L, tokens of instruction.
+        prompt: template of the text given to the tokenizer.
+        relative_actions: actions are offsets to the measured positions at the observation's stamp.
+        state, action: normalization of the (J,) state and the (T, J) action.
+    """
+
+    family: str
+    joint_names: tuple[str, ...]
+    cameras: tuple[CameraSpec, ...]
+    chunk_size: int
+    dt: float
+    num_steps: int
+    max_state_dim: int
+    max_action_dim: int
+    tokenizer_max_length: int
+    prompt: str
+    relative_actions: bool
+    state: Normalization
+    action: Normalization
+
+    def to_dict(self) -> dict:
+        """Plain JSON and YAML types."""
+        plain = asdict(self)
+        plain["joint_names"] = list(self.joint_names)
+        plain["cameras"] = [{**asdict(camera), "crop": list(camera.crop)} for camera in self.cameras]
+        for key in ("state", "action"):
+            normalization: Normalization = getattr(self, key)
+            plain[key] = {
+                "mode": normalization.mode.value,
+                "statistics": {name: list(map(float, values)) for name, values in normalization.statistics.items()},
+                "eps": normalization.eps,
+            }
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping) -> PolicySpec:
+        """Inverse of `to_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: a field is missing, unknown or malformed.
+        """
+        values = dict(plain)
+        values["joint_names"] = tuple(values["joint_names"])
+        values["cameras"] = tuple(
+            CameraSpec(**{**camera, "crop": tuple(camera["crop"])}) for camera in values["cameras"]
+        )
+        for key in ("state", "action"):
+            entry = values[key]
+            values[key] = Normalization(
+                NormalizationMode(entry["mode"]),
+                {name: tuple(numbers) for name, numbers in entry["statistics"].items()},
+                entry["eps"],
+            )
+        return cls(**values)

@@ -1,0 +1,47 @@
+"""The stage contract: a policy is a short chain of pure functions with named tensors.
+
+A backend sees one stage and nothing else, so every family runs on every runtime, and the stages of one engine may use
+different runtimes and precisions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A named tensor with a static shape; `dtype` is numpy's name for it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    def zeros(self) -> np.ndarray:
+        return np.zeros(self.shape, self.dtype)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pure function of a policy.
+
+    Attributes:
+        name: "vision", "prefix", "time" or "denoise" for flow policies.
+        module: torch module whose forward takes the inputs in order and returns the outputs in order (a tuple). Its
+            large products are all `torch.nn.Linear`, so that a compressor finds every weight by name.
+        inputs, outputs: names, shapes and types, in order.
+    """
+
+    name: str
+    module: object
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class StagedPolicy(Protocol):
+    """A policy that can be taken apart into stages."""
+
+    def stages(self) -> tuple[Stage, ...]: ...
