@@ -1,0 +1,225 @@
+"""How far off, how sure, how late: the figures an evaluation is made of. numpy only, every one deterministic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from vla_edge.types import NANOSECONDS, ActionChunk
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A confidence interval around an estimate."""
+
+    low: float
+    high: float
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """A distribution in five numbers, in the unit of what went in; NaN when nothing did."""
+
+    n: int
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Percentiles:
+        """Linear interpolation between order statistics, as numpy and R's type 7."""
+        data = np.asarray(values, np.float64)
+        if not data.size:
+            return cls(0, *[math.nan] * 5)
+        p50, p95, p99 = np.percentile(data, (50, 95, 99))
+        return cls(int(data.size), float(data.mean()), float(p50), float(p95), float(p99), float(data.max()))
+
+
+class ErrorTable:
+    """Mean absolute error over frames, for every step of the horizon and every joint, without keeping the frames.
+
+    Args:
+        steps: T, points of a chunk.
+        joints: J.
+    """
+
+    def __init__(self, steps: int, joints: int):
+        self._sum = np.zeros((steps, joints))
+        self._count = np.zeros((steps, joints), np.int64)
+
+    def add(self, error: np.ndarray) -> tuple[float, int]:
+        """Adds one frame's (T, J) errors, NaN where nothing is known; returns their mean absolute value and number."""
+        known = np.isfinite(error)
+        magnitude = np.where(known, np.abs(error), 0.0)
+        self._sum += magnitude
+        self._count += known
+        return _ratio(magnitude.sum(), known.sum()), int(known.sum())
+
+    @property
+    def count(self) -> int:
+        """Known errors so far."""
+        return int(self._count.sum())
+
+    def mean(self) -> float:
+        """Over everything, rad."""
+        return _ratio(self._sum.sum(), self._count.sum())
+
+    def per_joint(self) -> tuple[float, ...]:
+        """(J,) rad."""
+        return tuple(_ratio(s, n) for s, n in zip(self._sum.sum(axis=0), self._count.sum(axis=0)))
+
+    def per_step(self) -> tuple[float, ...]:
+        """(T,) rad: the drift over the horizon."""
+        return tuple(_ratio(s, n) for s, n in zip(self._sum.sum(axis=1), self._count.sum(axis=1)))
+
+
+class MotionScale:
+    """Standard deviation of the motion, that is of chunk positions minus the position at the observation.
+
+    Errors are put in relation to this, never to the spread of absolute positions, which mostly tells how the arms hang.
+    """
+
+    def __init__(self):
+        self._count, self._mean, self._squares = 0, 0.0, 0.0
+
+    def add(self, positions: np.ndarray, current: np.ndarray) -> None:
+        """One frame: (T, J) targets and (J,) positions, rad. Chan's update, so that order and offset do not matter."""
+        motion = (positions - current).ravel()
+        count, mean = motion.size, float(motion.mean())
+        delta, total = mean - self._mean, self._count + count
+        self._squares += float(((motion - mean) ** 2).sum()) + delta**2 * self._count * count / total
+        self._mean += delta * count / total
+        self._count = total
+
+    def std(self) -> float:
+        """rad, over all frames, steps and joints."""
+        return math.sqrt(self._squares / self._count) if self._count else math.nan
+
+
+def chunk_stamps(chunk: ActionChunk) -> np.ndarray:
+    """(T,) int64 ns: the time of each target."""
+    steps = np.arange(1, len(chunk.positions) + 1, dtype=np.float64)
+    return chunk.stamp_ns + np.rint(steps * chunk.dt * NANOSECONDS).astype(np.int64)
+
+
+def boundary_jump(previous: ActionChunk, current: ActionChunk) -> np.ndarray | None:
+    """(J,) rad: how far the new chunk's first target is from what the old chunk planned for that moment.
+
+    None when the old chunk had run out by then: there is no boundary to jump at.
+    """
+    at = int(chunk_stamps(current)[0])
+    stamps = chunk_stamps(previous)
+    if not stamps[0] <= at <= stamps[-1]:
+        return None
+    order = [previous.joint_names.index(name) for name in current.joint_names]
+    seconds = (stamps - stamps[0]) / NANOSECONDS
+    planned = [np.interp((at - stamps[0]) / NANOSECONDS, seconds, previous.positions[:, j]) for j in order]
+    return np.abs(current.positions[0] - planned)
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Cosine between two arrays taken as vectors; 1 when both are zero, 0 when one is."""
+    a, b = np.ravel(a).astype(np.float64), np.ravel(b).astype(np.float64)
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    if norm == 0:
+        return float(not a.any() and not b.any())
+    return float(np.clip(a @ b / norm, -1.0, 1.0))
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """Interval of a success rate (Wilson, 1927): honest at 0 and at 1, where the textbook one has no width.
+
+    Raises:
+        ValueError: not 0 <= successes <= n.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes out of {n} trials cannot be")
+    if n == 0:
+        return Interval(0.0, 1.0, confidence)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    rate = successes / n
+    centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
+    # At the ends the bound is exactly 0 or 1; rounding must not put it a hair beyond or short of it.
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == n else min(1.0, centre + half)
+    return Interval(low, high, confidence)
+
+
+def bootstrap_interval(
+    values: Sequence[float],
+    groups: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap interval of a mean (Efron, 1979), the same on every run.
+
+    Args:
+        values: the observations.
+        groups: label of each observation; whole groups are drawn. Neighbouring frames of a recording are nearly
+            copies of each other: drawing them one by one would promise far more certainty than there is.
+        weights: the estimate is the weighted mean; all alike when None.
+    """
+    data = np.asarray(values, np.float64)
+    if not data.size:
+        return Interval(math.nan, math.nan, confidence)
+    labels = np.arange(data.size) if groups is None else np.asarray(groups)
+    _, member = np.unique(labels, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    count = int(member.max()) + 1
+    share = np.ones(data.size) if weights is None else np.asarray(weights, np.float64)
+    sums, sizes = np.bincount(member, data * share, count), np.bincount(member, share, count)
+    draws = rng.integers(0, count, (resamples, count))
+    estimates = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(estimates, (tail, 1 - tail))
+    return Interval(float(low), float(high), confidence)
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Two policies on the same seeds.
+
+    Attributes:
+        only_first, only_second: seeds where exactly one of them succeeded.
+        both, neither: seeds where they agree.
+        p_value: exact two-sided McNemar test.
+        difference: success rate of the second minus that of the first.
+    """
+
+    only_first: int
+    only_second: int
+    both: int
+    neither: int
+    p_value: float
+    difference: float
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> PairedTest:
+    """Exact McNemar test (1947): among the seeds where the two differ, is the coin fair?
+
+    Raises:
+        ValueError: the two are not of one length.
+    """
+    a, b = np.asarray(first, bool), np.asarray(second, bool)
+    if a.shape != b.shape:
+        raise ValueError(f"{a.size} and {b.size} results are not pairs")
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    discordant = only_a + only_b
+    tail = sum(math.comb(discordant, k) for k in range(min(only_a, only_b) + 1))
+    p_value = min(1.0, 2 * tail / 2**discordant)
+    both, neither = int((a & b).sum()), int((~a & ~b).sum())
+    return PairedTest(only_a, only_b, both, neither, p_value, _ratio(only_b - only_a, a.size))
+
+
+def _ratio(total: float, count: float) -> float:
+    return float(total / count) if count else math.nan
