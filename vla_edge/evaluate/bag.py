@@ -274,8 +274,9 @@ class _Pass:
                 return
             yield from self._ready(None)
             self._origin_ns, self._slot = None, -1
+        gap_ns = stamp - self._newest_ns if self._origin_ns is not None else 0
         self._newest_ns = stamp
-        if not self._is_due(stamp):
+        if not self._is_due(stamp, gap_ns):
             return
         if self._instruction is None:
             self._bag.skipped["frame before the first instruction"] += 1
@@ -289,13 +290,14 @@ class _Pass:
             images[camera] = match[-1]
         self._pending.append(_Pending(stamp, raw.log_ns, images, self._instruction))
 
-    def _is_due(self, stamp: int) -> bool:
-        """Whether this frame is the first of its slot; a quarter period of jitter either way does not lose one."""
+    def _is_due(self, stamp: int, gap_ns: float) -> bool:
+        """Whether this frame is the nearest to a tick of the rate; jitter up to a quarter period loses none."""
         if self._origin_ns is None:
             self._origin_ns = stamp
         if not self._period_ns:
             return True
-        slot = int((stamp - self._origin_ns) / self._period_ns + 0.25)
+        early = max(min(self._period_ns / 4, gap_ns / 2 - 1), 0)
+        slot = int((stamp - self._origin_ns + early) // self._period_ns)
         due = slot > self._slot
         self._slot = max(slot, self._slot)
         return due
@@ -309,7 +311,7 @@ class _Pass:
             complete = newest is not None and newest >= end_ns
             late = log_ns is None or log_ns > first.log_ns + self._horizon_ns + MAX_ARRIVAL_S * NANOSECONDS
             if not (complete or late):
-                return
+                break
             self._pending.popleft()
             frame = self._finish(first, end_ns)
             if frame is not None:

@@ -215,7 +215,9 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> PairedTest:
         raise ValueError(f"{a.size} and {b.size} results are not pairs")
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     discordant = only_a + only_b
-    tail = sum(math.comb(discordant, k) for k in range(min(only_a, only_b) + 1))
+    tail, ways = 0, 1
+    for k in range(min(only_a, only_b) + 1):
+        tail, ways = tail + ways, ways * (discordant - k) // (k + 1)
     p_value = min(1.0, 2 * tail / 2**discordant)
     both, neither = int((a & b).sum()), int((~a & ~b).sum())
     return PairedTest(only_a, only_b, both, neither, p_value, _ratio(only_b - only_a, a.size))

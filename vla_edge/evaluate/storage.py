@@ -193,38 +193,32 @@ class _Scanned:
     def messages(self, topics: set[str] | None) -> Iterator[RawMessage]:
         for file in self._files:
             with open(file, "rb") as stream:
-                yield from self._scan(stream, file.stat().st_size, topics)
+                yield from self._scan(stream, topics)
 
-    def _scan(self, stream, size: int, topics: set[str] | None) -> Iterator[RawMessage]:
-        from mcap.records import Channel, Message, Schema
-        from mcap.stream_reader import StreamReader
+    def _scan(self, stream, topics: set[str] | None) -> Iterator[RawMessage]:
+        from vla_edge.evaluate.mcap_scan import ScannedMessage, scan
 
-        schemas: dict[int, str] = {}
-        channels: dict[int, tuple[str, str]] = {}
-        records = iter(StreamReader(stream, record_size_limit=size, validate_crcs=True).records)
-        while True:
-            try:
-                record = next(records)
-                if isinstance(record, Schema):
-                    schemas[record.id] = record.name
-                    self._learn(record)
-                elif isinstance(record, Channel):
-                    channels[record.id] = (record.topic, schemas[record.schema_id])
-            except Exception:  # noqa: BLE001 - StopIteration at the end, anything at all at the damage
-                return
-            if isinstance(record, Message) and record.channel_id in channels:
-                topic, msgtype = channels[record.channel_id]
-                if topics is None or topic in topics:
-                    yield RawMessage(topic, msgtype, record.log_time, record.data)
+        types: dict[int, str] = {}
+        for record in scan(stream):
+            if not isinstance(record, ScannedMessage):
+                if self._learn(record):
+                    types[record.id] = record.name
+            elif record.schema_id in types and (topics is None or record.topic in topics):
+                yield RawMessage(record.topic, types[record.schema_id], record.log_ns, record.data)
 
-    def _learn(self, schema) -> None:
+    def _learn(self, schema) -> bool:
+        """Registers a message definition; False when it makes no sense."""
         from rosbags.typesys import get_types_from_idl, get_types_from_msg
 
-        text = schema.data.decode()
         if schema.name in self._typestore.fielddefs:
-            return
-        parsed = get_types_from_msg(text, schema.name) if schema.encoding == "ros2msg" else get_types_from_idl(text)
-        self._typestore.register(parsed)
+            return True
+        text = schema.definition
+        try:
+            parsed = get_types_from_msg(text, schema.name) if schema.encoding == "ros2msg" else get_types_from_idl(text)
+            self._typestore.register(parsed)
+        except Exception:  # noqa: BLE001 - parsing damaged text fails in as many ways as there are kinds of damage
+            return False
+        return True
 
     def deserialize(self, data: bytes, msgtype: str):
         return self._typestore.deserialize_cdr(data, msgtype)
