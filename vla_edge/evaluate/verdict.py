@@ -62,7 +62,7 @@ class Verdict:
         """The verdict in a few words."""
         failed = [check.name for check in self.checks if not check.passed]
         if not failed:
-            return f"Passes all {len(self.checks)} limits"
+            return f"Passes {'both' if len(self.checks) == 2 else 'all ' + str(len(self.checks))} limits"
         return f"Fails {len(failed)} of {len(self.checks)} limits"
 
 
@@ -139,4 +139,4 @@ def judge(evaluation: Evaluation, limits: Limits | None = None) -> Verdict:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.2g} %" if value < 0.1 else f"{100 * value:.0f} %"
+    return f"{100 * value:.2g}\u00a0%" if value < 0.1 else f"{100 * value:.0f}\u00a0%"
