@@ -53,8 +53,11 @@ class Policy(Protocol):
     def infer(self, observation: Observation, seed: int = 0, noise: np.ndarray | None = None): ...
 
 
-def open_policy(source: Policy | str | Path) -> Policy:
+def open_policy(source: Policy | str | Path, threads: int | None = None) -> Policy:
     """A runner for an engine bundle or a checkpoint directory; a runner is returned as it is.
+
+    Args:
+        threads: of an engine; the backend's choice when None.
 
     Raises:
         BundleError, CheckpointError: the directory is neither a valid bundle nor a valid checkpoint.
@@ -64,7 +67,7 @@ def open_policy(source: Policy | str | Path) -> Policy:
     from vla_edge.engine.runner import Runner
 
     bundle = (Path(source) / "manifest.yaml").exists()
-    return Runner.from_bundle(source) if bundle else Runner.from_checkpoint(source)
+    return Runner.from_bundle(source, threads=threads) if bundle else Runner.from_checkpoint(source)
 
 
 def evaluate_bag(

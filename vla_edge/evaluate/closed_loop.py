@@ -1,0 +1,200 @@
+"""A policy drives the simulated robot on a virtual clock, through the observation, engine and controller of the robot.
+
+Nothing here waits: the world stands still while the policy thinks, and its chunk reaches the controller `delay_s` of
+world time after the picture was taken, whatever the machine. An episode is therefore the same on every run: the scene
+comes from the seed, the noise from the seed and the observation's stamp, and the delay is a parameter.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from vla_edge.evaluate.closed_loop_result import ClosedLoopResult, EpisodeRow
+from vla_edge.evaluate.metrics import boundary_jump
+from vla_edge.types import NANOSECONDS, ActionChunk, Observation, VlaEdgeError
+
+
+class ClosedLoopError(VlaEdgeError):
+    """A closed-loop run that cannot be set up."""
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How the loop is closed.
+
+    Attributes:
+        tier: difficulty of the episodes.
+        instruction_override: "none", or "shuffled": the policy is given the instruction of another goal of the scene.
+        delay_s: world time from an observation to the moment its chunk reaches the controller.
+        rate_hz: observations per second of world time.
+        control_hz: ticks of the controller, and steps of the world, per second of world time.
+    """
+
+    tier: str = "touch"
+    instruction_override: str = "none"
+    delay_s: float = 0.1
+    rate_hz: float = 5.0
+    control_hz: float = 500.0
+
+    def __post_init__(self):
+        if self.instruction_override not in ("none", "shuffled"):
+            raise ClosedLoopError(f"instruction_override is {self.instruction_override!r}; it must be none or shuffled")
+        for name, low, high in (("delay_s", 0.0, 10.0), ("rate_hz", 0.1, 100.0), ("control_hz", 50.0, 2000.0)):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ClosedLoopError(f"{name} is {value}; it must be between {low:g} and {high:g}")
+
+
+class Rig(Protocol):
+    """One world with its controller: what `TabletopRig` is for the G1, and what a test may put in its place."""
+
+    def begin(self, seed: int, options: LoopOptions) -> str:
+        """Sets the scene and the controller up; returns the instruction the policy is given."""
+
+    @property
+    def now_ns(self) -> int:
+        """World time."""
+
+    def observe(self, instruction: str) -> Observation: ...
+
+    def tick(self, seconds: float) -> None:
+        """One tick of the controller, and the world up to the next."""
+
+    def accept(self, chunk: ActionChunk) -> bool:
+        """Hands a chunk to the controller; False when it is rejected."""
+
+    def finished(self) -> bool:
+        """Whether the outcome is decided, or time is up."""
+
+    def row(self, seed: int) -> EpisodeRow:
+        """The outcome, judged by the state of the world."""
+
+
+def run_closed_loop(
+    policy,
+    seeds: Sequence[int],
+    tier: str = "touch",
+    instruction_override: str = "none",
+    delay_s: float = 0.1,
+    rate_hz: float = 5.0,
+    workers: int = 1,
+    control_hz: float = 500.0,
+    rig: Callable[[], Rig] | None = None,
+    progress: Callable[[EpisodeRow], None] | None = None,
+) -> ClosedLoopResult:
+    """Runs one episode for each seed.
+
+    Args:
+        policy: bundle or checkpoint directory; a runner; or anything with `infer(observation, seed)`, or a callable
+            taking the same and returning a chunk. With several workers it is opened in each: a path, or something
+            that can be pickled.
+        seeds: of scene and noise.
+        workers: processes.
+        rig: makes the world; the G1 tabletop when None.
+        progress: called with each episode as it ends, in no particular order.
+
+    Raises:
+        ClosedLoopError: an option is out of range.
+    """
+    options = LoopOptions(tier, instruction_override, delay_s, rate_hz, control_hz)
+    seeds = [int(seed) for seed in seeds]
+    if not seeds:
+        raise ClosedLoopError("there are no seeds; give at least one episode to run")
+    rows: list[EpisodeRow] = []
+    for row in _rows(policy, seeds, options, workers, rig):
+        rows.append(row)
+        if progress is not None:
+            progress(row)
+    order = {seed: i for i, seed in enumerate(seeds)}
+    return ClosedLoopResult.of(sorted(rows, key=lambda row: order[row.seed]), options)
+
+
+def _rows(policy, seeds, options, workers: int, rig) -> Iterator[EpisodeRow]:
+    if workers <= 1 or len(seeds) == 1:
+        infer, world = _inference(policy), (rig or _tabletop)()
+        for seed in seeds:
+            yield run_episode(world, infer, seed, options)
+        return
+    # A fresh interpreter for each: renderers and inference threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    arguments = (policy if not isinstance(policy, Path) else str(policy), rig)
+    with ProcessPoolExecutor(min(workers, len(seeds)), context, _start_worker, arguments) as pool:
+        yield from pool.map(_work, seeds, [options] * len(seeds))
+
+
+_worker: dict[str, object] = {}
+
+
+def _start_worker(policy, rig) -> None:
+    # One core each: the processes are the parallelism.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    _worker["infer"], _worker["rig"] = _inference(policy, threads=1), (rig or _tabletop)()
+
+
+def _work(seed: int, options: LoopOptions) -> EpisodeRow:
+    return run_episode(_worker["rig"], _worker["infer"], seed, options)
+
+
+def _tabletop() -> Rig:
+    from vla_edge.evaluate.tabletop_rig import TabletopRig
+
+    return TabletopRig()
+
+
+def run_episode(
+    rig: Rig, infer: Callable[[Observation, int], ActionChunk], seed: int, options: LoopOptions
+) -> EpisodeRow:
+    """One episode in lockstep.
+
+    As on the robot, one inference runs at a time: when the delay is longer than a period, the observation that would
+    fall into it is not taken.
+    """
+    instruction = rig.begin(seed, options)
+    start_ns = rig.now_ns
+    period_ns, delay_ns = NANOSECONDS / options.rate_hz, round(options.delay_s * NANOSECONDS)
+    slot, underway, previous = 0, None, None
+    chunks = rejected = 0
+    jumps: list[float] = []
+    while not rig.finished():
+        now_ns = rig.now_ns
+        due = now_ns >= start_ns + slot * period_ns - 1
+        if underway is not None and now_ns >= underway.stamp_ns + delay_ns:
+            rejected += not rig.accept(underway)
+            chunks, underway = chunks + 1, None
+        if due:
+            slot += 1
+        if due and underway is None:
+            underway = infer(rig.observe(instruction), seed)
+            jump = boundary_jump(previous, underway) if previous is not None else None
+            if jump is not None:
+                jumps.append(float(jump.max()))
+            previous = underway
+            if delay_ns == 0:
+                continue
+        rig.tick(1.0 / options.control_hz)
+    row = rig.row(seed)
+    return row.with_chunks(chunks, rejected, float(np.mean(jumps)) if jumps else math.nan)
+
+
+def _inference(policy, threads: int | None = None) -> Callable[[Observation, int], ActionChunk]:
+    """Whatever a policy is -> (observation, seed) -> chunk."""
+    if isinstance(policy, (str, Path)):
+        from vla_edge.evaluate.replay import open_policy
+
+        policy = open_policy(policy, threads)
+    if hasattr(policy, "infer"):
+        if hasattr(policy, "warm_up"):
+            policy.warm_up()
+        return lambda observation, seed: policy.infer(observation, seed=seed).chunk
+    if callable(policy):
+        return policy
+    raise ClosedLoopError(f"a {type(policy).__name__} is no policy; give a bundle, a checkpoint or something with infer")
