@@ -52,13 +52,14 @@ def make_bag(tmp_path):
     return make
 
 
+IDENTITY = Normalization(NormalizationMode.IDENTITY)
+HEAD = CameraSpec("head", "observation.images.head", 48, 64, (0, 8, 48, 48), 48, 48)
+SPEC = PolicySpec("smolvla", JOINTS, (HEAD,), 16, 0.05, 10, 8, 8, 16, "{instruction}", True, IDENTITY, IDENTITY)
+
+
 @pytest.fixture
 def spec() -> PolicySpec:
-    camera = CameraSpec("head", "observation.images.head", 48, 64, (0, 8, 48, 48), 48, 48)
-    identity = Normalization(NormalizationMode.IDENTITY)
-    return PolicySpec(
-        "smolvla", JOINTS, (camera,), 16, 0.05, 10, 8, 8, 16, "{instruction}", True, identity, identity
-    )
+    return SPEC
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import CAMERA_HZ, JOINTS, START_NS, picture, recording, truth
@@ -56,7 +58,8 @@ def test_the_instruction_is_latched_and_nothing_is_observed_before_the_first(mak
 def test_truth_is_interpolated_by_name_and_ends_with_the_instruction(make_bag):
     items = recording(4.0, instructions=((0.0, "touch the red cube"), (2.0, "touch the blue ball")))
     with Bag(make_bag(items=items)) as bag:
-        frame = next(f for f in bag.frames(("head",), JOINTS, horizon_s=0.8) if f.observation.stamp_ns >= START_NS + 1.5e9)
+        frames = bag.frames(("head",), JOINTS, horizon_s=0.8)
+        frame = next(frame for frame in frames if frame.observation.stamp_ns >= START_NS + 1.5e9)
     at = frame.observation.stamp_ns + np.array([2_500_000, 101_000_000, 499_000_000, 501_000_000])
     found = frame.measured.at(at, ("waist_yaw_joint", "left_elbow_joint", "nose_joint"))
     expected = truth((at - START_NS) / 1e9)
@@ -69,7 +72,8 @@ def test_truth_ends_where_the_world_was_reset(make_bag):
         return truth(t) + (1.0 if t >= 1.0 else 0.0)
 
     with Bag(make_bag(items=recording(2.0, positions=jumping))) as bag:
-        frame = next(f for f in bag.frames(("head",), JOINTS, horizon_s=0.8) if f.observation.stamp_ns >= START_NS + 0.5e9)
+        frames = bag.frames(("head",), JOINTS, horizon_s=0.8)
+        frame = next(frame for frame in frames if frame.observation.stamp_ns >= START_NS + 0.5e9)
     found = frame.measured.at(START_NS + np.array([900_000_000, 1_100_000_000]), JOINTS)
     assert np.isfinite(found[0]).all() and np.isnan(found[1]).all()
 
@@ -98,12 +102,11 @@ def test_a_topic_of_another_type_is_refused(make_bag, spec):
 def test_a_namespace_is_found_and_an_ambiguous_one_is_not_guessed(tmp_path, spec):
     for robots in (("/g1",), ("/g1", "/h1")):
         path = tmp_path / f"bag{len(robots)}"
-        with BagWriter(path, TopicContract(cameras={"head": "/g1/head/image"}, instruction="/g1/instruction")) as writer:
+        contract = TopicContract(cameras={"head": "/g1/head/image"}, instruction="/g1/instruction")
+        with BagWriter(path, contract) as writer:
             writer.instruction(START_NS, "go")
             for robot in robots:
-                writer._contract = TopicContract(
-                    cameras={"head": "/g1/head/image"}, joint_states=f"{robot}/joint_states", instruction="/g1/instruction"
-                )
+                writer._contract = replace(contract, joint_states=f"{robot}/joint_states")
                 writer.joints(JointState(START_NS, JOINTS, truth(0)))
             writer.image(START_NS, "head", picture(0))
         if len(robots) == 1:
@@ -137,6 +140,26 @@ def test_stamps_that_repeat_or_fall_back_are_left_out_and_counted(make_bag):
     with Bag(make_bag(items=items + [again])) as bag:
         assert len(list(bag.frames(("head",), JOINTS))) == CAMERA_HZ
         assert bag.skipped == {"frame with a stamp not newer than the last": 1}
+
+
+def test_a_second_camera_gives_its_newest_frame_not_newer_than_the_first(tmp_path):
+    path = tmp_path / "two"
+    with BagWriter(path) as writer:
+        writer.instruction(START_NS, "go")
+        for k in range(20):
+            at = START_NS + k * 50_000_000
+            writer.joints(JointState(at, JOINTS, truth(0)))
+            writer.image(at, "head", picture(k))
+            # the same moment, but logged after it; from frame 10 on 20 ms late, then silent for the last five
+            if k < 15:
+                writer.image(at + (20_000_000 if k >= 10 else 0), "wrist", picture(100 + k))
+    with Bag(path) as bag:
+        frames = list(bag.frames(("head", "wrist"), JOINTS))
+        shown = [(f.observation.images["head"][0, 0, 0], f.observation.images["wrist"][0, 0, 0]) for f in frames]
+        assert bag.skipped == {"frame without one of camera wrist near it": 1}
+    assert shown == [(k, 100 + k) for k in range(10)] + [(k, 99 + k) for k in range(10, 16)] + [
+        (k, 114) for k in range(16, 19)
+    ]
 
 
 def test_a_clock_set_back_starts_over(make_bag):
@@ -232,9 +255,9 @@ def test_images_in_other_layouts_are_the_same_pixels_and_unknown_ones_are_counte
     with BagWriter(path) as writer:
         writer.instruction(START_NS, "go")
         kind = "sensor_msgs/msg/Image"
-        for k, (encoding, step, data) in enumerate(
-            [("rgb8", 192, rgb), ("bgr8", 192, rgb[..., ::-1]), ("bgra8", 268, padded), ("32FC1", 256, padded), ("rgb8", 192, rgb[:9])]
-        ):
+        good = [("rgb8", 192, rgb), ("bgr8", 192, rgb[..., ::-1]), ("bgra8", 268, padded)]
+        bad = [("32FC1", 256, padded), ("rgb8", 192, rgb[:9])]
+        for k, (encoding, step, data) in enumerate(good + bad):
             at = START_NS + k * 1_000_000
             writer.joints(JointState(at, JOINTS, truth(0)))
             flat = np.ascontiguousarray(data).reshape(-1)

@@ -147,5 +147,5 @@ def test_options_out_of_range_are_named(options, message):
 def test_no_seeds_and_no_policy_are_refused():
     with pytest.raises(ClosedLoopError, match="no seeds"):
         run_closed_loop(obedient, [], rig=SliderRig)
-    with pytest.raises(ClosedLoopError, match="a int is no policy"):
+    with pytest.raises(ClosedLoopError, match="int is no policy"):
         run_closed_loop(3, [0], rig=SliderRig)

@@ -9,8 +9,9 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from conftest import recording
+from conftest import SPEC, Oracle, recording
 
+from vla_edge.evaluate.bag_writer import write_bag
 from vla_edge.evaluate.demo_report import judge_demo, write_demo_report
 from vla_edge.evaluate.page import write_json
 from vla_edge.evaluate.replay import evaluate_bag
@@ -63,10 +64,11 @@ class Outline(HTMLParser):
         self.words.append(data)
 
 
-@pytest.fixture
-def evaluation(make_bag, oracle):
-    bag = make_bag(items=recording(12.0, instructions=((0.0, "touch the red cube"), (5.0, HOSTILE))))
-    return evaluate_bag(bag, oracle(sigma=0.02), oracle())
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory):
+    items = recording(12.0, instructions=((0.0, "touch the red cube"), (5.0, HOSTILE)))
+    bag = write_bag(tmp_path_factory.mktemp("recording") / "bag", items)
+    return evaluate_bag(bag, Oracle(SPEC, sigma=0.02), Oracle(SPEC))
 
 
 def test_the_page_is_whole_loads_nothing_and_says_the_verdict_first(evaluation, tmp_path):

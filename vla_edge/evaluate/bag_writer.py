@@ -1,4 +1,4 @@
-"""Writes rosbag2 bags without ROS: calibration data, test bags, and whatever a script has to hand to a robot's tools."""
+"""Writes rosbag2 bags without ROS: calibration data, test bags, whatever a script has to hand to a robot's tools."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class BagWriter:
             raise ValueError(f"image_format is {image_format!r}; it must be raw, png or jpeg")
         self.path = Path(path)
         if self.path.exists():
-            raise BagError(f"{self.path} is there already; a bag is never overwritten, remove it or choose another name")
+            raise BagError(f"{self.path} is there already and a bag is never overwritten; choose another name")
         self._contract = contract or TopicContract()
         self._image_format, self._jpeg_quality = image_format, jpeg_quality
         self._types = get_typestore(Stores.ROS2_JAZZY)

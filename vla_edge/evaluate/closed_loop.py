@@ -197,4 +197,4 @@ def _inference(policy, threads: int | None = None) -> Callable[[Observation, int
         return lambda observation, seed: policy.infer(observation, seed=seed).chunk
     if callable(policy):
         return policy
-    raise ClosedLoopError(f"a {type(policy).__name__} is no policy; give a bundle, a checkpoint or something with infer")
+    raise ClosedLoopError(f"{type(policy).__name__} is no policy; give a bundle, a checkpoint or something with infer")

@@ -162,8 +162,8 @@ class ClosedLoopResult:
         """For the end of a run."""
         low, high = 100 * self.success_interval.low, 100 * self.success_interval.high
         return (
-            f"{self.successes}/{self.n} episodes succeeded ({100 * self.success_rate:.1f} %, 95 % interval {low:.1f} to "
-            f"{high:.1f}), wrong object first in {self.wrong_first}"
+            f"{self.successes}/{self.n} episodes succeeded ({100 * self.success_rate:.1f} %, 95 % interval {low:.1f} "
+            f"to {high:.1f}), wrong object first in {self.wrong_first}"
             + (
                 f", given goal reached in {self.given_successes} (true goal by chance {100 * self.chance:.1f} %)"
                 if self.options.get("instruction_override") == "shuffled"

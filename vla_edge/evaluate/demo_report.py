@@ -14,7 +14,13 @@ from vla_edge.evaluate.verdict import Check, Verdict, check
 
 # A larger film stays beside the page instead of inside it.
 MAX_FILM_BYTES = 12_000_000
-_FILM_TYPES = {".gif": "image/gif", ".webp": "image/webp", ".png": "image/png", ".mp4": "video/mp4", ".webm": "video/webm"}
+_FILM_TYPES = {
+    ".gif": "image/gif",
+    ".webp": "image/webp",
+    ".png": "image/png",
+    ".mp4": "video/mp4",
+    ".webm": "video/webm",
+}
 
 
 def write_demo_report(
@@ -44,7 +50,7 @@ def write_demo_report(
     page.verdict(verdict)
     page.cards(_cards(report))
     if film is not None:
-        page.section("The run", "The robot carrying out the instructions, as its cameras and the simulation saw it.", _film(Path(film)))
+        page.section("The run", "The robot carrying out the instructions.", _film(Path(film)))
     if report.get("episode_results"):
         page.section("Episodes", "Success is judged by the physics state, never by the policy.", _episodes(report))
     page.section("The loop", "Measured while it ran, on the machine that wrote this report.", _loop(report))
@@ -101,7 +107,8 @@ def _cards(report: Mapping):
         yield "Controller lateness", _number(lateness.get("p99")), "µs", f"p99; {_spread(lateness, ('p50', 'max'))}"
     engine = report.get("engine") or {}
     if engine.get("bytes"):
-        yield "Engine", f"{engine['bytes'] / 1e6:.1f}", "MB", f"{engine.get('precision', '')}, {engine.get('backend', '')}"
+        kind = ", ".join(str(engine[key]) for key in ("precision", "backend") if engine.get(key))
+        yield "Engine", f"{engine['bytes'] / 1e6:.1f}", "MB", kind
 
 
 def _episodes(report: Mapping) -> str:
@@ -118,7 +125,8 @@ def _episodes(report: Mapping) -> str:
 
 def _loop(report: Mapping) -> str:
     controller, engine = report.get("controller") or {}, report.get("engine") or {}
-    left = [(key.replace("_", " "), _cell(value)) for key, value in controller.items() if not isinstance(value, Mapping)]
+    plain = {key: value for key, value in controller.items() if not isinstance(value, Mapping)}
+    left = [(key.replace("_", " "), _cell(value)) for key, value in plain.items()]
     left += [
         (f"{key.replace('_', ' ')} {name}", _cell(value))
         for key, values in controller.items()

@@ -6,7 +6,6 @@ everything but the latencies is the same to the last digit on every run.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -117,8 +116,8 @@ def evaluate_bag(
                 break
         skipped = {**opened.skipped, **refused}
         if not tally.results:
-            reasons = "; ".join(f"{count} x {reason}" for reason, count in sorted(skipped.items())) or "it has no frames"
-            raise BagError(f"no frame of bag {bag} can be evaluated: {reasons}")
+            reasons = "; ".join(f"{count} x {reason}" for reason, count in sorted(skipped.items()))
+            raise BagError(f"no frame of bag {bag} can be evaluated: {reasons or 'it has none'}")
         return tally.evaluation(Path(bag).name, opened.duration_s, rate_hz, skipped, tuple(opened.storage.warnings))
 
 
@@ -138,7 +137,7 @@ class _Tally:
         self._previous = None
         self.results: list[FrameResult] = []
         self._traces: list[Trace] = []
-        self._worst: list[tuple[float, int, Mapping[str, np.ndarray]]] = []
+        self._worst: list[tuple[float, int, Mapping[str, bytes]]] = []
 
     def add(self, frame: Frame, time_s: float) -> None:
         observation, spec = frame.observation, self._spec
@@ -196,14 +195,14 @@ class _Tally:
         """Keeps the worst frames, at most one of each stretch of `SNAPSHOT_SPACING_S`."""
         if not math.isfinite(error):
             return
-        near = [k for k in self._worst if abs(self.results[k[1]].time_s - time_s) < SNAPSHOT_SPACING_S]
-        if near and max(near)[0] >= error:
+        near = [kept for kept in self._worst if abs(self.results[kept[1]].time_s - time_s) < SNAPSHOT_SPACING_S]
+        if any(kept[0] >= error for kept in near):
             return
         self._worst = [kept for kept in self._worst if kept not in near]
-        if len(self._worst) >= MAX_SNAPSHOTS and heapq.nsmallest(1, self._worst, key=lambda k: k[:2])[0][0] >= error:
+        if len(self._worst) >= MAX_SNAPSHOTS and self._worst[-1][0] >= error:
             return
         self._worst.append((error, index, {name: thumbnail(pixels) for name, pixels in images.items()}))
-        self._worst = heapq.nlargest(MAX_SNAPSHOTS, self._worst, key=lambda k: k[:2])
+        self._worst = sorted(self._worst, key=lambda kept: (-kept[0], kept[1]))[:MAX_SNAPSHOTS]
 
     def _summary(self, kind: str, table: ErrorTable) -> ErrorSummary | None:
         if not table.count:
@@ -224,7 +223,9 @@ class _Tally:
         spec, results = self._spec, tuple(self.results)
         action, hold = self._summary("action", self._action), self._summary("hold", self._hold)
         if action is None:
-            raise BagError(f"bag {bag} ends, or changes its instruction, before any motion follows a frame; record longer")
+            raise BagError(
+                f"bag {bag} ends, or changes its instruction, before any motion follows a frame; record longer"
+            )
         difference, compression = self._summary("compression", self._compression), None
         if difference is not None:
             scale = self._motion.std()
@@ -262,7 +263,7 @@ class _Tally:
             stage_ms={name: Percentiles.of(values) for name, values in self._stages.items()},
             results=results,
             traces=tuple(self._traces),
-            snapshots=tuple(Snapshot(index, pictures) for _, index, pictures in sorted(self._worst, key=lambda k: -k[0])),
+            snapshots=tuple(Snapshot(index, pictures) for _, index, pictures in self._worst),
         )
 
 

@@ -72,10 +72,10 @@ def _cards(evaluation: Evaluation):
     if evaluation.command is not None:
         yield "Against the commands", mrad(evaluation.command.mean), "mrad", "what the joints were told meanwhile"
     latency = evaluation.latency_ms
-    yield "Inference", f"{latency.p50:.1f}", "ms", f"p95 {latency.p95:.1f}, p99 {latency.p99:.1f}, max {latency.max:.1f}"
+    yield "Inference", f"{latency.p50:.1f}", "ms", f"p95 {latency.p95:.1f}, p99 {latency.p99:.1f}"
     jump = evaluation.jump_rad
     if jump.n:
-        yield "Step between chunks", mrad(jump.p50), "mrad", f"largest joint; p95 {mrad(jump.p95)}, max {mrad(jump.max)}"
+        yield "Step between chunks", mrad(jump.p50), "mrad", f"largest joint; p95 {mrad(jump.p95)}"
 
 
 def _add_trajectories(page: Page, evaluation: Evaluation) -> None:
@@ -225,7 +225,8 @@ def _add_details(page: Page, evaluation: Evaluation) -> None:
     if left_out:
         parts.append(subheading("Left out") + table(("Reason", "Count"), left_out, numeric=(1,)))
     if evaluation.warnings:
-        parts.append(subheading("Repaired") + "".join(f'<p class="note">{text(line)}</p>' for line in evaluation.warnings))
+        lines = "".join(f'<p class="note">{text(line)}</p>' for line in evaluation.warnings)
+        parts.append(subheading("Repaired") + lines)
     told = [(f"engine {key}", value) for key, value in evaluation.engine.items()]
     told += [(f"reference {key}", value) for key, value in (evaluation.reference or {}).items()]
     told += [("noise seed", evaluation.seed), ("chunk", f"{evaluation.chunk_size} points of {evaluation.dt:g} s")]

@@ -63,7 +63,8 @@ class Storage:
         files = [file for file in files if file.suffix == ".mcap"]
         scanned = _Scanned(files)
         if not sum(scanned.counts.values()):
-            raise BagError(f"bag {self.path} cannot be read: {problem}; record it again or repair it with `mcap recover`")
+            tool = "`sqlite3 FILE .recover`" if self.path.suffix == ".db3" else "`mcap recover`"
+            raise BagError(f"bag {self.path} cannot be read: {problem}; record it again or repair it with {tool}")
         self.warnings.append(
             f"the bag has no usable index ({problem}); {sum(scanned.counts.values())} messages up to "
             f"{(scanned.span[1] - scanned.span[0]) / NANOSECONDS:.1f} s were recovered by scanning"
