@@ -1,0 +1,389 @@
+"""The controller's mind: chunks and joint states in, one safe command per tick out.
+
+A pure function of what it is given and of the clock passed in: no time is read, no thread started, nothing random.
+The same code runs in the real-time process and in the lockstep evaluation, and gives the same bits.
+
+All stamps and `now_ns` are on ONE clock. Live that is the steady clock (the process boundary converts message stamps
+by their age on arrival, so a jump of the ROS clock cannot move a running chunk); in lockstep it is the simulated one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vla_edge.control.config import ControlConfig
+from vla_edge.control.limits import Limiter
+from vla_edge.control.modes import Event, Mode, after
+from vla_edge.control.screening import REJECTIONS, RejectedChunk, Screening
+from vla_edge.control.spline import ChunkSpline
+from vla_edge.control.timeline import Timeline
+from vla_edge.control.watchdog import Watchdog
+from vla_edge.robots.robot import Robot, RobotError
+from vla_edge.types import NANOSECONDS, ActionChunk, JointCommand, JointState, VlaEdgeError
+
+
+class ControlError(VlaEdgeError):
+    """The controller was asked for something it cannot do in its present state."""
+
+
+@dataclass
+class Counters:
+    """Totals since construction.
+
+    Attributes:
+        ticks: calls of tick. steps: grid periods advanced; more than ticks when some came late.
+        limit_hits: steps in which a limit changed the command. holds, faults: entries into these modes, re-arming apart.
+        late: ticks later than `late_ticks`. gaps: pauses too long to make up.
+        accepted: chunks taken. rejected: reason -> chunks refused. bad_joint_states: messages refused.
+    """
+
+    ticks: int = 0
+    steps: int = 0
+    limit_hits: int = 0
+    holds: int = 0
+    faults: int = 0
+    late: int = 0
+    gaps: int = 0
+    accepted: int = 0
+    bad_joint_states: int = 0
+    rejected: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REJECTIONS, 0))
+
+
+class ControlKernel:
+    """Modes, watchdogs, time line and limits behind one `tick`.
+
+    Args:
+        robot: joint table with working limits.
+        joint_names: the J driven joints in command order; every chunk has to name exactly these, in any order.
+        config: numbers.
+
+    Raises:
+        RobotError: a name the robot does not have, or limits that leave a joint no room.
+    """
+
+    def __init__(self, robot: Robot, joint_names: Iterable[str], config: ControlConfig | None = None):
+        self.config = config = config or ControlConfig()
+        self.robot = robot = robot.select(tuple(joint_names))
+        self.joint_names = robot.joint_names
+        joints = len(self.joint_names)
+        lower = robot.column("lower") + config.position_margin
+        upper = robot.column("upper") - config.position_margin
+        if np.any(lower >= upper):
+            name = self.joint_names[int(np.argmax(lower - upper))]
+            raise RobotError(
+                f"joint {name!r} has no room left between its limits with a position_margin of "
+                f"{config.position_margin} rad; lower the margin"
+            )
+        velocity = robot.column("velocity") * config.velocity_scale
+        acceleration = robot.column("acceleration") * config.acceleration_scale
+        self._limiter = Limiter(lower, upper, velocity, acceleration, config.period, config.catch_up_time)
+        deceleration = config.stop_effort * acceleration
+        self._timeline = Timeline(
+            joints, config.period_ns, deceleration, velocity, config.blend_time, config.blend_time_max
+        )
+        self._deceleration = deceleration
+        self._screening = Screening(self.joint_names, lower, upper, velocity, config)
+        self._joints_fresh = Watchdog(int(config.joint_state_timeout * NANOSECONDS))
+        self._measured = np.zeros(joints)
+        self._order_of: tuple[str, ...] = ()
+        self._order = np.arange(joints)
+        self._command = np.zeros((3, joints))
+        self._before, self._after = np.zeros(joints), np.zeros(joints)
+        self._effort = np.zeros(joints)
+        self._effort.setflags(write=False)
+        self._grid_ns = 0
+        self._newest_ns: int | None = None
+        self._ran_out_ns: int | None = None
+        self._ramp_ns = 0
+        self._ramping = False
+        self._overloaded_ns: int | None = None
+        self._speed_scale = 1.0
+        self._speed = 1.0
+        self._held = False
+        self._stopped = False
+        self.mode = Mode.INIT
+        self.reason = "not armed yet"
+        self.counters = Counters()
+
+    # What the outside asks for -----------------------------------------------------------------------------------
+
+    def rearm(self, state: JointState, now_ns: int) -> None:
+        """Start, or leave FAULT or DAMP: HOLD at the measured position, then a start ramp.
+
+        Raises:
+            ControlError: emergency stop pressed, joint state old or unusable, or a joint far outside its limits.
+        """
+        if self._stopped:
+            raise ControlError("emergency stop is pressed; release it, then re-arm")
+        if not self.update_joints(state, now_ns):
+            raise ControlError("the joint state to start from lacks joints or is not finite; check joint_states")
+        if self._joints_fresh.expired(now_ns):
+            raise ControlError(
+                f"the joint state to start from is {self._joints_fresh.age_ns(now_ns) / 1e6:.0f} ms old, more than "
+                f"joint_state_timeout {self.config.joint_state_timeout * 1e3:.0f} ms; check joint_states and clocks"
+            )
+        limiter = self._limiter
+        outside = np.maximum(limiter.lower - self._measured, self._measured - limiter.upper)
+        worst = int(np.argmax(outside))
+        if outside[worst] > self.config.rearm_tolerance + self.config.position_margin:
+            raise ControlError(
+                f"joint {self.joint_names[worst]!r} stands at {self._measured[worst]:.3f} rad, {outside[worst]:.3f} rad "
+                "outside its limits; move the robot inside before re-arming"
+            )
+        limiter.restart(self._measured)
+        self._grid_ns = now_ns
+        self._timeline.stand(now_ns, limiter.position)
+        self._before[:] = limiter.position
+        self._ran_out_ns = None
+        self._overloaded_ns = None
+        self._newest_ns = None
+        self._held = False
+        self._ramp_ns = now_ns
+        self._ramping = self.config.start_ramp > 0.0
+        self._speed = 0.0 if self._ramping else self._speed_scale
+        self._enter(Event.REARM, "re-armed")
+
+    def update_joints(self, state: JointState, now_ns: int) -> bool:
+        """Take a measurement; refuse (and count) one that is not finite, lacks joints or comes from the future.
+
+        A stamp of 0 counts as now. A measurement not newer than the last one does not count as fresh.
+        """
+        names = state.names
+        if names is not self._order_of and names != self._order_of:
+            index = {name: i for i, name in enumerate(names)}
+            order = [index.get(name, -1) for name in self.joint_names]
+            if min(order) < 0:
+                self.counters.bad_joint_states += 1
+                return False
+            self._order, self._order_of = np.array(order), names
+        measured = state.position[self._order]
+        return self.measure(measured, state.stamp_ns, now_ns)
+
+    def measure(self, position: np.ndarray, stamp_ns: int, now_ns: int) -> bool:
+        """`update_joints` for positions already in command order, (J,) rad."""
+        stamp_ns = stamp_ns or now_ns
+        if not np.isfinite(position).all() or stamp_ns > now_ns + self.config.future_tolerance * NANOSECONDS:
+            self.counters.bad_joint_states += 1
+            return False
+        fed = self._joints_fresh.fed_ns
+        if fed is None or stamp_ns >= fed:
+            self._measured[:] = position
+            self._joints_fresh.feed(stamp_ns)
+        return True
+
+    def accept_chunk(self, chunk: ActionChunk, now_ns: int) -> None:
+        """Follow a chunk from the current grid time on, or refuse all of it.
+
+        Raises:
+            RejectedChunk: with its `reason`, counted; what is being followed stays.
+        """
+        try:
+            positions = self._screening.check(chunk, now_ns, self._newest_ns)
+            if self.mode in (Mode.INIT, Mode.DAMP, Mode.FAULT):
+                raise RejectedChunk("mode", f"the controller is in {self.mode.name}; re-arm it first")
+            if self._held or self._speed_scale == 0.0:
+                raise RejectedChunk("held", "a hold was requested or speed_scale is 0; resume first")
+            spline = ChunkSpline(positions, chunk.dt, self.config.smoothing, self._deceleration)
+            entry = self._timeline.entry(spline, chunk.stamp_ns, self._grid_ns, self._speed)
+            command = self._state()
+            self._screening.check_first_step(command[0], entry[0])
+        except RejectedChunk as error:
+            self.counters.rejected[error.reason] += 1
+            raise
+        self._timeline.follow(spline, chunk.stamp_ns, self._grid_ns, entry, command, self._ramp(self._grid_ns))
+        self._before[:] = command[0]
+        self._newest_ns = chunk.stamp_ns
+        self._ran_out_ns = None
+        self.counters.accepted += 1
+        self._enter(Event.CHUNK, "following")
+
+    def set_speed_scale(self, scale: float) -> None:
+        """Speed along the chunk, 0 to 1, reached at `speed_scale_rate`; 0 ends in HOLD. Raises ControlError."""
+        if not 0.0 <= scale <= 1.0:  # also refuses NaN
+            raise ControlError(f"speed_scale is {scale!r}; it has to be a number from 0 to 1")
+        self._speed_scale = float(scale)
+
+    def hold(self) -> None:
+        """Brake to rest and stay, refusing chunks, until `resume` or `rearm`."""
+        self._held = True
+        if self.mode in (Mode.FOLLOW, Mode.SLOWDOWN, Mode.HOLD):
+            self._brake(Event.HOLD, "hold requested")
+
+    def resume(self) -> None:
+        """Let fresh chunks end a requested hold."""
+        self._held = False
+
+    def damp(self) -> None:
+        """Ask the sink for damping without stiffness, until `rearm`."""
+        self._brake(Event.DAMP, "damping requested")
+
+    def emergency_stop(self, on: bool) -> None:
+        """Pressed: brake at once into FAULT (DAMP by configuration) and refuse re-arming; released: allow `rearm`."""
+        self._stopped = bool(on)
+        if on:
+            self._brake(Event.DAMP if self.config.emergency_stop_damps else Event.FAULT, "emergency stop")
+
+    def fault(self, reason: str) -> None:
+        """Brake and freeze until `rearm`."""
+        self._brake(Event.FAULT, reason)
+
+    # The tick ----------------------------------------------------------------------------------------------------
+
+    def tick(self, now_ns: int) -> JointCommand | None:
+        """The command for `now_ns`; None before the first `rearm`, when there is nothing to say."""
+        if not self.advance(now_ns):
+            return None
+        limiter = self._limiter
+        return JointCommand(
+            self._grid_ns, self.joint_names, limiter.position.copy(), limiter.velocity.copy(), self._effort
+        )
+
+    def advance(self, now_ns: int) -> bool:
+        """`tick` without making an object: position, velocity and acceleration change in place. False while INIT."""
+        counters, config = self.counters, self.config
+        counters.ticks += 1
+        if self.mode is Mode.INIT:
+            return False
+        period = config.period_ns
+        steps = (now_ns - self._grid_ns) // period
+        if steps != 1:
+            steps = self._irregular(steps, now_ns)
+        if self.mode in (Mode.HOLD, Mode.FOLLOW, Mode.SLOWDOWN) and self._joints_fresh.expired(now_ns):
+            age = self._joints_fresh.age_ns(now_ns) or 0
+            self._brake(Event.FAULT, f"joint state is {age / 1e6:.0f} ms old")
+        for _ in range(steps):
+            self._grid_ns += period
+            self._step()
+        return True
+
+    def _irregular(self, steps: int, now_ns: int) -> int:
+        """How many grid steps to make for a tick that came early or late; notes lateness."""
+        config = self.config
+        if steps - 1 >= config.late_ticks:
+            self.counters.late += 1
+            self._overloaded_ns = now_ns
+            if self.mode is Mode.FOLLOW:
+                self._enter(Event.OVERLOAD, f"tick {(steps - 1) * config.period * 1e3:.0f} ms late")
+        if steps > config.catch_up_ticks:
+            # The robot has stood at the last command all the while: going on at speed would be a jerk.
+            self.counters.gaps += 1
+            self._limiter.halt()
+            self._grid_ns = now_ns - config.period_ns
+            self._before[:] = self._limiter.position
+            self._brake(Event.STARVE, "pause too long to make up")
+            return 1
+        return max(steps, 0)
+
+    def _step(self) -> None:
+        """One grid period: time along the chunk, ladder of degradation, reference, limits."""
+        now, timeline, limiter = self._grid_ns, self._timeline, self._limiter
+        self.counters.steps += 1
+        timeline.advance(self._pace(now))
+        if timeline.following:
+            self._degrade(now)
+        timeline.sample(now, self._after)
+        if limiter.step(self._before, self._after):
+            self.counters.limit_hits += 1
+        self._before, self._after = self._after, self._before
+
+    def _ramp(self, now_ns: int) -> float:
+        """Smooth 0..1 over the start ramp."""
+        if not self._ramping:
+            return 1.0
+        u = (now_ns - self._ramp_ns) / (self.config.start_ramp * NANOSECONDS)
+        return u * u * (3.0 - 2.0 * u) if u < 1.0 else 1.0
+
+    def _pace(self, now_ns: int) -> float:
+        """Speed along the chunk for this step."""
+        target = self._speed_scale
+        if self._ramping:
+            ramp = self._ramp(now_ns)
+            target = min(target, ramp)
+            self._limiter.set_velocity_fraction(max(ramp, 0.1))
+            self._ramping = ramp < 1.0
+        if self._overloaded_ns is not None:
+            if now_ns - self._overloaded_ns > self.config.overload_recovery * NANOSECONDS:
+                self._overloaded_ns = None
+                if self._ran_out_ns is None:
+                    self._enter(Event.RECOVER, "following")
+            else:
+                target *= self.config.overload_speed
+                if self.mode is Mode.FOLLOW:
+                    self._enter(Event.OVERLOAD, "ticks come late")
+        if target != self._speed:
+            most = self.config.speed_scale_rate * self.config.period
+            self._speed += min(max(target - self._speed, -most), most)
+        return self._speed
+
+    def _degrade(self, now_ns: int) -> None:
+        """Chunk running out: SLOWDOWN on its tail, then HOLD when nothing fresh has come."""
+        if self._speed == 0.0 and self._speed_scale == 0.0:
+            self._brake(Event.HOLD, "speed_scale is 0")
+        elif self._timeline.remaining(now_ns) <= 0.0:
+            if self._ran_out_ns is None:
+                self._ran_out_ns = now_ns
+                self._enter(Event.RUN_OUT, "chunk ran out")
+            elif now_ns - self._ran_out_ns >= self.config.hold_after * NANOSECONDS:
+                self._brake(Event.STARVE, "nothing fresh")
+
+    def _state(self) -> np.ndarray:
+        """(3, J) running command."""
+        self._command[0] = self._limiter.position
+        self._command[1] = self._limiter.velocity
+        self._command[2] = self._limiter.acceleration
+        return self._command
+
+    def _brake(self, event: Event, reason: str) -> None:
+        """Change the mode and, when it changes or a chunk was being followed, plan a stop from where the command is."""
+        was_following = self._timeline.following
+        if after(self.mode, event) is self.mode and not was_following:
+            return
+        if self.mode is not Mode.INIT:
+            self._timeline.stop(self._grid_ns, self._state())
+            self._before[:] = self._limiter.position
+        self._ran_out_ns = None
+        self._enter(event, reason)
+
+    def _enter(self, event: Event, reason: str) -> None:
+        mode = after(self.mode, event)
+        if mode is self.mode:
+            return
+        self.counters.holds += mode is Mode.HOLD and event is not Event.REARM
+        self.counters.faults += mode is Mode.FAULT
+        self.mode, self.reason = mode, reason
+
+    # What it shows -----------------------------------------------------------------------------------------------
+
+    @property
+    def position(self) -> np.ndarray:
+        """(J,) rad, the running command; changes in place."""
+        return self._limiter.position
+
+    @property
+    def velocity(self) -> np.ndarray:
+        """(J,) rad/s, the running command; changes in place."""
+        return self._limiter.velocity
+
+    @property
+    def limits(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(lower rad, upper rad, velocity rad/s, acceleration rad/s^2), each (J,): what no command leaves."""
+        limiter = self._limiter
+        return limiter.lower, limiter.upper, limiter.velocity_limit, limiter.acceleration_limit
+
+    @property
+    def grid_ns(self) -> int:
+        """Time of the running command, ns."""
+        return self._grid_ns
+
+    @property
+    def chunk_stamp_ns(self) -> int | None:
+        """Stamp of the newest chunk accepted since re-arming, ns."""
+        return self._newest_ns
+
+    @property
+    def speed(self) -> float:
+        """Speed along the chunk now, 0 to 1."""
+        return self._speed

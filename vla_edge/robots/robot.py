@@ -1,0 +1,266 @@
+"""A robot as the controller sees it: one table of joints with limits, read from YAML or a URDF.
+
+Two kinds of numbers live in the table. `hardware_velocity` and `effort` are what the maker says the motor can do;
+`velocity` and `acceleration` are the working limits the controller enforces, which should be far lower.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from vla_edge.types import VlaEdgeError
+
+
+class RobotError(VlaEdgeError):
+    """A robot description is missing, contradicts itself or does not have the joints asked for."""
+
+
+@dataclass(frozen=True)
+class Joint:
+    """One actuated joint.
+
+    Attributes:
+        name: as in joint_states and the URDF.
+        lower, upper: position limits, rad.
+        velocity: working limit, rad/s.
+        acceleration: working limit, rad/s^2.
+        effort: maker's limit, N.m.
+        kp, kd: position stiffness N.m/rad and damping N.m.s/rad, for sinks that carry gains.
+        home: resting position, rad.
+        hardware_velocity: maker's limit, rad/s; `velocity` may not exceed it.
+        index: motor index on the robot's own bus, None where the bus goes by name.
+    """
+
+    name: str
+    lower: float
+    upper: float
+    velocity: float
+    acceleration: float
+    effort: float = 0.0
+    kp: float = 0.0
+    kd: float = 0.0
+    home: float = 0.0
+    hardware_velocity: float | None = None
+    index: int | None = None
+
+    def __post_init__(self):
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name in ("name", "index") or (item.name == "hardware_velocity" and value is None):
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise RobotError(f"joint {self.name!r}: {item.name} is {value!r}, give a finite number")
+            object.__setattr__(self, item.name, float(value))
+        if not self.name or not isinstance(self.name, str):
+            raise RobotError(f"a joint is named {self.name!r}; every joint needs the name its joint_states carry")
+        if self.lower >= self.upper:
+            raise RobotError(f"joint {self.name!r}: lower {self.lower} is not below upper {self.upper}")
+        if self.velocity <= 0 or self.acceleration <= 0:
+            raise RobotError(f"joint {self.name!r}: velocity and acceleration limits have to be above zero")
+        if self.effort < 0 or self.kp < 0 or self.kd < 0:
+            raise RobotError(f"joint {self.name!r}: effort, kp and kd cannot be negative")
+        if not self.lower <= self.home <= self.upper:
+            raise RobotError(f"joint {self.name!r}: home {self.home} is outside [{self.lower}, {self.upper}]")
+        if self.hardware_velocity is not None and self.velocity > self.hardware_velocity:
+            raise RobotError(
+                f"joint {self.name!r}: working velocity {self.velocity} exceeds the hardware's "
+                f"{self.hardware_velocity} rad/s"
+            )
+
+
+@dataclass(frozen=True)
+class Robot:
+    """A named table of joints, in the robot's own order.
+
+    Attributes:
+        name: e.g. "g1".
+        joints: J joints.
+        driven: names the controller moves by default; the others are only known.
+        notes: where the numbers come from.
+    """
+
+    name: str
+    joints: tuple[Joint, ...]
+    driven: tuple[str, ...] = ()
+    notes: str = ""
+    _by_name: Mapping[str, Joint] = field(init=False, repr=False, compare=False, default=None)  # type: ignore[assignment]
+
+    def __post_init__(self):
+        object.__setattr__(self, "joints", tuple(self.joints))
+        by_name = {joint.name: joint for joint in self.joints}
+        if not by_name:
+            raise RobotError(f"robot {self.name!r} has no joints; give at least one")
+        if len(by_name) != len(self.joints):
+            twice = sorted({j.name for j in self.joints if [k.name for k in self.joints].count(j.name) > 1})
+            raise RobotError(f"robot {self.name!r} names {', '.join(twice)} twice; joint names have to be unique")
+        object.__setattr__(self, "_by_name", by_name)
+        object.__setattr__(self, "driven", tuple(self.driven) or self.joint_names)
+        self.check(self.driven)
+
+    @property
+    def joint_names(self) -> tuple[str, ...]:
+        return tuple(joint.name for joint in self.joints)
+
+    @property
+    def home(self) -> np.ndarray:
+        """(J,) rad, over all joints."""
+        return self.column("home")
+
+    def joint(self, name: str) -> Joint:
+        """The joint called `name`. Raises RobotError naming the nearest one."""
+        self.check((name,))
+        return self._by_name[name]
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raise RobotError when a name is unknown or given twice."""
+        names = tuple(names)
+        unknown = [name for name in names if name not in self._by_name]
+        if unknown:
+            import difflib
+
+            near = difflib.get_close_matches(str(unknown[0]), self._by_name, n=1, cutoff=0.0)[0]
+            raise RobotError(
+                f"robot {self.name!r} has no joint {unknown[0]!r}; the nearest is {near!r}. "
+                "Use the robot's own joint names or choose the right robot"
+            )
+        if len(set(names)) != len(names):
+            raise RobotError(f"joint list for robot {self.name!r} names a joint twice: {', '.join(names)}")
+
+    def select(self, names: Iterable[str]) -> Robot:
+        """The same robot with exactly these joints, in this order, all driven."""
+        names = tuple(names)
+        self.check(names)
+        return Robot(self.name, tuple(self._by_name[name] for name in names), names, self.notes)
+
+    def column(self, attribute: str) -> np.ndarray:
+        """(J,) float64 of one numeric attribute over all joints, read-only."""
+        values = np.array([getattr(joint, attribute) for joint in self.joints], dtype=np.float64)
+        values.setflags(write=False)
+        return values
+
+    def to_dict(self) -> dict:
+        """Plain types, the inverse of `from_dict`."""
+        joints = [{key: value for key, value in asdict(joint).items() if value is not None} for joint in self.joints]
+        return {"name": self.name, "notes": self.notes, "driven": list(self.driven), "joints": joints}
+
+    @staticmethod
+    def from_dict(data: Mapping, source: str = "robot") -> Robot:
+        """A robot from plain types. Raises RobotError with `source` in the sentence."""
+        if not isinstance(data, Mapping) or "joints" not in data:
+            raise RobotError(f"{source} is not a robot description: it needs 'name' and a list 'joints'")
+        known = {item.name for item in fields(Joint)}
+        joints = []
+        for row in data["joints"] or ():
+            if not isinstance(row, Mapping):
+                raise RobotError(f"{source}: joint entry {row!r} is not a mapping of names to numbers")
+            wrong, missing = set(row) - known, {"name", "lower", "upper", "velocity", "acceleration"} - set(row)
+            if wrong or missing:
+                raise RobotError(
+                    f"{source}: joint {row.get('name', '?')!r} "
+                    + (f"has unknown keys {', '.join(sorted(wrong))}" if wrong else f"lacks {', '.join(sorted(missing))}")
+                    + f"; known keys are {', '.join(sorted(known))}"
+                )
+            joints.append(Joint(**row))
+        return Robot(str(data.get("name", "robot")), tuple(joints), tuple(data.get("driven") or ()), str(data.get("notes", "")))
+
+    @staticmethod
+    def from_yaml(path: str | Path) -> Robot:
+        """A robot from a YAML file in the layout of config/robots/. Raises RobotError."""
+        import yaml
+
+        path = Path(path)
+        try:
+            data = yaml.safe_load(path.read_text())
+        except FileNotFoundError as error:
+            raise RobotError(f"robot file {path} does not exist; give the path of a robot YAML") from error
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+            raise RobotError(f"robot file {path} cannot be read: {error}") from error
+        return Robot.from_dict(data, str(path))
+
+    @staticmethod
+    def from_urdf(
+        urdf: str | Path, velocity: float = 3.0, acceleration: float = 30.0, driven: Iterable[str] = ()
+    ) -> Robot:
+        """A robot from a URDF: position limits and effort as written, working velocity the lower of the URDF's and ours.
+
+        Args:
+            urdf: path of a file, or the XML itself as in the `robot_description` parameter.
+            velocity, acceleration: working limits, rad/s and rad/s^2; URDFs carry hardware extremes and no acceleration.
+            driven: names the controller moves; all actuated ones when empty.
+
+        Raises:
+            RobotError: not a URDF, no actuated joint, or a joint without limits.
+        """
+        import xml.etree.ElementTree as ElementTree
+
+        text = str(urdf)
+        source = "robot_description"
+        if not text.lstrip().startswith("<"):
+            source = text
+            try:
+                text = Path(urdf).read_text()
+            except OSError as error:
+                raise RobotError(f"URDF {source} cannot be read: {error}") from error
+        try:
+            root = ElementTree.fromstring(text)
+        except ElementTree.ParseError as error:
+            raise RobotError(f"URDF {source} is not XML: {error}; process xacro files first") from error
+        joints = []
+        for element in root.iter("joint"):
+            kind = element.get("type")
+            if kind not in ("revolute", "continuous", "prismatic") or element.find("mimic") is not None:
+                continue
+            name, limit = element.get("name"), element.find("limit")
+            if limit is None:
+                if kind == "continuous":
+                    limit = ElementTree.Element("limit")
+                else:
+                    raise RobotError(f"URDF {source}: joint {name!r} has no <limit>; add lower, upper, effort, velocity")
+            # A continuous joint winds without end; a wide bound keeps the arithmetic of limits uniform.
+            wide = 1e3 if kind == "continuous" else None
+            try:
+                lower = -wide if wide else float(limit.get("lower", 0.0))
+                upper = wide if wide else float(limit.get("upper", 0.0))
+                extreme = float(limit.get("velocity", velocity)) or velocity
+                effort = float(limit.get("effort", 0.0))
+            except ValueError as error:
+                raise RobotError(f"URDF {source}: joint {name!r} has a limit that is not a number: {error}") from error
+            home = min(max(0.0, lower), upper)
+            joints.append(
+                Joint(name, lower, upper, min(velocity, extreme), acceleration, effort, 0.0, 0.0, home, extreme)
+            )
+        if not joints:
+            raise RobotError(f"URDF {source} has no revolute, continuous or prismatic joint to drive")
+        return Robot(root.get("name", "robot"), tuple(joints), tuple(driven), f"URDF {root.get('name', '')}".strip())
+
+    def with_limits(self, velocity: float | None = None, acceleration: float | None = None) -> Robot:
+        """The same robot with other working limits (rad/s, rad/s^2) on every joint, never above the hardware's."""
+
+        def limited(joint: Joint) -> Joint:
+            ceiling = math.inf if joint.hardware_velocity is None else joint.hardware_velocity
+            return replace(
+                joint,
+                velocity=min(velocity or joint.velocity, ceiling),
+                acceleration=acceleration or joint.acceleration,
+            )
+
+        return replace(self, joints=tuple(limited(joint) for joint in self.joints))
+
+
+def load_robot(name: str) -> Robot:
+    """A robot by name ("g1", "g1:13" for a mode), by YAML or URDF path, or from URDF text. Raises RobotError."""
+    text = str(name).strip()
+    if text == "g1" or text.startswith("g1:"):
+        from vla_edge.robots.g1 import DEFAULT_MODE, g1
+
+        return g1(text[3:] or DEFAULT_MODE)
+    if text.startswith("<") or text.lower().endswith(".urdf"):
+        return Robot.from_urdf(text)
+    if text.lower().endswith((".yaml", ".yml")):
+        return Robot.from_yaml(text)
+    raise RobotError(f"robot {text[:60]!r} is not known; use 'g1', 'g1:<mode>', or the path of a .yaml or .urdf file")
