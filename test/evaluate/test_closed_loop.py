@@ -87,7 +87,7 @@ def test_shuffled_instructions_tell_obedience_from_habit():
 
 @pytest.mark.parametrize(
     ("delay_s", "rate_hz", "observed_every"),
-    [(0.0, 5.0, 0.2), (0.1, 5.0, 0.2), (0.2, 5.0, 0.2), (0.3, 5.0, 0.4), (0.05, 3.0, 1 / 3)],
+    [(0.0, 5.0, 0.2), (0.1, 5.0, 0.2), (0.2, 5.0, 0.2), (0.3, 5.0, 0.3), (0.05, 3.0, 1 / 3)],
 )
 def test_chunks_arrive_after_the_delay_and_one_inference_runs_at_a_time(delay_s, rate_hz, observed_every):
     rigs = []

@@ -155,24 +155,23 @@ def run_episode(
 ) -> EpisodeRow:
     """One episode in lockstep.
 
-    As on the robot, one inference runs at a time: when the delay is longer than a period, the observation that would
-    fall into it is not taken.
+    As on the robot, one inference runs at a time: an observation that is due meanwhile is taken the moment it ends.
     """
     instruction = rig.begin(seed, options)
     start_ns = rig.now_ns
     period_ns, delay_ns = NANOSECONDS / options.rate_hz, round(options.delay_s * NANOSECONDS)
-    slot, underway, previous = 0, None, None
+    slot, due, underway, previous = 0, False, None, None
     chunks = rejected = 0
     jumps: list[float] = []
     while not rig.finished():
         now_ns = rig.now_ns
-        due = now_ns >= start_ns + slot * period_ns - 1
+        while now_ns >= start_ns + slot * period_ns - 1:
+            slot, due = slot + 1, True
         if underway is not None and now_ns >= underway.stamp_ns + delay_ns:
             rejected += not rig.accept(underway)
             chunks, underway = chunks + 1, None
-        if due:
-            slot += 1
         if due and underway is None:
+            due = False
             underway = infer(rig.observe(instruction), seed)
             jump = boundary_jump(previous, underway) if previous is not None else None
             if jump is not None:

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla_edge.evaluate.joint_reader import JointReader
-from vla_edge.evaluate.pixels import ImageError, decode_image
 from vla_edge.evaluate.storage import BagError, RawMessage, Storage
 from vla_edge.evaluate.trajectory import JointTrajectory, JointWindow
+from vla_edge.observe.image import ImageError, decode_compressed, decode_image
 from vla_edge.types import NANOSECONDS, Observation
 
-# A joint state older than this at the moment of a frame says too little about that moment.
-MAX_JOINT_AGE_S = 0.2
-# Frames of further cameras may be this much older than the first camera's.
-MAX_CAMERA_SKEW_S = 0.2
+# Joint states and frames of further cameras may be this much older than a frame: what the aligner of the live nodes
+# allows, so that the same recording gives the same observations.
+MAX_JOINT_AGE_S = 0.1
+MAX_CAMERA_SKEW_S = 0.1
 # How long after a frame was recorded its joint states may still arrive.
 MAX_ARRIVAL_S = 0.5
 # Stamps that fall back further than this mean that the clock was set, not that messages overtook each other.
@@ -226,7 +226,7 @@ class FrameStream:
                 return None
             raw = pending.images[camera][1]
             try:
-                images[camera] = decode_image(self._storage.deserialize(raw))
+                images[camera] = _pixels(self._storage.deserialize(raw))
             except ImageError as error:
                 self._skipped[f"frame of camera {camera}: {error}"] += 1
                 return None
@@ -240,3 +240,10 @@ class FrameStream:
             for window in (self._measured, self._commanded)
         )
         return Frame(observation, measured, commanded)
+
+
+def _pixels(message) -> np.ndarray:
+    """sensor_msgs Image or CompressedImage -> (H, W, 3) uint8 RGB. Raises ImageError."""
+    if hasattr(message, "encoding"):
+        return decode_image(message.encoding, message.height, message.width, message.step, message.data)
+    return decode_compressed(message.data, format=message.format)
