@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import functools
+import json
 
 import numpy as np
 import pytest
 
 from vla_edge.evaluate.closed_loop import ClosedLoopError, run_closed_loop
+from vla_edge.evaluate.closed_loop_report import judge_closed_loop, write_closed_loop_report
 from vla_edge.evaluate.closed_loop_result import EpisodeRow
 from vla_edge.types import ActionChunk, JointState, Observation
 
@@ -149,3 +151,25 @@ def test_no_seeds_and_no_policy_are_refused():
         run_closed_loop(obedient, [], rig=SliderRig)
     with pytest.raises(ClosedLoopError, match="int is no policy"):
         run_closed_loop(3, [0], rig=SliderRig)
+
+
+def test_acceptance_asks_for_success_for_the_right_object_and_for_listening():
+    good = run_closed_loop(obedient, range(40), rig=SliderRig)
+    shuffled = run_closed_loop(obedient, range(40), instruction_override="shuffled", rig=SliderRig)
+    assert judge_closed_loop(good, shuffled).passed
+    deaf = run_closed_loop(stubborn, range(40), instruction_override="shuffled", rig=SliderRig)
+    failed = {check.name for check in judge_closed_loop(good, deaf, max_over_chance=-0.1).checks if not check.passed}
+    assert failed == {"shuffled_true_goal_rate", "shuffled_given_goal_rate"}
+    bad = run_closed_loop(stubborn, range(40), rig=SliderRig)
+    failed = {check.name for check in judge_closed_loop(bad).checks if not check.passed}
+    assert failed == {"success_rate", "wrong_first_rate"}
+
+
+def test_the_closed_loop_report_shows_every_failure_and_its_json_every_episode(tmp_path):
+    result = run_closed_loop(stubborn, range(6), rig=SliderRig)
+    html, path = write_closed_loop_report(result, tmp_path / "closed_loop.html", "stubborn", result)
+    text = html.read_text(encoding="utf-8")
+    assert text.count("wrong first</td>") == 3 + 3 + 3
+    found = json.loads(path.read_text())
+    assert (found["successes"], found["episodes"], len(found["rows"]), found["passed"]) == (3, 6, 6, False)
+    assert found["goals"] == {"+1": {"successes": 3, "episodes": 3}, "-1": {"successes": 0, "episodes": 3}}
