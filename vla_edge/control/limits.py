@@ -14,6 +14,7 @@ moving reference and with half of A, brings the command back to a reference that
 from __future__ import annotations
 
 import numpy as np
+from numpy import absolute, add, count_nonzero, maximum, minimum, multiply, negative, not_equal, sqrt, subtract
 
 # The finite differences of float64 positions of a few rad carry about 1e-9 rad/s^2 of rounding; staying this far
 # inside makes "not one command outside" hold to the last bit and not to a tolerance.
@@ -42,18 +43,18 @@ class Limiter:
         self.position = np.zeros(joints)
         # Everything below is per step of the grid: rad for velocities, rad for accelerations.
         self._stride, self._last_stride = np.zeros(joints), np.zeros(joints)
-        self._rate = period / max(catch_up_time, period)
         self._change = self.acceleration_limit * _INSIDE * period**2
-        self._half = 0.5 * self._change
-        self._twice = 2.0 * self._change
-        self._top = self.velocity_limit * _INSIDE * period
+        # Upper and lower window are the rows of one array; the constants have its shape, broadcasting being slow.
+        self._half = np.tile(0.5 * self._change, (2, 1))
+        self._twice = np.tile(2.0 * self._change, (2, 1))
+        self._top = np.tile(self.velocity_limit * _INSIDE * period, (2, 1))
         self._ceiling = self._top.copy()
+        self._zero = np.zeros((2, joints))
         self._fraction = 1.0
-        # Distances to the upper and to the lower limit are one array: sign * position + bound.
-        self._sign = np.array([[-1.0], [1.0]])
-        self._bound = np.stack([self.upper, -self.lower])
         self._window = np.zeros((2, joints))
+        self._high, self._low = self._window
         self._wanted, self._scratch = np.zeros(joints), np.zeros(joints)
+        self._rates = np.full(joints, period / max(catch_up_time, period))
         self._cut = np.zeros(joints, bool)
 
     @property
@@ -91,41 +92,39 @@ class Limiter:
 
         Returns whether a limit changed the command.
         """
-        position, stride, wanted, scratch, window = (
-            self.position, self._stride, self._wanted, self._scratch, self._window,
-        )
+        position, stride, wanted, scratch = self.position, self._stride, self._wanted, self._scratch
+        window, allowed, low, change = self._window, self._high, self._low, self._change
         # Return to the reference: proportionally when close, along a braking curve when far.
-        np.subtract(before, position, out=wanted)
-        np.abs(wanted, out=scratch)
-        scratch *= self._change
-        np.sqrt(scratch, out=scratch)
-        wanted *= self._rate
-        np.minimum(wanted, scratch, out=wanted)
-        np.negative(scratch, out=scratch)
-        np.maximum(wanted, scratch, out=wanted)
-        np.subtract(after, before, out=scratch)
-        wanted += scratch
+        subtract(before, position, wanted)
+        absolute(wanted, scratch)
+        multiply(scratch, change, scratch)
+        sqrt(scratch, scratch)
+        multiply(wanted, self._rates, wanted)
+        minimum(wanted, scratch, out=wanted)
+        negative(scratch, scratch)
+        maximum(wanted, scratch, out=wanted)
+        subtract(after, before, scratch)
+        add(wanted, scratch, wanted)
         # The window that position and velocity limits leave.
-        np.multiply(self._sign, position, out=window)
-        window += self._bound
-        window *= self._twice
-        np.sqrt(window, out=window)
-        window -= self._half
-        np.maximum(window, 0.0, out=window)
-        np.minimum(window, self._ceiling, out=window)
-        allowed, low = window
-        np.negative(low, out=low)
-        np.minimum(wanted, allowed, out=allowed)
-        np.maximum(allowed, low, out=allowed)
+        subtract(self.upper, position, allowed)
+        subtract(position, self.lower, low)
+        multiply(window, self._twice, window)
+        sqrt(window, window)
+        subtract(window, self._half, window)
+        maximum(window, self._zero, out=window)
+        minimum(window, self._ceiling, out=window)
+        negative(low, low)
+        minimum(wanted, allowed, out=allowed)
+        maximum(allowed, low, out=allowed)
         # The acceleration limit has the last word; the window never needs more, save for a lowered velocity limit.
-        np.add(stride, self._change, out=scratch)
-        np.minimum(allowed, scratch, out=allowed)
-        np.subtract(stride, self._change, out=scratch)
-        np.maximum(allowed, scratch, out=allowed)
-        np.not_equal(allowed, wanted, out=self._cut)
-        self._last_stride, self._stride = stride, self._last_stride
-        self._stride[:] = allowed
-        position += allowed
-        np.minimum(position, self.upper, out=position)
-        np.maximum(position, self.lower, out=position)
-        return np.count_nonzero(self._cut) > 0
+        add(stride, change, scratch)
+        minimum(allowed, scratch, out=allowed)
+        subtract(stride, change, scratch)
+        maximum(allowed, scratch, out=scratch)
+        not_equal(scratch, wanted, self._cut)
+        # Swapping buffers keeps the last stride for the acceleration without a copy.
+        self._last_stride, self._stride, self._scratch = stride, scratch, self._last_stride
+        add(position, scratch, position)
+        minimum(position, self.upper, out=position)
+        maximum(position, self.lower, out=position)
+        return count_nonzero(self._cut) > 0
