@@ -1,0 +1,141 @@
+"""Streams become one observation, or the reason why not."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from vla_edge.observe.align import Aligner, Frame, Readiness
+from vla_edge.observe.image import ImageDataError
+from vla_edge.types import JointState
+
+MS = 1_000_000
+
+
+def frame(stamp_ms: float, arrival_ms: float | None = None, value: int = 0) -> Frame:
+    arrival = stamp_ms if arrival_ms is None else arrival_ms
+    return Frame(round(stamp_ms * MS), round(arrival * MS), lambda: np.full((2, 2, 3), value, np.uint8))
+
+
+def joints(stamp_ms: float, position: float = 0.0) -> JointState:
+    return JointState(round(stamp_ms * MS), ("a",), [position])
+
+
+def filled(cameras=("head",), **options) -> Aligner:
+    aligner = Aligner(cameras, **options)
+    for camera in cameras:
+        aligner.add_frame(camera, frame(100, 110, value=1))
+    for at in (80, 90, 100, 105):
+        aligner.add_joints(joints(at, at), (at + 1) * MS)
+    aligner.set_instruction("go")
+    return aligner
+
+
+def test_an_observation_speaks_of_the_moment_of_its_newest_frame():
+    found = filled().align(120 * MS)
+    assert found.readiness is Readiness.READY
+    assert found.observation.stamp_ns == 100 * MS and found.arrival_ns == 110 * MS
+    # The joints of a later moment are there, and are not what the camera saw.
+    assert found.observation.joints.position[0] == 100
+
+
+@pytest.mark.parametrize("missing", ("camera head", "joint states", "an instruction"))
+def test_what_has_never_come_is_waited_for_by_name(missing):
+    aligner = Aligner(["head"])
+    if missing != "camera head":
+        aligner.add_frame("head", frame(100))
+    if missing != "joint states":
+        aligner.add_joints(joints(100), 100 * MS)
+    if missing != "an instruction":
+        aligner.set_instruction("go")
+    found = aligner.align(101 * MS)
+    assert found.readiness is Readiness.WAITING and found.reason == f"waiting for {missing}"
+    assert found.observation is None
+
+
+def test_a_silent_source_is_stale_by_its_arrival_whatever_its_stamps_say():
+    aligner = filled(max_age=0.5)
+    aligner.add_joints(joints(10_000), 106 * MS)
+    found = aligner.align(1000 * MS)
+    assert found.readiness is Readiness.STALE
+    assert "camera head silent for 0.9 s" in found.reason and "joint states silent for 0.9 s" in found.reason
+
+
+def test_joints_too_far_from_the_frame_are_not_used_with_it():
+    aligner = filled(max_skew=0.05)
+    aligner.add_frame("head", frame(200, 200))
+    found = aligner.align(201 * MS)
+    assert found.readiness is Readiness.STALE and "no joint state within 50 ms" in found.reason
+
+
+def test_a_further_camera_gives_its_newest_frame_not_newer_than_the_first():
+    aligner = filled(("head", "wrist"))
+    aligner.add_frame("wrist", frame(95, 111, value=5))
+    aligner = Aligner(("head", "wrist"), max_skew=0.05)
+    aligner.add_joints(joints(100), 100 * MS)
+    aligner.set_instruction("go")
+    for stamp, value in ((90, 5), (99, 6), (101, 7)):
+        aligner.add_frame("wrist", frame(stamp, value=value))
+    aligner.add_frame("head", frame(100))
+    assert aligner.align(102 * MS).observation.images["wrist"][0, 0, 0] == 6
+    aligner.add_frame("head", frame(180))
+    aligner.add_joints(joints(180), 180 * MS)
+    found = aligner.align(181 * MS)
+    assert found.readiness is Readiness.STALE and "wrist" in found.reason
+
+
+def test_a_clock_set_back_does_not_leave_frames_of_the_future():
+    aligner = filled()
+    aligner.add_frame("head", frame(10, 120, value=9))
+    aligner.add_joints(joints(9, 0.5), 121 * MS)
+    found = aligner.align(122 * MS)
+    assert found.observation.stamp_ns == 10 * MS and found.observation.joints.position[0] == 0.5
+
+
+def test_a_picture_that_does_not_decode_is_counted_and_nothing_is_observed():
+    def broken():
+        raise ImageDataError("no picture")
+
+    aligner = filled()
+    aligner.add_frame("head", Frame(101 * MS, 111 * MS, broken))
+    found = aligner.align(112 * MS)
+    assert found.readiness is Readiness.STALE and found.observation is None
+    assert aligner.rejected.total() == 1
+
+
+def test_a_withdrawn_instruction_ends_observation():
+    aligner = filled()
+    aligner.set_instruction(None)
+    assert aligner.align(112 * MS).readiness is Readiness.WAITING
+
+
+def test_nothing_of_before_is_seen_after_forgetting():
+    aligner = filled()
+    aligner.forget()
+    assert aligner.align(112 * MS).reason == "waiting for camera head, joint states"
+
+
+def test_streams_and_the_policy_may_use_it_at_once():
+    aligner, failures, end = filled(), [], threading.Event()
+
+    def feed():
+        stamp = 106
+        while not end.is_set():
+            stamp += 1
+            aligner.add_joints(joints(stamp, stamp), stamp * MS)
+            aligner.add_frame("head", frame(stamp, value=1))
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    try:
+        for _ in range(2000):
+            observation = aligner.align(0).observation
+            # Between joint state and frame of the same moment, the joints are one step ahead, never behind.
+            if observation.joints.position[0] != observation.stamp_ns / MS:
+                failures.append(observation)
+    finally:
+        end.set()
+        thread.join()
+    assert not failures

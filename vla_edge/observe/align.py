@@ -1,0 +1,161 @@
+"""From streams that arrive when they like to one observation: the newest frame, the joints at its moment, the words.
+
+Stamps (ROS time) say which things belong together; arrivals (steady clock) say whether a source has gone silent, so
+that a jump of the ROS clock can neither hide a dead camera nor condemn a living one. The joints of an observation are
+the newest not newer than its frame, exactly as `evaluate.bag` takes them from a recording.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from vla_edge.observe.image import ImageError
+from vla_edge.types import NANOSECONDS, JointState, Observation
+
+JOINT_HISTORY = 1024
+FRAME_HISTORY = 8
+
+
+class Readiness(Enum):
+    """Whether an observation can be made, and if not, why."""
+
+    WAITING = "waiting"
+    STALE = "stale"
+    READY = "ready"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture, decoded only if it is used.
+
+    Attributes:
+        stamp_ns: when it was taken, ROS time.
+        arrival_ns: when it arrived, steady clock.
+        decode: gives (H, W, 3) uint8 RGB, or raises ImageError.
+    """
+
+    stamp_ns: int
+    arrival_ns: int
+    decode: Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What `Aligner.align` found.
+
+    Attributes:
+        readiness: READY when there is an observation.
+        reason: one sentence for the operator otherwise.
+        observation: what the policy is shown.
+        arrival_ns: when the observation's frame arrived, steady clock.
+    """
+
+    readiness: Readiness
+    reason: str = ""
+    observation: Observation | None = None
+    arrival_ns: int = 0
+
+
+class Aligner:
+    """Holds the newest of everything and puts it together on request. Safe to feed and to ask from different threads.
+
+    Args:
+        cameras: of the policy; the first one sets the pace.
+        max_skew: s that the joint state and the frames of further cameras may be older than the observation.
+        max_age: s without a new message after which a source counts as silent.
+
+    Attributes:
+        rejected: reason -> pictures that did not decode when they were needed.
+    """
+
+    def __init__(self, cameras: Sequence[str], max_skew: float = 0.1, max_age: float = 0.5):
+        self._cameras = tuple(cameras)
+        self._max_skew_ns = round(max_skew * NANOSECONDS)
+        self._max_age_ns = round(max_age * NANOSECONDS)
+        self._lock = threading.Lock()
+        self._frames: dict[str, deque[Frame]] = {camera: deque(maxlen=FRAME_HISTORY) for camera in cameras}
+        self._joints: deque[JointState] = deque(maxlen=JOINT_HISTORY)
+        self._joints_arrival_ns = 0
+        self._instruction: str | None = None
+        self.rejected: Counter[str] = Counter()
+
+    def add_frame(self, camera: str, frame: Frame) -> None:
+        """A picture of one of the cameras. A stamp older than the last one's means that the clock was set back."""
+        with self._lock:
+            frames = self._frames[camera]
+            if frames and frame.stamp_ns < frames[-1].stamp_ns:
+                frames.clear()
+            frames.append(frame)
+
+    def add_joints(self, joints: JointState, arrival_ns: int) -> None:
+        """Measured joints. A stamp that falls back means that the clock was set back: the past is forgotten."""
+        with self._lock:
+            if self._joints and joints.stamp_ns < self._joints[-1].stamp_ns:
+                self._joints.clear()
+            self._joints.append(joints)
+            self._joints_arrival_ns = arrival_ns
+
+    def set_instruction(self, text: str | None) -> None:
+        """What the policy is asked from now on; None when it is asked nothing."""
+        with self._lock:
+            self._instruction = text
+
+    def forget(self) -> None:
+        """Drops frames and joints, for a start into a new episode; the instruction stays."""
+        with self._lock:
+            for frames in self._frames.values():
+                frames.clear()
+            self._joints.clear()
+
+    def align(self, now_ns: int) -> Alignment:
+        """The newest observation, or why there is none.
+
+        Args:
+            now_ns: steady clock.
+        """
+        with self._lock:
+            problem = self._waiting() or self._silent(now_ns)
+            if problem:
+                return problem
+            newest = self._frames[self._cameras[0]][-1]
+            chosen = {camera: self._as_of(self._frames[camera], newest.stamp_ns) for camera in self._cameras}
+            joints = self._as_of(self._joints, newest.stamp_ns)
+            instruction = self._instruction
+        for what, found in (*chosen.items(), ("joint state", joints)):
+            if found is None:
+                limit = f"{self._max_skew_ns / 1e6:.0f} ms"
+                return Alignment(Readiness.STALE, f"no {what} within {limit} before the newest frame")
+        try:
+            # Outside the lock: a picture takes a millisecond to decode, and streams must not wait for it.
+            images = {camera: frame.decode() for camera, frame in chosen.items()}
+        except ImageError as error:
+            with self._lock:
+                self.rejected[str(error)] += 1
+            return Alignment(Readiness.STALE, str(error))
+        observation = Observation(newest.stamp_ns, images, joints, instruction)
+        return Alignment(Readiness.READY, "", observation, newest.arrival_ns)
+
+    def _waiting(self) -> Alignment | None:
+        missing = [f"camera {camera}" for camera, frames in self._frames.items() if not frames]
+        missing += [] if self._joints else ["joint states"]
+        missing += ["an instruction"] if self._instruction is None else []
+        return Alignment(Readiness.WAITING, f"waiting for {', '.join(missing)}") if missing else None
+
+    def _silent(self, now_ns: int) -> Alignment | None:
+        ages = {f"camera {camera}": now_ns - frames[-1].arrival_ns for camera, frames in self._frames.items()}
+        ages["joint states"] = now_ns - self._joints_arrival_ns
+        silent = [f"{what} silent for {age / 1e9:.1f} s" for what, age in ages.items() if age > self._max_age_ns]
+        return Alignment(Readiness.STALE, ", ".join(silent)) if silent else None
+
+    def _as_of(self, history, stamp_ns: int):
+        """The newest entry not newer than `stamp_ns` and not older than the skew allows."""
+        for entry in reversed(history):
+            if entry.stamp_ns <= stamp_ns:
+                return entry if stamp_ns - entry.stamp_ns <= self._max_skew_ns else None
+        return None

@@ -1,0 +1,167 @@
+"""Inference at a steady rate in a thread of its own, always on the newest observation, never on a queue of old ones.
+
+A frame that is due starts an inference the moment it arrives, so an observation waits for nothing but an inference
+that is already running; frames that are not due cost nothing. While one chunk is being computed the robot executes
+the one before: chunks carry the stamp of their observation, and the controller places them by it.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vla_edge.observe.align import Alignment, Readiness
+from vla_edge.serve.latency import RollingLatency, StageLatencies
+from vla_edge.types import ActionChunk, InferenceTiming, VlaEdgeError
+
+NANOSECONDS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class ChunkTiming:
+    """The way of one observation through the loop, s.
+
+    Attributes:
+        waited: for an inference that was running when the observation arrived.
+        engine: the runner's own time.
+        overhead: everything else from arrival to the published chunk.
+    """
+
+    waited: float
+    engine: float
+    overhead: float
+
+    @property
+    def total(self) -> float:
+        """From arrival to the published chunk."""
+        return self.waited + self.engine + self.overhead
+
+
+class InferenceLoop:
+    """Runs `infer` on what `align` gives, and hands each chunk to `publish`.
+
+    Args:
+        align: newest observation at a moment of the steady clock, or why there is none.
+        infer: observation -> (chunk, timing); raises VlaEdgeError on an observation it refuses.
+        publish: takes the chunk; called from the loop's thread.
+        rate_hz: inferences per second, as long as the engine keeps up.
+        on_problem: called with a sentence when an observation was refused or the engine failed.
+
+    Attributes:
+        chunks: published so far.
+        refused: sentence -> observations refused.
+        state: newest readiness, with its reason.
+        arrival_to_chunk, overhead, waited: rolling latencies, s.
+        stages: rolling latencies of the engine's stages, s.
+    """
+
+    def __init__(
+        self,
+        align: Callable[[int], Alignment],
+        infer: Callable[..., tuple[ActionChunk, InferenceTiming]],
+        publish: Callable[[ActionChunk], None],
+        rate_hz: float,
+        on_problem: Callable[[str], None] = lambda sentence: None,
+    ):
+        self._align, self._infer, self._publish, self._on_problem = align, infer, publish, on_problem
+        self._period_ns = NANOSECONDS / rate_hz
+        self._condition = threading.Condition()
+        self._due = False
+        self._slot: int | None = None
+        self._running = False
+        self._thread: threading.Thread | None = None
+        self._free_since_ns = 0
+        self.chunks = 0
+        self.refused: Counter[str] = Counter()
+        self.state = Alignment(Readiness.WAITING, "not started")
+        self.arrival_to_chunk, self.overhead, self.waited = (RollingLatency() for _ in range(3))
+        self.stages = StageLatencies()
+
+    @property
+    def running(self) -> bool:
+        """Whether chunks may be published."""
+        return self._running
+
+    def start(self) -> None:
+        """Begins to serve; nothing happens when it already does."""
+        if self._running:
+            return
+        self._join()
+        with self._condition:
+            self._running, self._due, self._slot = True, False, None
+        self._thread = threading.Thread(target=self._serve, name="inference", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Ends serving: once this returns, no further chunk is published. An inference underway is finished, unheard."""
+        with self._condition:
+            self._running = False
+            self._condition.notify()
+        self._join(timeout)
+
+    def frame_arrived(self, arrival_ns: int) -> None:
+        """Tells that a frame of the pacing camera came at `arrival_ns` (steady clock)."""
+        slot = math.floor(arrival_ns / self._period_ns + 0.25)
+        with self._condition:
+            if self._running and (self._slot is None or slot > self._slot):
+                self._due, self._slot = True, slot
+                self._condition.notify()
+
+    def _join(self, timeout: float = 10.0) -> None:
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    def _serve(self) -> None:
+        while True:
+            with self._condition:
+                # The timeout keeps `state` true while no frame comes at all.
+                due = self._condition.wait_for(lambda: self._due or not self._running, timeout=0.5)
+                if not self._running:
+                    return
+                self._due = False
+            alignment = self._align(time.monotonic_ns())
+            self.state = alignment
+            if due and alignment.readiness is Readiness.READY:
+                self._serve_one(alignment)
+
+    def _serve_one(self, alignment: Alignment) -> None:
+        try:
+            chunk, timing = self._infer(alignment.observation)
+        except VlaEdgeError as error:
+            self.refused[str(error)] += 1
+            self._on_problem(str(error))
+            self._free_since_ns = time.monotonic_ns()
+            return
+        except Exception as error:  # noqa: BLE001 - the thread must outlive whatever a backend raises
+            sentence = f"the engine failed with {type(error).__name__}: {error}"
+            self.refused[sentence] += 1
+            self._on_problem(sentence)
+            self._free_since_ns = time.monotonic_ns()
+            return
+        with self._condition:
+            if not self._running:
+                return
+            # Under the lock, so that stop() cannot return between the check and the chunk.
+            self._publish(chunk)
+            self.chunks += 1
+        self._note(alignment.arrival_ns, timing)
+
+    def _note(self, arrival_ns: int, timing: InferenceTiming) -> ChunkTiming:
+        now_ns = time.monotonic_ns()
+        total = (now_ns - arrival_ns) / NANOSECONDS
+        waited = max(0, self._free_since_ns - arrival_ns) / NANOSECONDS
+        self._free_since_ns = now_ns
+        noted = ChunkTiming(waited, timing.total, total - waited - timing.total)
+        self.arrival_to_chunk.add(total)
+        self.waited.add(waited)
+        self.overhead.add(noted.overhead)
+        self.stages.add("preprocess", timing.preprocess)
+        for stage, seconds in timing.stages.items():
+            self.stages.add(stage, seconds)
+        self.stages.add("postprocess", timing.postprocess)
+        self.stages.add("engine", timing.total)
+        return noted
