@@ -330,10 +330,11 @@ class ControlKernel:
                 self._brake(Event.STARVE, "nothing fresh")
 
     def _state(self) -> np.ndarray:
-        """(3, J) running command."""
-        self._command[0] = self._limiter.position
-        self._command[1] = self._limiter.velocity
-        self._command[2] = self._limiter.acceleration
+        """(3, J) running command. The limiter's velocity is that of the last step's middle: bring it to its end."""
+        limiter = self._limiter
+        self._command[0] = limiter.position
+        self._command[2] = limiter.acceleration
+        self._command[1] = limiter.velocity + (0.5 * limiter.period) * self._command[2]
         return self._command
 
     def _brake(self, event: Event, reason: str) -> None:
