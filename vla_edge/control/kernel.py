@@ -238,11 +238,11 @@ class ControlKernel:
             return None
         limiter = self._limiter
         return JointCommand(
-            self._grid_ns, self.joint_names, limiter.position.copy(), limiter.velocity.copy(), self._effort
+            self._grid_ns, self.joint_names, limiter.position.copy(), limiter.velocity, self._effort
         )
 
     def advance(self, now_ns: int) -> bool:
-        """`tick` without making an object: position, velocity and acceleration change in place. False while INIT."""
+        """`tick` without making an object: `position` changes in place. False while INIT."""
         counters, config = self.counters, self.config
         counters.ticks += 1
         if self.mode is Mode.INIT:
@@ -365,8 +365,12 @@ class ControlKernel:
 
     @property
     def velocity(self) -> np.ndarray:
-        """(J,) rad/s, the running command; changes in place."""
+        """(J,) rad/s of the running command, a new array."""
         return self._limiter.velocity
+
+    def velocity_into(self, out: np.ndarray) -> np.ndarray:
+        """`velocity` into an array of the caller, (J,) rad/s."""
+        return self._limiter.velocity_into(out)
 
     @property
     def limits(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

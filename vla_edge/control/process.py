@@ -1,0 +1,318 @@
+"""The real-time controller as an object: a process of its own, fed through shared memory.
+
+Why a process: a busy Python thread beside the loop makes every tick wait for the interpreter lock (p50 7 ms late was
+measured), an executor in another process does not. How a node uses it:
+
+    controller = ControllerProcess(robot, joint_names, config, sink=make_publisher, sink_arguments=(...))
+    controller.start()                       # on configure; raises ControlProcessError
+    controller.send_joints(state)            # in the joint_states callback, any rate
+    controller.send_chunk(chunk)             # in the action_chunk callback
+    controller.rearm()                       # ~/rearm, raises ControlError with the sentence to answer
+    controller.report()                      # in a slow timer, for ~/status and /diagnostics
+    controller.stop()                        # on shutdown
+
+`make_publisher` is a module-level function run INSIDE the controller's process before real-time priority is asked
+for. It makes its own publisher (an rclpy node that publishes needs no spinning) and returns `sink(command, mode)`,
+called at `command_rate`; it may carry a `close()`. The command's arrays are reused after the call. With no sink, read
+`command()` instead.
+
+Stamps given here are on the message clock (ROS time). They are converted on arrival by their age, so the loop lives on
+the steady clock and a jump of the message clock moves nothing that is already running.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla_edge.control.config import ControlConfig
+from vla_edge.control.exchange import COUNTERS, ORDERS_KEPT, Order, WorkerPlan, layout
+from vla_edge.control.kernel import ControlError, ControlKernel, Counters
+from vla_edge.control.lateness import LatenessHistogram
+from vla_edge.control.mailbox import SharedBlock
+from vla_edge.control.modes import Mode
+from vla_edge.control.realtime import RealtimeGrant, RealtimeRequest
+from vla_edge.control.screening import MAX_POINTS, REJECTIONS, RejectedChunk
+from vla_edge.robots.robot import Robot
+from vla_edge.types import NANOSECONDS, ActionChunk, JointCommand, JointState, VlaEdgeError
+
+_STARTING, _RUNNING, _ENDED, _FAILED = range(4)
+
+
+class ControlProcessError(VlaEdgeError):
+    """The controller's process did not start, or is gone."""
+
+
+@dataclass(frozen=True)
+class ControlReport:
+    """The controller as of its last report, at most 50 ms old while it lives.
+
+    Attributes:
+        mode, reason: present mode and why.
+        speed: along the chunk, 0 to 1.
+        chunk_stamp_ns: newest accepted chunk on the message clock, None before the first.
+        counters: totals.
+        lateness: of the loop's wake-ups. work: time each tick took.
+        overruns: deadlines passed before their tick could run; made up for, never skipped silently.
+        tick_hz: ticks per second since start.
+        rejection: sentence of the last refused chunk, empty for none.
+        grant: what the operating system allowed.
+        sink_errors: commands the sink failed to take.
+        age: s since the controller wrote this.
+    """
+
+    mode: Mode
+    reason: str
+    speed: float
+    chunk_stamp_ns: int | None
+    counters: Counters
+    lateness: LatenessHistogram
+    work: LatenessHistogram
+    overruns: int
+    tick_hz: float
+    rejection: str
+    grant: RealtimeGrant
+    sink_errors: int
+    age: float
+
+
+class ControllerProcess:
+    """A ControlKernel on a real-time loop in a process of its own.
+
+    Args:
+        robot, joint_names, config: as for ControlKernel.
+        sink, sink_arguments: module-level function and its arguments, see the module's text; both are pickled.
+        realtime: priority, processor and memory locking to ask for.
+        clock: message clock, ns.
+        joint_stamps: believe the stamps of joint states; otherwise they count as measured when sent.
+
+    Raises:
+        RobotError: as ControlKernel does.
+    """
+
+    def __init__(
+        self,
+        robot: Robot,
+        joint_names: Iterable[str],
+        config: ControlConfig | None = None,
+        sink: Callable | None = None,
+        sink_arguments: tuple = (),
+        realtime: RealtimeRequest | None = None,
+        clock: Callable[[], int] = time.time_ns,
+        joint_stamps: bool = True,
+    ):
+        self.config = config or ControlConfig()
+        self.joint_names = ControlKernel(robot, joint_names, self.config).joint_names
+        self._block = SharedBlock(layout(len(self.joint_names)))
+        self._plan = WorkerPlan(
+            robot, self.joint_names, self.config, realtime or RealtimeRequest(), sink, tuple(sink_arguments),
+            self._block.descriptor,
+        )
+        self._clock, self._joint_stamps = clock, joint_stamps
+        self._child: subprocess.Popen | None = None
+        self._started_ns = 0
+        self._orders = 0
+        self._order: np.ndarray = np.arange(len(self.joint_names))
+        self._order_of: tuple[str, ...] = self.joint_names
+        self._refused = dict.fromkeys(REJECTIONS, 0)
+        self._refused_joints = 0
+        self._rejection = ""
+
+    def start(self, timeout: float = 30.0) -> None:
+        """Start the process and wait for its first tick. Raises ControlProcessError."""
+        environment = dict(os.environ)
+        environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        # Products of a few dozen numbers: threads would only add wake-ups.
+        for library in ("OMP", "OPENBLAS", "MKL"):
+            environment[f"{library}_NUM_THREADS"] = "1"
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "vla_edge.control.worker"],
+            stdin=subprocess.PIPE, pass_fds=(self._block.descriptor,), env=environment,
+        )
+        try:
+            pickle.dump(self._plan, self._child.stdin)
+            self._child.stdin.close()
+        except BrokenPipeError:
+            pass
+        fields, deadline = self._block["report"].fields, time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            self._block["report"].fetch()
+            if fields["state"] == _RUNNING:
+                self._started_ns = time.monotonic_ns()
+                return
+            if self._child.poll() is not None or fields["state"] == _FAILED:
+                break
+            time.sleep(0.005)
+        reason = _text(fields["reason"]) or f"nothing heard within {timeout:g} s, exit code {self._child.poll()}"
+        self._kill()
+        raise ControlProcessError(f"the controller's process did not start: {reason}")
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._child is not None and self._child.poll() is None
+
+    def send_joints(self, state: JointState) -> bool:
+        """Hand over a measurement; False (and counted) when it lacks joints. Cheap: no call into the controller."""
+        if state.names != self._order_of:
+            index = {name: i for i, name in enumerate(state.names)}
+            order = [index.get(name, -1) for name in self.joint_names]
+            if min(order) < 0:
+                self._refused_joints += 1
+                return False
+            self._order, self._order_of = np.array(order), state.names
+        now, steady = self._clock(), time.monotonic_ns()
+        box = self._block["joints"]
+        box.fields["offset"][...] = now - steady
+        box.fields["stamp"][...] = state.stamp_ns - now + steady if state.stamp_ns and self._joint_stamps else steady
+        np.take(state.position, self._order, out=box.fields["position"])
+        box.post()
+        return True
+
+    def send_chunk(self, chunk: ActionChunk) -> None:
+        """Hand over a chunk. Raises RejectedChunk (counted) for joints or length; the rest is judged by the
+        controller at its next tick and counted in `report()`."""
+        names = self.joint_names
+        points = len(chunk.positions)
+        if chunk.joint_names != names and (
+            len(chunk.joint_names) != len(names) or set(chunk.joint_names) != set(names)
+        ):
+            odd = ", ".join(sorted(set(chunk.joint_names) ^ set(names))) or "number"
+            self._refuse("joints", f"joints differ from the controller's in {odd}")
+        if points > MAX_POINTS:
+            self._refuse("shape", f"{points} points; at most {MAX_POINTS} are taken")
+        positions = chunk.positions
+        if chunk.joint_names != names:
+            positions = positions[:, [chunk.joint_names.index(name) for name in names]]
+        box = self._block["chunk"]
+        box.fields["stamp"][...] = chunk.stamp_ns - self._clock() + time.monotonic_ns()
+        box.fields["dt"][...] = chunk.dt
+        box.fields["points"][...] = points
+        box.fields["positions"][:points] = positions
+        box.post(24 + 8 * points * len(names))
+
+    def set_speed_scale(self, scale: float) -> None:
+        """See ControlKernel. Raises ControlError."""
+        if not 0.0 <= scale <= 1.0:
+            raise ControlError(f"speed_scale is {scale!r}; it has to be a number from 0 to 1")
+        self._send(Order.SPEED_SCALE, scale)
+
+    def hold(self) -> None:
+        self._send(Order.HOLD)
+
+    def resume(self) -> None:
+        self._send(Order.RESUME)
+
+    def damp(self) -> None:
+        self._send(Order.DAMP)
+
+    def emergency_stop(self, on: bool) -> None:
+        self._send(Order.EMERGENCY_STOP, float(bool(on)))
+
+    def rearm(self, timeout: float = 1.0) -> None:
+        """Arm at the last joint state sent. Raises ControlError when refused, ControlProcessError without an answer."""
+        number = self._send(Order.REARM)
+        report, deadline = self._block["report"], time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            report.fetch()
+            if report.fields["orders_done"] >= number:
+                refusal = _text(report.fields["refusal"])
+                if refusal:
+                    raise ControlError(refusal)
+                return
+            time.sleep(0.0005)
+        raise ControlProcessError(f"the controller did not answer within {timeout:g} s; is it alive: {self.alive}")
+
+    def command(self) -> JointCommand | None:
+        """The newest command, stamped on the message clock; None before the first."""
+        box = self._block["command"]
+        box.fetch()
+        fields = box.fields
+        if not int(fields["stamp"]):
+            return None
+        arrays = (fields[name].copy() for name in ("position", "velocity", "effort"))
+        return JointCommand(int(fields["stamp"]) + int(fields["offset"]), self.joint_names, *arrays)
+
+    def report(self) -> ControlReport:
+        """What the controller last said about itself."""
+        box = self._block["report"]
+        box.fetch()
+        fields = box.fields
+        counters = Counters(**dict(zip(COUNTERS, fields["counters"].tolist())))
+        counters.bad_joint_states += self._refused_joints
+        counters.rejected = {
+            reason: int(count) + self._refused[reason] for reason, count in zip(REJECTIONS, fields["rejected"])
+        }
+        seconds = (int(fields["stamp"]) - self._started_ns) / NANOSECONDS
+        stamp = int(fields["chunk_stamp"])
+        return ControlReport(
+            mode=Mode(int(fields["mode"])),
+            reason=_text(fields["reason"]),
+            speed=float(fields["speed"]),
+            chunk_stamp_ns=stamp + int(fields["offset"]) if stamp else None,
+            counters=counters,
+            lateness=LatenessHistogram(fields["lateness"], int(fields["late_maximum"])),
+            work=LatenessHistogram(fields["work"], int(fields["work_maximum"])),
+            overruns=int(fields["overruns"]),
+            tick_hz=counters.ticks / seconds if seconds > 0.1 else float("nan"),
+            rejection=_text(fields["rejection"]) or self._rejection,
+            grant=RealtimeGrant(*(bool(value) for value in fields["granted"]), _text(fields["recipe"])),
+            sink_errors=int(fields["sink_errors"]),
+            age=(time.monotonic_ns() - int(fields["stamp"])) / NANOSECONDS,
+        )
+
+    def stop(self, timeout: float = 3.0) -> None:
+        """End the process after its present tick; idempotent."""
+        if self._child is None:
+            return
+        if self.alive:
+            self._send(Order.STOP)
+            try:
+                self._child.wait(timeout)
+            except subprocess.TimeoutExpired:
+                pass
+        self._kill()
+        self._block["report"].fetch()
+
+    def __enter__(self) -> ControllerProcess:
+        self.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    def _send(self, order: Order, value: float = 0.0) -> int:
+        box = self._block["orders"]
+        slot = self._orders % ORDERS_KEPT
+        box.fields["kind"][slot] = order
+        box.fields["value"][slot] = value
+        self._orders += 1
+        box.fields["count"][...] = self._orders
+        box.post()
+        return self._orders
+
+    def _refuse(self, reason: str, sentence: str) -> None:
+        self._refused[reason] += 1
+        error = RejectedChunk(reason, sentence)
+        self._rejection = str(error)
+        raise error
+
+    def _kill(self) -> None:
+        if self._child is not None and self._child.poll() is None:
+            self._child.terminate()
+            try:
+                self._child.wait(1.0)
+            except subprocess.TimeoutExpired:
+                self._child.kill()
+                self._child.wait()
+
+
+def _text(field: np.ndarray) -> str:
+    return bytes(field.item()).decode(errors="replace")
