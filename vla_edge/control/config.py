@@ -50,8 +50,9 @@ class ControlConfig:
     joint_state_timeout: float = _number(0.05, 0.005, 5.0, "s", "age of the joint state that means FAULT")
     late_ticks: int = _number(3, 1, 100, "periods", "lateness of a tick that means SLOWDOWN")
     overload_speed: float = _number(0.5, 0.05, 1.0, "", "speed along the chunk while ticks come late")
-    overload_recovery: float = _number(1.0, 0.05, 60.0, "s", "time without a late tick before full speed returns")
-    catch_up_ticks: int = _number(20, 1, 1000, "periods", "gap made up step by step; a longer one restarts from rest")
+    overload_recovery: float = _number(0.25, 0.05, 60.0, "s", "time without a late tick before full speed returns")
+    catch_up_ticks: int = _number(2, 0, 100, "periods", "lateness made up by several steps at once; more is lost time")
+    pause_ticks: int = _number(20, 3, 1000, "periods", "lateness after which it goes on from rest, in HOLD")
     max_chunk_age: float = _number(1.0, 0.05, 10.0, "s", "oldest observation a chunk may answer on arrival")
     future_tolerance: float = _number(0.05, 0.0, 1.0, "s", "how far in the future a stamp may lie (clocks differ)")
     position_tolerance: float = _number(0.1, 0.0, 1.0, "rad", "beyond the limits a chunk is clipped up to here, "

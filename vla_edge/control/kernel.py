@@ -16,13 +16,19 @@ import numpy as np
 
 from vla_edge.control.config import ControlConfig
 from vla_edge.control.limits import Limiter
-from vla_edge.control.modes import Event, Mode, after
+from vla_edge.control.modes import MOVING, Event, Mode, after
 from vla_edge.control.screening import REJECTIONS, RejectedChunk, Screening
 from vla_edge.control.spline import ChunkSpline
 from vla_edge.control.timeline import Timeline
 from vla_edge.control.watchdog import Watchdog
 from vla_edge.robots.robot import Robot, RobotError
 from vla_edge.types import NANOSECONDS, ActionChunk, JointCommand, JointState, VlaEdgeError
+
+
+_HARDEST_STOP = 0.95
+"""Fraction of the acceleration limits that a stop into FAULT or DAMP uses."""
+_LEAST_RAMP = 0.1
+"""Fraction of the velocity limits the start ramp begins at."""
 
 
 class ControlError(VlaEdgeError):
@@ -34,9 +40,9 @@ class Counters:
     """Totals since construction.
 
     Attributes:
-        ticks: calls of tick. steps: grid periods advanced; more than ticks when some came late.
+        ticks: calls of tick. steps: grid periods advanced; others than ticks when some came early or late.
         limit_hits: steps in which a limit changed the command. holds, faults: entries into these modes, re-arming apart.
-        late: ticks later than `late_ticks`. gaps: pauses too long to make up.
+        late: ticks `late_ticks` or more late. gaps: pauses of `pause_ticks` or more.
         accepted: chunks taken. rejected: reason -> chunks refused. bad_joint_states: messages refused.
     """
 
@@ -84,7 +90,7 @@ class ControlKernel:
         self._timeline = Timeline(
             joints, config.period_ns, deceleration, velocity, config.blend_time, config.blend_time_max
         )
-        self._deceleration = deceleration
+        self._deceleration, self._hardest = deceleration, _HARDEST_STOP * acceleration
         self._screening = Screening(self.joint_names, lower, upper, velocity, config)
         self._joints_fresh = Watchdog(int(config.joint_state_timeout * NANOSECONDS))
         self._measured = np.zeros(joints)
@@ -100,6 +106,8 @@ class ControlKernel:
         self._ramp_ns = 0
         self._ramping = False
         self._overloaded_ns: int | None = None
+        # Time the controller slept through its own ticks: a source is not stale for what nobody was there to hear.
+        self._forgiven_ns = 0
         self._speed_scale = 1.0
         self._speed = 1.0
         self._held = False
@@ -143,6 +151,7 @@ class ControlKernel:
         self._held = False
         self._ramp_ns = now_ns
         self._ramping = self.config.start_ramp > 0.0
+        limiter.set_velocity_fraction(_LEAST_RAMP if self._ramping else 1.0)
         self._speed = 0.0 if self._ramping else self._speed_scale
         self._enter(Event.REARM, "re-armed")
 
@@ -171,7 +180,9 @@ class ControlKernel:
         fed = self._joints_fresh.fed_ns
         if fed is None or stamp_ns >= fed:
             self._measured[:] = position
-            self._joints_fresh.feed(stamp_ns)
+            if stamp_ns != fed:
+                self._joints_fresh.feed(stamp_ns)
+                self._forgiven_ns = 0
         return True
 
     def accept_chunk(self, chunk: ActionChunk, now_ns: int) -> None:
@@ -209,7 +220,7 @@ class ControlKernel:
     def hold(self) -> None:
         """Brake to rest and stay, refusing chunks, until `resume` or `rearm`."""
         self._held = True
-        if self.mode in (Mode.FOLLOW, Mode.SLOWDOWN, Mode.HOLD):
+        if self.mode in MOVING:
             self._brake(Event.HOLD, "hold requested")
 
     def resume(self) -> None:
@@ -251,7 +262,7 @@ class ControlKernel:
         steps = (now_ns - self._grid_ns) // period
         if steps != 1:
             steps = self._irregular(steps, now_ns)
-        if self.mode in (Mode.HOLD, Mode.FOLLOW, Mode.SLOWDOWN) and self._joints_fresh.expired(now_ns):
+        if self._joints_fresh.expired(now_ns - self._forgiven_ns) and self.mode in MOVING:
             age = self._joints_fresh.age_ns(now_ns) or 0
             self._brake(Event.FAULT, f"joint state is {age / 1e6:.0f} ms old")
         for _ in range(steps):
@@ -260,22 +271,30 @@ class ControlKernel:
         return True
 
     def _irregular(self, steps: int, now_ns: int) -> int:
-        """How many grid steps to make for a tick that came early or late; notes lateness."""
-        config = self.config
-        if steps - 1 >= config.late_ticks:
+        """How many grid steps to make for a tick that came early or late, and what becomes of the time between."""
+        config, late = self.config, steps - 1
+        if late < 0:
+            return 0
+        self._forgiven_ns += late * config.period_ns
+        if late >= config.late_ticks:
             self.counters.late += 1
             self._overloaded_ns = now_ns
             if self.mode is Mode.FOLLOW:
-                self._enter(Event.OVERLOAD, f"tick {(steps - 1) * config.period * 1e3:.0f} ms late")
-        if steps > config.catch_up_ticks:
+                self._enter(Event.OVERLOAD, f"tick {late * config.period * 1e3:.0f} ms late")
+        if late <= config.catch_up_ticks:
+            return steps
+        # Making it all up at once would be a step larger than one tick's: the time is lost along the chunk instead.
+        self._grid_ns += late * config.period_ns
+        self._timeline.lose(late)
+        if late >= config.pause_ticks:
             # The robot has stood at the last command all the while: going on at speed would be a jerk.
             self.counters.gaps += 1
             self._limiter.halt()
-            self._grid_ns = now_ns - config.period_ns
+            self._timeline.stand(self._grid_ns, self._limiter.position)
             self._before[:] = self._limiter.position
-            self._brake(Event.STARVE, "pause too long to make up")
-            return 1
-        return max(steps, 0)
+            self._ran_out_ns = None
+            self._enter(Event.STARVE, "the controller itself was stopped for too long")
+        return 1
 
     def _step(self) -> None:
         """One grid period: time along the chunk, ladder of degradation, reference, limits."""
@@ -302,7 +321,7 @@ class ControlKernel:
         if self._ramping:
             ramp = self._ramp(now_ns)
             target = min(target, ramp)
-            self._limiter.set_velocity_fraction(max(ramp, 0.1))
+            self._limiter.set_velocity_fraction(max(ramp, _LEAST_RAMP))
             self._ramping = ramp < 1.0
         if self._overloaded_ns is not None:
             if now_ns - self._overloaded_ns > self.config.overload_recovery * NANOSECONDS:
@@ -343,7 +362,8 @@ class ControlKernel:
         if after(self.mode, event) is self.mode and not was_following:
             return
         if self.mode is not Mode.INIT:
-            self._timeline.stop(self._grid_ns, self._state())
+            deceleration = self._hardest if event in (Event.FAULT, Event.DAMP) else self._deceleration
+            self._timeline.stop(self._grid_ns, self._state(), deceleration)
             self._before[:] = self._limiter.position
         self._ran_out_ns = None
         self._enter(event, reason)

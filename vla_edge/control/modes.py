@@ -31,19 +31,20 @@ class Event(Enum):
     FAULT = "fault"
 
 
-_MOVING = (Mode.HOLD, Mode.FOLLOW, Mode.SLOWDOWN)
+MOVING = (Mode.HOLD, Mode.FOLLOW, Mode.SLOWDOWN)
+"""Modes in which the robot may be moved."""
 
 TRANSITIONS: dict[tuple[Mode, Event], Mode] = {
     **{(mode, Event.REARM): Mode.HOLD for mode in Mode},
-    **{(mode, Event.CHUNK): Mode.FOLLOW for mode in _MOVING},
+    **{(mode, Event.CHUNK): Mode.FOLLOW for mode in MOVING},
     (Mode.FOLLOW, Event.RUN_OUT): Mode.SLOWDOWN,
     (Mode.FOLLOW, Event.OVERLOAD): Mode.SLOWDOWN,
     (Mode.SLOWDOWN, Event.RECOVER): Mode.FOLLOW,
     (Mode.FOLLOW, Event.STARVE): Mode.HOLD,
     (Mode.SLOWDOWN, Event.STARVE): Mode.HOLD,
-    **{(mode, Event.HOLD): Mode.HOLD for mode in _MOVING},
-    **{(mode, Event.DAMP): Mode.DAMP for mode in (*_MOVING, Mode.FAULT)},
-    **{(mode, Event.FAULT): Mode.FAULT for mode in _MOVING},
+    **{(mode, Event.HOLD): Mode.HOLD for mode in MOVING},
+    **{(mode, Event.DAMP): Mode.DAMP for mode in (*MOVING, Mode.FAULT)},
+    **{(mode, Event.FAULT): Mode.FAULT for mode in MOVING},
 }
 """(mode, event) -> next mode. A pair that is not here leaves the mode as it is: DAMP and FAULT end only by REARM."""
 

@@ -24,7 +24,8 @@ class Timeline:
     Args:
         joints: J.
         period_ns: grid of the ticks, ns.
-        deceleration: (J,) rad/s^2 planned stops may use.
+        deceleration: (J,) rad/s^2 that fades keep to, about half of it.
+        velocity: (J,) rad/s, likewise.
         blend_time, blend_time_max: s, shortest and longest fade into a chunk.
     """
 
@@ -71,6 +72,11 @@ class Timeline:
         self._index = (self._index + 1) % _HISTORY
         self._lags[self._index] = self._lag
 
+    def lose(self, periods: int) -> None:
+        """Periods of the clock that nobody ticked: they pass without progress along the chunk."""
+        for _ in range(min(periods, _HISTORY)):
+            self.advance(0.0)
+
     def _lag_at(self, age_ns: int) -> float:
         steps = min(max(age_ns // self._period_ns, 0), _HISTORY - 1)
         return float(self._lags[(self._index - steps) % _HISTORY])
@@ -114,9 +120,12 @@ class Timeline:
         self._spline, self._stamp_ns, self._stamp_lag = spline, stamp_ns, self._lag_at(now_ns - stamp_ns)
         self._start_ns, self._fading = now_ns, True
 
-    def stop(self, now_ns: int, command: np.ndarray) -> float:
-        """Replace everything from `now_ns` on by a planned stop from `command` (3, J). Returns its duration, s."""
-        self._duration = stop_time(command[1], self._deceleration)
+    def stop(self, now_ns: int, command: np.ndarray, deceleration: np.ndarray) -> float:
+        """Replace everything from `now_ns` on by a planned stop from `command` (3, J) within `deceleration` (J,).
+
+        Returns its duration, s.
+        """
+        self._duration = stop_time(command[1], deceleration)
         stop_coefficients(command[0], command[1], command[2], self._duration, self._stop)
         self._spline, self._start_ns = None, now_ns
         return self._duration

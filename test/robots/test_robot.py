@@ -1,0 +1,133 @@
+"""Robots come from YAML or a URDF, and a description that cannot be right is refused by name."""
+
+import math
+
+import numpy as np
+import pytest
+
+from vla_edge.robots.robot import Joint, Robot, RobotError, load_robot
+
+URDF = """<robot name="two">
+  <joint name="base" type="fixed"/>
+  <joint name="lift" type="prismatic"><limit lower="0.1" upper="0.8" effort="50" velocity="0.5"/></joint>
+  <joint name="elbow" type="revolute"><limit lower="-1" upper="2" effort="25" velocity="37"/></joint>
+  <joint name="wheel" type="continuous"/>
+  <joint name="finger" type="revolute"><limit lower="0" upper="1" effort="1" velocity="1"/><mimic joint="elbow"/></joint>
+</robot>"""
+
+
+def joint(**changes):
+    return Joint(**{**dict(name="a", lower=-1.0, upper=1.0, velocity=2.0, acceleration=20.0), **changes})
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        (dict(lower=1.0), "not below"),
+        (dict(velocity=0.0), "above zero"),
+        (dict(acceleration=-1.0), "above zero"),
+        (dict(lower=math.nan), "finite"),
+        (dict(upper="wide"), "finite"),
+        (dict(home=2.0), "home"),
+        (dict(kp=-1.0), "negative"),
+        (dict(hardware_velocity=1.0), "exceeds"),
+        (dict(name=""), "name"),
+    ],
+)
+def test_an_impossible_joint_is_refused(changes, says):
+    with pytest.raises(RobotError, match=says):
+        joint(**changes)
+
+
+def test_a_joint_named_twice_is_refused():
+    with pytest.raises(RobotError, match="a twice"):
+        Robot("r", (joint(), joint()))
+    with pytest.raises(RobotError, match="twice"):
+        Robot("r", (joint(), joint(name="b"))).select(("a", "a"))
+
+
+def test_an_unknown_joint_is_named_with_the_nearest():
+    robot = Robot("r", (joint(name="left_elbow_joint"), joint(name="left_knee_joint")))
+    with pytest.raises(RobotError, match="left_elbow_joint"):
+        robot.joint("left_elbow")
+
+
+def test_columns_follow_the_selection_and_are_read_only():
+    robot = Robot("r", (joint(name="a", home=0.1), joint(name="b", home=0.2), joint(name="c", home=0.3)))
+    np.testing.assert_array_equal(robot.select(("c", "a")).home, [0.3, 0.1])
+    with pytest.raises(ValueError):
+        robot.home[0] = 1.0
+
+
+def test_yaml_goes_there_and_back(tmp_path):
+    import yaml
+
+    robot = Robot("r", (joint(name="a", index=3), joint(name="b", hardware_velocity=9.0)), ("b",), "notes")
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(robot.to_dict()))
+    assert Robot.from_yaml(path) == robot
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("[1, 2]", "not a robot description"),
+        ("joints: [{name: a, lower: 0, upper: 1, velocity: 1}]", "lacks acceleration"),
+        ("joints: [{name: a, lower: 0, upper: 1, velocity: 1, acceleration: 1, max: 3}]", "unknown keys max"),
+        ("joints: []", "no joints"),
+        ("joints: [3]", "not a mapping"),
+        ("joints: [", "cannot be read"),
+        ("driven: [b]\njoints: [{name: a, lower: 0, upper: 1, velocity: 1, acceleration: 1}]", "no joint 'b'"),
+    ],
+)
+def test_a_yaml_that_cannot_be_right_is_refused(tmp_path, text, says):
+    path = tmp_path / "robot.yaml"
+    path.write_text(text)
+    with pytest.raises(RobotError, match=says):
+        load_robot(str(path))
+
+
+def test_a_urdf_gives_its_actuated_joints_with_working_limits():
+    robot = Robot.from_urdf(URDF, velocity=3.0, acceleration=30.0)
+    assert robot.name == "two"
+    assert robot.joint_names == ("lift", "elbow", "wheel")
+    lift, elbow, wheel = robot.joints
+    assert (lift.lower, lift.upper, lift.velocity, lift.effort, lift.home) == (0.1, 0.8, 0.5, 50.0, 0.1)
+    assert (elbow.velocity, elbow.hardware_velocity, elbow.acceleration) == (3.0, 37.0, 30.0)
+    assert wheel.lower < -100 and wheel.upper > 100
+
+
+def test_the_real_g1_urdf_limits_would_read_the_same():
+    element = '<robot name="g"><joint name="e" type="revolute"><limit lower="-1.0472" upper="2.0944" effort="25" velocity="37"/></joint></robot>'
+    assert Robot.from_urdf(element).joints[0].upper == 2.0944
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("<robot", "not XML"),
+        ("<robot name='x'/>", "no revolute"),
+        ("<robot><joint name='a' type='revolute'/></robot>", "no <limit>"),
+        ("<robot><joint name='a' type='revolute'><limit lower='x' upper='1'/></joint></robot>", "not a number"),
+        ("<robot><joint name='a' type='revolute'><limit velocity='1'/></joint></robot>", "not below"),
+        ("/nowhere/robot.urdf", "cannot be read"),
+    ],
+)
+def test_a_urdf_that_cannot_be_right_is_refused(text, says):
+    with pytest.raises(RobotError, match=says):
+        load_robot(text)
+
+
+def test_an_unknown_robot_is_refused_with_what_may_be_given():
+    with pytest.raises(RobotError, match="g1"):
+        load_robot("h1")
+    with pytest.raises(RobotError, match="does not exist"):
+        load_robot("/nowhere/h1.yaml")
+
+
+def test_limits_can_be_lowered_for_all_joints_but_not_above_the_hardware():
+    robot = Robot("r", (joint(hardware_velocity=5.0),))
+    assert robot.with_limits(velocity=1.0).joints[0].velocity == 1.0
+    assert robot.with_limits(velocity=10.0, acceleration=4.0).joints[0] == joint(
+        hardware_velocity=5.0, velocity=5.0, acceleration=4.0
+    )
