@@ -95,7 +95,7 @@ def run_closed_loop(
 
     Args:
         policy: bundle or checkpoint directory; a runner; or anything with `infer(observation, seed)`, or a callable
-            taking the same and returning a chunk. With several workers it is opened in each: a path, or something
+            taking the same and returning a chunk; a policy that cheats gets its rig by `bind(rig)`. With several workers it is opened in each: a path, or something
             that can be pickled.
         seeds: of scene and noise.
         workers: processes.
@@ -120,7 +120,8 @@ def run_closed_loop(
 
 def _rows(policy, seeds, options, workers: int, rig) -> Iterator[EpisodeRow]:
     if workers <= 1 or len(seeds) == 1:
-        infer, world = _inference(policy), (rig or _tabletop)()
+        world = (rig or _tabletop)()
+        infer = _inference(policy, world)
         for seed in seeds:
             yield run_episode(world, infer, seed, options)
         return
@@ -137,7 +138,8 @@ _worker: dict[str, object] = {}
 def _start_worker(policy, rig) -> None:
     # One core each: the processes are the parallelism.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    _worker["infer"], _worker["rig"] = _inference(policy, threads=1), (rig or _tabletop)()
+    _worker["rig"] = (rig or _tabletop)()
+    _worker["infer"] = _inference(policy, _worker["rig"], threads=1)
 
 
 def _work(seed: int, options: LoopOptions) -> EpisodeRow:
@@ -184,12 +186,14 @@ def run_episode(
     return row.with_chunks(chunks, rejected, float(np.mean(jumps)) if jumps else math.nan)
 
 
-def _inference(policy, threads: int | None = None) -> Callable[[Observation, int], ActionChunk]:
+def _inference(policy, rig: Rig, threads: int | None = None) -> Callable[[Observation, int], ActionChunk]:
     """Whatever a policy is -> (observation, seed) -> chunk."""
     if isinstance(policy, (str, Path)):
         from vla_edge.evaluate.replay import open_policy
 
         policy = open_policy(policy, threads)
+    if hasattr(policy, "bind"):
+        policy.bind(rig)
     if hasattr(policy, "infer"):
         if hasattr(policy, "warm_up"):
             policy.warm_up()

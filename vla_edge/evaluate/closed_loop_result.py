@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from vla_edge.evaluate.evaluation import plain
 from vla_edge.evaluate.metrics import Interval, PairedTest, mcnemar, wilson_interval
@@ -29,6 +29,7 @@ class EpisodeRow:
         rejected: of them, refused by it.
         jump_rad: mean over chunk boundaries of the largest joint step.
         limit_hits, holds: counted by the controller.
+        rejections: reason -> chunks, as the controller gives them.
     """
 
     seed: int
@@ -45,6 +46,7 @@ class EpisodeRow:
     jump_rad: float = math.nan
     limit_hits: int = 0
     holds: int = 0
+    rejections: Mapping[str, int] = field(default_factory=dict)
 
     def with_chunks(self, chunks: int, rejected: int, jump_rad: float) -> EpisodeRow:
         """The same episode with what the loop itself counted."""
@@ -144,6 +146,7 @@ class ClosedLoopResult:
                 "median_seconds": sorted(reached)[len(reached) // 2] if reached else None,
                 "chunks": sum(row.chunks for row in self.rows),
                 "rejected_chunks": sum(row.rejected for row in self.rows),
+                "rejections": sum((Counter(row.rejections) for row in self.rows), Counter()),
                 "limit_hits": sum(row.limit_hits for row in self.rows),
                 "holds": sum(row.holds for row in self.rows),
                 "options": self.options,

@@ -1,0 +1,117 @@
+"""Records the expert at the simulated table to a bag: what a compression is calibrated on, as a robot would bring it.
+
+    python -m vla_edge.evaluate.calibration_bag engines/g1_tabletop/calibration
+
+Camera frames are lossless, at the rate of the policy; the seeds are used for nothing else, neither for training nor
+for verifying.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from vla_edge.evaluate.bag_writer import BagWriter
+from vla_edge.evaluate.closed_loop import LoopOptions, run_episode
+from vla_edge.evaluate.expert_policy import ExpertPolicy
+from vla_edge.evaluate.tabletop_rig import TabletopRig
+from vla_edge.types import NANOSECONDS, JointState, Observation, VlaEdgeError
+
+FIRST_SEED = 7_000_000
+EPISODES = 24
+# Episodes lie one after another on one clock, with a pause that no chunk spans.
+PAUSE_NS = 3 * NANOSECONDS
+JOINT_STATE_HZ = 50
+
+
+class RecordingRig(TabletopRig):
+    """The tabletop, writing what a robot's recorder would: frames, joint states, commands and the instruction."""
+
+    def __init__(self, writer: BagWriter):
+        super().__init__()
+        self._writer = writer
+        self._log_ns = NANOSECONDS
+        self._next_ns = self._last_ns = 0
+        self.frames = 0
+
+    def begin(self, seed: int, options: LoopOptions) -> str:
+        self._log_ns += PAUSE_NS
+        instruction = super().begin(seed, options)
+        self._shift_ns = self._log_ns - self.now_ns
+        self._next_ns = self._log_ns
+        self._writer.instruction(self._log_ns, instruction)
+        return instruction
+
+    def observe(self, instruction: str) -> Observation:
+        observation = super().observe(instruction)
+        self._record_joints(observation.joints)
+        self._writer.image(observation.stamp_ns + self._shift_ns, "head", observation.images["head"])
+        self.frames += 1
+        return observation
+
+    def tick(self, seconds: float) -> None:
+        state = self._joints()
+        if state.stamp_ns + self._shift_ns >= self._next_ns:
+            self._record_joints(state)
+        super().tick(seconds)
+        self._log_ns = self.now_ns + self._shift_ns
+
+    def _record_joints(self, state: JointState) -> None:
+        stamp = state.stamp_ns + self._shift_ns
+        if stamp <= self._last_ns:
+            return
+        self._last_ns = stamp
+        self._writer.joints(replace(state, stamp_ns=stamp))
+        self._next_ns = stamp + NANOSECONDS // JOINT_STATE_HZ
+
+
+def record(path: str | Path, seeds: Iterable[int], tier: str = "touch", rate_hz: float = 5.0, progress=None) -> int:
+    """Records one expert episode for each seed; returns the number of frames.
+
+    Raises:
+        BagError: something is at `path` already.
+    """
+    options = LoopOptions(tier=tier, rate_hz=rate_hz)
+    seeds = list(seeds)
+    about = {"source": "expert in simulation", "tier": tier, "seeds": f"{seeds[0]} to {seeds[-1]}"}
+    with BagWriter(path, image_format="png", compress=True, metadata=about) as writer:
+        rig, policy = RecordingRig(writer), ExpertPolicy()
+        policy.bind(rig)
+        for seed in seeds:
+            row = run_episode(rig, policy, seed, options)
+            if progress is not None:
+                progress(row)
+    return rig.frames
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m vla_edge.evaluate.calibration_bag", description=__doc__)
+    parser.add_argument("output", type=Path, help="directory of the bag to write")
+    parser.add_argument("--episodes", type=int, default=EPISODES)
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
+    parser.add_argument("--tier", default="touch")
+    parser.add_argument("--rate", type=float, default=5.0, help="frames a second")
+    options = parser.parse_args(arguments)
+    seeds = range(options.first_seed, options.first_seed + options.episodes)
+    outcomes: list[bool] = []
+
+    def tell(row) -> None:
+        outcomes.append(row.success)
+        print(f"seed {row.seed}: {row.instruction}: {'success' if row.success else 'failed'}", file=sys.stderr)
+
+    try:
+        frames = record(options.output, seeds, options.tier, options.rate, tell)
+    except VlaEdgeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    size = sum(file.stat().st_size for file in options.output.iterdir())
+    print(f"{options.output}: {frames} frames of {sum(outcomes)}/{len(outcomes)} successful episodes, {size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
