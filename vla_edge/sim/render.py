@@ -1,0 +1,118 @@
+"""Pictures of the simulated tabletop, without a window.
+
+Drawn through EGL, or OSMesa where EGL is missing; `MUJOCO_GL=egl` or `=osmesa` chooses one. No anti-aliasing, shadows
+or reflections: in software they cost ten times the picture, and without them a small picture is exactly a sampling of
+a large one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import numpy as np
+
+from vla_edge.sim.scene import GROUP_ARMS, GROUP_BODY, GROUP_SCENE, MAX_HEIGHT, MAX_WIDTH
+from vla_edge.types import VlaEdgeError
+
+CAMERAS = {"head": (GROUP_SCENE, GROUP_ARMS), "overview": (GROUP_SCENE, GROUP_ARMS, GROUP_BODY)}
+"""Cameras, and the geom groups each draws: the head camera sits inside the head and must not see it."""
+
+
+class RenderError(VlaEdgeError):
+    """Nothing can be drawn on this machine, or not what was asked for."""
+
+
+class SceneRenderer:
+    """Draws one model. An OpenGL context belongs to a thread: make and use a renderer in the same one."""
+
+    def __init__(self, model):
+        import mujoco
+
+        self._model = model
+        self._context = _gl_context(MAX_WIDTH, MAX_HEIGHT)
+        self._context.make_current()
+        self._thread = threading.get_ident()
+        self._mjr = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._mjr)
+        self._scene = mujoco.MjvScene(model, maxgeom=400)
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION, mujoco.mjtRndFlag.mjRND_HAZE,
+                     mujoco.mjtRndFlag.mjRND_SKYBOX):
+            self._scene.flags[flag] = 0
+        self._options = {name: _draw_groups(groups) for name, groups in CAMERAS.items()}
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+
+    def render(self, data, height: int, width: int, camera: str = "head") -> np.ndarray:
+        """(height, width, 3) uint8 RGB of the state in `data`, whose poses have to be up to date.
+
+        Raises:
+            RenderError: no such camera, a size out of range, or another thread than the one that made the renderer.
+        """
+        import mujoco
+
+        if camera not in CAMERAS:
+            raise RenderError(f"there is no camera {camera!r}; choose one of {', '.join(CAMERAS)}")
+        if not (0 < height <= MAX_HEIGHT and 0 < width <= MAX_WIDTH):
+            raise RenderError(f"a picture of {width}x{height} cannot be drawn; the largest is {MAX_WIDTH}x{MAX_HEIGHT}")
+        if threading.get_ident() != self._thread:
+            raise RenderError("the renderer was made in another thread; give every thread a world of its own")
+        self._context.make_current()
+        self._camera.fixedcamid = self._model.camera(camera).id
+        mujoco.mjv_updateScene(
+            self._model, data, self._options[camera], None, self._camera, mujoco.mjtCatBit.mjCAT_ALL.value, self._scene
+        )
+        viewport = mujoco.MjrRect(0, 0, width, height)
+        picture = np.empty((height, width, 3), np.uint8)
+        mujoco.mjr_render(viewport, self._scene, self._mjr)
+        mujoco.mjr_readPixels(picture, None, viewport, self._mjr)
+        return np.ascontiguousarray(picture[::-1])
+
+    def close(self) -> None:
+        """Frees the context; the renderer cannot be used again."""
+        if self._context is not None:
+            self._mjr.free()
+            self._context.free()
+            self._context = None
+
+
+def _draw_groups(groups: tuple[int, ...]):
+    import mujoco
+
+    options = mujoco.MjvOption()
+    options.geomgroup[:] = 0
+    options.sitegroup[:] = 0
+    for group in groups:
+        options.geomgroup[group] = 1
+    return options
+
+
+def _gl_context(width: int, height: int):
+    """The first kind of context that works here.
+
+    Raises:
+        RenderError: none does.
+    """
+    wanted = os.environ.get("MUJOCO_GL", "").strip().lower()
+    kinds = {"egl": ("egl",), "osmesa": ("osmesa",)}.get(wanted, ("egl", "osmesa"))
+    reasons = []
+    for kind in kinds:
+        # PyOpenGL picks its platform once, when first imported, and a failed try must not decide for the next.
+        platform = os.environ.get("PYOPENGL_PLATFORM")
+        try:
+            os.environ["PYOPENGL_PLATFORM"] = kind
+            if kind == "egl":
+                from mujoco.egl import GLContext
+            else:
+                from mujoco.osmesa import GLContext
+            return GLContext(width, height)
+        except Exception as error:
+            if platform is None:
+                os.environ.pop("PYOPENGL_PLATFORM", None)
+            else:
+                os.environ["PYOPENGL_PLATFORM"] = platform
+            reasons.append(f"{kind}: {error or type(error).__name__}")
+    raise RenderError(
+        f"nothing can be drawn without a display here ({'; '.join(reasons)}); "
+        "install libegl1 and libgl1-mesa-dri, or libosmesa6"
+    )
