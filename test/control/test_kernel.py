@@ -61,6 +61,30 @@ def test_a_late_chunk_is_entered_where_the_clock_is_not_at_its_beginning(age):
     np.testing.assert_allclose(rig.path[-1], sine(rig, [seconds])[0], atol=3e-4)
 
 
+@pytest.mark.parametrize("age", [0.1, 0.5])
+def test_a_standing_robot_enters_a_late_chunk_at_its_beginning(age):
+    # Chunks of a policy that predicts from the measured position: entered at their age, they would jump ahead of a
+    # robot that has not moved since, be refused for it, and leave it standing for ever.
+    rig = Rig()
+    rig.run(age)
+    moves = np.minimum(np.cumsum(np.full((POINTS, 15), 0.08), axis=0), 1.2)
+    rig.send(moves, age=age)
+    rig.run(0.05)
+    assert np.abs(rig.path[-1]).max() < 0.05
+    rig.run(0.4)
+    rig.judge()
+    np.testing.assert_allclose(rig.path[-1], 0.08 / 0.05 * 0.45, atol=0.01)
+
+
+def test_noise_from_point_to_point_does_not_reach_the_limits():
+    rig, rng = Rig(), np.random.default_rng(0)
+    for _ in range(15):
+        rig.send(wave(rig, 0.1) + rng.normal(0, 0.01, (POINTS, 15)), age=0.1)
+        rig.run(0.2)
+    rig.judge()
+    assert rig.kernel.counters.limit_hits < 0.05 * rig.kernel.counters.steps
+
+
 def test_disagreeing_chunks_at_5_hz_with_100_ms_delay_give_a_smooth_command():
     rig = Rig()
     follow(rig, 4.0, noise=0.02)

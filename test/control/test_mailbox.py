@@ -9,11 +9,12 @@ import numpy as np
 from vla_edge.control.mailbox import Mailbox, SharedBlock
 
 DTYPE = np.dtype([("number", np.int64), ("values", np.float64, (500,))])
+LAYOUT = {"first": np.dtype([("x", np.int8)]), "second": DTYPE}
 
 
 def pair():
-    block = SharedBlock({"first": np.dtype([("x", np.int8)]), "second": DTYPE})
-    return block, block["second"], SharedBlock({"first": np.dtype([("x", np.int8)]), "second": DTYPE}, os.dup(block.descriptor))["second"]
+    block = SharedBlock(LAYOUT)
+    return block, block["second"], SharedBlock(LAYOUT, os.dup(block.descriptor))["second"]
 
 
 def test_nothing_is_fetched_before_the_first_post_and_each_post_once():
@@ -77,12 +78,11 @@ def test_readers_never_see_a_mixture_while_another_process_writes():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     child = subprocess.Popen([sys.executable, "-c", code], pass_fds=(block.descriptor,), env=environment)
     fetched = last = 0
-    while child.poll() is None or reader.fetch():
-        if reader.fetch():
-            fetched += 1
+    while last < 20000 and (child.poll() is None or reader.fetch()):
+        fetched += reader.fetch()
         number = int(reader.fields["number"])
         assert (reader.fields["values"] == number).all()
         assert number >= last
         last = number
-    assert child.returncode == 0
-    assert last == 20000 and fetched > 10
+    assert child.wait(10.0) == 0
+    assert last == 20000 and fetched > 0

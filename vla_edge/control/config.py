@@ -42,7 +42,8 @@ class ControlConfig:
     velocity_scale: float = _number(1.0, 0.01, 1.0, "", "fraction of the robot's working velocities used")
     acceleration_scale: float = _number(1.0, 0.01, 1.0, "", "fraction of the robot's working accelerations used")
     catch_up_time: float = _number(0.02, 0.002, 0.5, "s", "time constant to rejoin a reference the limits cut")
-    smoothing: float = _number(0.0, 0.0, 10.0, "", "smoothing of the chunk's spline; 0 passes through every point")
+    smoothing: float = _number(0.3, 0.0, 10.0, "", "of the chunk's spline against noise from point to point; 0 "
+                               "passes through every point, 0.3 keeps 95 % of a 2 Hz motion in a 20 Hz chunk")
     blend_time: float = _number(0.15, 0.02, 2.0, "s", "shortest fade from the running command into a new chunk")
     blend_time_max: float = _number(0.6, 0.02, 5.0, "s", "longest such fade, for a chunk that starts far away")
     stop_effort: float = _number(0.7, 0.1, 0.95, "", "fraction of the acceleration limit a planned stop uses")
@@ -55,8 +56,7 @@ class ControlConfig:
     pause_ticks: int = _number(20, 3, 1000, "periods", "lateness after which it goes on from rest, in HOLD")
     max_chunk_age: float = _number(1.0, 0.05, 10.0, "s", "oldest observation a chunk may answer on arrival")
     future_tolerance: float = _number(0.05, 0.0, 1.0, "s", "how far in the future a stamp may lie (clocks differ)")
-    position_tolerance: float = _number(0.1, 0.0, 1.0, "rad", "beyond the limits a chunk is clipped up to here, "
-                                        "rejected past it")
+    position_tolerance: float = _number(0.1, 0.0, 1.0, "rad", "excess over the limits that is clipped; more rejects")
     chunk_velocity_ratio: float = _number(2.0, 1.0, 100.0, "", "largest chunk velocity over the working limit")
     max_first_step: float = _number(0.5, 0.01, 7.0, "rad", "largest distance from the command to a new chunk")
     start_ramp: float = _number(2.0, 0.0, 30.0, "s", "from re-arming to full speed")
@@ -68,10 +68,9 @@ class ControlConfig:
         for row in self.parameters():
             value = getattr(self, row.name)
             kind = type(row.default)
-            whole = kind is int and isinstance(value, float) and value.is_integer()
-            if (isinstance(value, bool) != (kind is bool)) or not isinstance(value, (int, float)) or not (
-                math.isfinite(value) and row.low <= value <= row.high and (kind is not int or whole or type(value) is int)
-            ):
+            good = isinstance(value, bool) == (kind is bool) and isinstance(value, (int, float))
+            good = good and math.isfinite(value) and row.low <= value <= row.high
+            if not good or (kind is int and value != int(value)):
                 wanted = "true or false" if kind is bool else f"a {'whole ' * (kind is int)}number in "
                 wanted += "" if kind is bool else f"[{row.low:g}, {row.high:g}] {row.unit}".rstrip()
                 raise ControlConfigError(f"controller parameter {row.name} is {value!r}; it has to be {wanted}")

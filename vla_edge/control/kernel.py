@@ -300,9 +300,13 @@ class ControlKernel:
         """One grid period: time along the chunk, ladder of degradation, reference, limits."""
         now, timeline, limiter = self._grid_ns, self._timeline, self._limiter
         self.counters.steps += 1
-        timeline.advance(self._pace(now))
+        speed = self._pace(now)
         if timeline.following:
+            timeline.advance(speed)
             self._degrade(now)
+        else:
+            # Standing is no progress: a chunk observed now will be entered at its beginning, however late it comes.
+            timeline.advance(0.0)
         timeline.sample(now, self._after)
         if limiter.step(self._before, self._after):
             self.counters.limit_hits += 1

@@ -4,8 +4,9 @@ A chunk is placed by its observation's stamp. Where it and the running command d
 the network's noise have moved on), the difference in position, velocity and acceleration at the moment of the switch
 fades out as a quintic, so the reference is continuous up to acceleration across chunks.
 
-Speed scaling slows the time along the chunk. The time line keeps how far it lags behind the clock, also for the past,
-so that a chunk answering an older observation is entered where the robot really is along it.
+Speed scaling slows the time along the chunk, and standing stops it. The time line keeps how far it lags behind the
+clock, also for the past, so that a chunk answering an older observation is entered where the robot really is along
+it: at its age when it has been moving since the observation, at its beginning when it has been standing.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Timeline:
 
     @property
     def lag(self) -> float:
-        """s that the time along chunks has lost to the clock through speed scaling."""
+        """s that the time along chunks has lost to the clock through standing and speed scaling."""
         return self._lag
 
     def advance(self, speed: float) -> None:
