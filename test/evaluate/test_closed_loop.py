@@ -124,6 +124,17 @@ def test_rejected_chunks_are_counted_and_the_episode_goes_on():
     assert not row.success and row.rejected == row.chunks == 15
 
 
+def fails(observation, seed):
+    raise ClosedLoopError("the engine is gone")
+
+
+def test_what_goes_wrong_in_a_process_is_told_as_it_is():
+    with pytest.raises(ClosedLoopError, match="the engine is gone"):
+        run_closed_loop(fails, range(2), rig=SliderRig, workers=2)
+    with pytest.raises(ClosedLoopError, match="cannot be sent to 2 processes .*; give the path"):
+        run_closed_loop(lambda observation, seed: None, range(2), rig=SliderRig, workers=2)
+
+
 def test_two_runs_are_compared_pair_by_pair():
     good, bad = (run_closed_loop(policy, range(8), rig=SliderRig) for policy in (obedient, stubborn))
     paired = good.against(bad)

@@ -12,7 +12,7 @@ from vla_edge.evaluate.tabletop_rig import EPISODE_START_NS, TabletopRig
 from vla_edge.robots.g1 import DRIVEN_JOINTS
 from vla_edge.types import ActionChunk
 
-SEEDS = range(9_000_000, 9_000_020)
+SEEDS = range(700_000, 700_020)
 
 
 def test_the_expert_succeeds_through_camera_clock_and_controller():
@@ -63,7 +63,7 @@ def test_a_calibration_bag_shows_the_expert_at_the_rate_of_the_policy(tmp_path):
     with Bag(tmp_path / "calibration") as bag:
         found = list(bag.frames(rate_hz=5.0, horizon_s=0.5))
         assert not bag.skipped and not bag.storage.warnings
-    assert len(found) == frames >= 6
+    assert len(found) == frames >= 14
     assert len({frame.observation.instruction for frame in found}) == 2
     rig = TabletopRig()
     rig.begin(FIRST_SEED, LoopOptions())

@@ -20,8 +20,11 @@ from vla_edge.evaluate.expert_policy import ExpertPolicy
 from vla_edge.evaluate.tabletop_rig import TabletopRig
 from vla_edge.types import NANOSECONDS, JointState, Observation, VlaEdgeError
 
-FIRST_SEED = 7_000_000
-EPISODES = 24
+# Between those of evaluations, which count from 0, and those of demonstrations, which count from 1,000,000.
+FIRST_SEED = 900_000
+EPISODES = 20
+# After success the hand stays: that, too, is something the policy has to do, and the motion after each frame is seen.
+STAY_S = 1.0
 # Episodes lie one after another on one clock, with a pause that no chunk spans.
 PAUSE_NS = 3 * NANOSECONDS
 JOINT_STATE_HZ = 50
@@ -44,6 +47,12 @@ class RecordingRig(TabletopRig):
         self._next_ns = self._log_ns
         self._writer.instruction(self._log_ns, instruction)
         return instruction
+
+    def finished(self) -> bool:
+        if not super().finished():
+            self._end_ns = self.now_ns + round(STAY_S * NANOSECONDS)
+            return False
+        return self.now_ns >= self._end_ns
 
     def observe(self, instruction: str) -> Observation:
         observation = super().observe(instruction)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -127,22 +129,49 @@ def _rows(policy, seeds, options, workers: int, rig) -> Iterator[EpisodeRow]:
         return
     # A fresh interpreter for each: renderers and inference threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    arguments = (policy if not isinstance(policy, Path) else str(policy), rig)
-    with ProcessPoolExecutor(min(workers, len(seeds)), context, _start_worker, arguments) as pool:
+    policy = str(policy) if isinstance(policy, Path) else policy
+    try:
+        pickle.dumps((policy, rig))
+    except Exception as error:  # noqa: BLE001 - objects refuse to be pickled in many ways
+        raise ClosedLoopError(
+            f"the policy cannot be sent to {workers} processes ({error}); give the path of a bundle or checkpoint"
+        ) from None
+    with (
+        _one_thread_each(),
+        ProcessPoolExecutor(min(workers, len(seeds)), context, _remember, (policy, rig)) as pool,
+    ):
         yield from pool.map(_work, seeds, [options] * len(seeds))
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """The processes are the parallelism: what they inherit keeps their numeric libraries to one core each."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 _worker: dict[str, object] = {}
 
 
-def _start_worker(policy, rig) -> None:
-    # One core each: the processes are the parallelism.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    _worker["rig"] = (rig or _tabletop)()
-    _worker["infer"] = _inference(policy, _worker["rig"], threads=1)
+def _remember(policy, rig) -> None:
+    _worker["policy"], _worker["make_rig"] = policy, rig or _tabletop
 
 
 def _work(seed: int, options: LoopOptions) -> EpisodeRow:
+    # Opened here and not at the start of the process, so that a policy that cannot be opened says so itself.
+    if "rig" not in _worker:
+        world = _worker["make_rig"]()
+        _worker["infer"] = _inference(_worker["policy"], world, threads=1)
+        _worker["rig"] = world
     return run_episode(_worker["rig"], _worker["infer"], seed, options)
 
 
