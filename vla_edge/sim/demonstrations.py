@@ -132,8 +132,7 @@ def record_episode(world: TabletopWorld, expert: Expert, seed: int, tier: str) -
         if step == switch and world.episode.goal != goal:
             world.ask(goal)
             instruction, rows = _pick(rng, goal.wordings), 0
-        label = expert.plan(CHUNK)
-        _append(frames, world, label, instruction, seed, step)
+        _append(frames, world, expert, instruction, seed, step)
         if row >= rows:
             # As on the robot, a plan is followed for a while before a newer one takes over.
             # Planned from where it would be without noise: the noise displaces the motion, it does not add up.
@@ -145,18 +144,30 @@ def record_episode(world: TabletopWorld, expert: Expert, seed: int, tier: str) -
         if step > switch:
             reached = reached or _done(world)
             left -= reached
-    return frames, reached and step <= limit + HOLD_STEPS
+    frames["action"] = _label(expert, frames["action"])
+    return frames, reached
 
 
-def _append(frames: dict[str, list], world: TabletopWorld, label, instruction: str, seed: int, step: int) -> None:
+def _append(frames: dict[str, list], world: TabletopWorld, expert: Expert, instruction: str, seed: int, step: int) -> None:
     frames["images"].append(world.render(IMAGE_SIZE, IMAGE_SIZE))
     frames["state"].append(world.joint_state().position.astype(np.float32))
-    frames["action"].append(label.astype(np.float32))
+    frames["action"].append((world.joint_state().position, expert.target(), world.episode.goal))
     frames["instruction"].append(instruction)
     frames["pointer"].append(world.project(world.object_centre(), IMAGE_SIZE, IMAGE_SIZE).astype(np.float32))
     frames["episode"].append(seed)
     frames["step"].append(step)
     frames["goal"].append(goal_id(world.episode.goal))
+
+
+def _label(expert: Expert, situations: list[tuple]) -> list[np.ndarray]:
+    """The clean plan from each (joints, target, goal), those of one goal together: ten times faster than one by one."""
+    labels: list[np.ndarray] = [None] * len(situations)  # type: ignore[list-item]
+    for goal in {situation[2] for situation in situations}:
+        index = [i for i, situation in enumerate(situations) if situation[2] == goal]
+        starts, targets = (np.array([situations[i][k] for i in index]) for k in (0, 1))
+        for i, plan in zip(index, expert.plan_batch(starts, targets, CHUNK, goal)):
+            labels[i] = plan.astype(np.float32)
+    return labels
 
 
 def _execute(world: TabletopWorld, start: np.ndarray, end: np.ndarray) -> np.ndarray:

@@ -8,8 +8,6 @@ space turn that into joint velocities of one arm and the waist, and the other ar
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from vla_edge.robots.g1 import DRIVEN_JOINTS
@@ -46,7 +44,7 @@ class Expert:
 
     def __init__(self, world: TabletopWorld):
         self._world = world
-        self._chains: dict[int, _Chain] = {}
+        self._chains: dict[tuple[str, str], Chain] = {}
 
     def plan(self, n_steps: int = 32, goal: Goal | None = None, start: np.ndarray | None = None) -> np.ndarray:
         """Joint targets from now on, without noise.
@@ -59,22 +57,52 @@ class Expert:
         Returns:
             (n_steps, 15) rad, DRIVEN_JOINTS; row i is for `DT * (i + 1)` s from now.
         """
-        world = self._world
-        goal = goal or world.episode.goal
-        start = world.joint_state().position if start is None else start
-        chain = self._chain(goal.hand)
-        x, y, z = world.touch_point(goal).tolist()
-        return _roll_out(chain, np.array(start, np.float64), [x, y, z + HOVER_M], n_steps)
+        start = self._world.joint_state().position if start is None else start
+        return self.plan_batch(np.asarray(start)[None], self.target(goal)[None], n_steps, goal)[0]
 
-    def _chain(self, hand: str) -> _Chain:
-        key = (hand, id(self._world._physics))
+    def target(self, goal: Goal | None = None) -> np.ndarray:
+        """(3,) m: where the fingertip of a goal should come to rest."""
+        return self._world.touch_point(goal) + (0.0, 0.0, HOVER_M)
+
+    def plan_batch(
+        self, starts: np.ndarray, targets: np.ndarray, n_steps: int = 32, goal: Goal | None = None
+    ) -> np.ndarray:
+        """Plans from many states at once, for one hand.
+
+        Args:
+            starts: (B, 15) rad.
+            targets: (B, 3) m, from `target`.
+
+        Returns:
+            (B, n_steps, 15) rad.
+        """
+        goal = goal or self._world.episode.goal
+        chain = self._chain(goal.hand)
+        plan = np.empty((len(starts), n_steps, 15))
+        q = np.array(starts, np.float64)
+        for step in range(n_steps):
+            velocity = _velocity(chain, q, targets)
+            q = np.minimum(np.maximum(q + DT * velocity, chain.lower), chain.upper)
+            plan[:, step] = q
+            if np.abs(velocity).max() < _STILL:
+                plan[:, step + 1 :] = q[:, None]
+                break
+        return plan
+
+    def _chain(self, hand: str) -> Chain:
+        key = (hand, self._world.episode.tier)
         if key not in self._chains:
-            self._chains[key] = _Chain(self._world._physics, HANDS.index(hand))
+            self._chains[key] = Chain(self._world.physics, HANDS.index(hand))
         return self._chains[key]
 
 
-class _Chain:
-    """Waist and one arm: kinematics and the field, on a state of its own."""
+class Chain:
+    """Waist and one arm: kinematics of many states, on a state of its own.
+
+    Args:
+        physics: of the world.
+        hand: 0 left, 1 right.
+    """
 
     def __init__(self, physics, hand: int):
         import mujoco
@@ -83,71 +111,58 @@ class _Chain:
         self._model, self._data = physics.model, mujoco.MjData(physics.model)
         self._data.qpos[:] = physics.data.qpos
         self._qpos, self._qpos_index = self._data.qpos, physics.qpos_index
-        self._columns = physics.dof_index[[*range(7 * hand, 7 * hand + 7), 14]]
+        self.joints = np.array((*range(7 * hand, 7 * hand + 7), 14))
+        self.idle = slice(7 * (1 - hand), 7 * (1 - hand) + 7)
+        self._columns = physics.dof_index[self.joints]
         self._site = physics.model.site(f"{HANDS[hand]}_fingertip").id
         self._tip, self._frame = self._data.site_xpos[self._site], self._data.site_xmat[self._site]
-        self._linear, self._angular = np.zeros((2, 3, physics.model.nv))
-        self._jacobian = np.zeros((5, 8))
-        self._tilt = np.zeros((2, 2))
-        self._mobility = np.ones(15)
-        self._chain = np.array((*range(7 * hand, 7 * hand + 7), 14))
-        self._idle = slice(7 * (1 - hand), 7 * (1 - hand) + 7)
         self.lower, self.upper = physics.lower + _LIMIT_MARGIN, physics.upper - _LIMIT_MARGIN
 
-    def tip(self, q: np.ndarray) -> np.ndarray:
-        """(3,) m: the fingertip at joints (15,)."""
-        self._qpos[self._qpos_index] = q
-        self._mujoco.mj_kinematics(self._model, self._data)
-        return self._tip.copy()
-
-    def velocity(self, q: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """(15,) rad/s: the field at joints (15,) for a fingertip target (3,) m."""
-        self._qpos[self._qpos_index] = q
-        self._mujoco.mj_kinematics(self._model, self._data)
-        self._mujoco.mj_comPos(self._model, self._data)
-        self._mujoco.mj_jacSite(self._model, self._data, self._linear, self._angular, self._site)
-        xx, _, xz, yx, _, yz, zx, _, zz = self._frame.tolist()
-        # Rows 0-2 move the tip; 3 pitches the fingers (the hand's x axis), 4 levels the palm (its z axis).
-        jacobian, tilt = self._jacobian, self._tilt
-        jacobian[:3] = self._linear[:, self._columns]
-        tilt[0, 0], tilt[0, 1], tilt[1, 0], tilt[1, 1] = yx, -xx, yz, -xz
-        np.matmul(_TILT_WEIGHT * tilt, self._angular[:2, self._columns], out=jacobian[3:])
-        tip_x, tip_y, tip_z = _tip_velocity(self._tip.tolist(), target)
-        turn = _TILT_WEIGHT * _TILT_GAIN
-        wanted = np.array((tip_x, tip_y, tip_z, turn * (_FINGER_PITCH - zx), -turn * zz))
-        posture = _POSTURE_GAIN * (HOME[self._chain] - q[self._chain])
-        weighted = jacobian * _MOBILITY
-        moves = posture + weighted.T @ np.linalg.solve(weighted @ jacobian.T + _DAMPING_MATRIX, wanted - jacobian @ posture)
-        peak = max(moves.max(), -moves.min())
-        if peak > PEAK_SPEED:
-            moves *= PEAK_SPEED / peak
-        velocity = np.zeros(15)
-        velocity[self._chain] = moves
-        velocity[self._idle] = np.minimum(
-            np.maximum(_IDLE_GAIN * (HOME[self._idle] - q[self._idle]), -IDLE_SPEED), IDLE_SPEED
-        )
-        return velocity
+    def forward(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(B, 15) rad -> (B, 3) m fingertips, (B, 3, 3) hand axes as columns, (B, 6, 8) Jacobian, linear then angular."""
+        mujoco, model, data = self._mujoco, self._model, self._data
+        tips, frames = np.empty((len(q), 3)), np.empty((len(q), 9))
+        jacobians = np.empty((len(q), 6, model.nv))
+        for i in range(len(q)):
+            self._qpos[self._qpos_index] = q[i]
+            mujoco.mj_kinematics(model, data)
+            mujoco.mj_comPos(model, data)
+            mujoco.mj_jacSite(model, data, jacobians[i, :3], jacobians[i, 3:], self._site)
+            tips[i], frames[i] = self._tip, self._frame
+        return tips, frames.reshape(-1, 3, 3), jacobians[:, :, self._columns]
 
 
-def _roll_out(chain: _Chain, q: np.ndarray, target: list[float], steps: int) -> np.ndarray:
-    plan = np.empty((steps, len(q)))
-    for step in range(steps):
-        velocity = chain.velocity(q, target)
-        q = np.minimum(np.maximum(q + DT * velocity, chain.lower), chain.upper)
-        plan[step] = q
-        if max(velocity.max(), -velocity.min()) < _STILL:
-            plan[step + 1 :] = q
-            break
-    return plan
+def _velocity(chain: Chain, q: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The field: (B, 15) rad/s at joints (B, 15) for fingertip targets (B, 3) m."""
+    tips, frames, motion = chain.forward(q)
+    # Rows 0-2 move the tip; 3 pitches the fingers (the hand's x axis), 4 levels the palm (its z axis).
+    jacobian = np.empty((len(q), 5, 8))
+    jacobian[:, :3] = motion[:, :3]
+    for row, axis in ((3, frames[:, :, 0]), (4, frames[:, :, 2])):
+        jacobian[:, row] = _TILT_WEIGHT * (motion[:, 3] * axis[:, 1:2] - motion[:, 4] * axis[:, :1])
+    wanted = np.empty((len(q), 5, 1))
+    wanted[:, :3, 0] = _tip_velocity(tips, targets)
+    wanted[:, 3, 0] = _TILT_WEIGHT * _TILT_GAIN * (_FINGER_PITCH - frames[:, 2, 0])
+    wanted[:, 4, 0] = -_TILT_WEIGHT * _TILT_GAIN * frames[:, 2, 2]
+    posture = (_POSTURE_GAIN * (HOME[chain.joints] - q[:, chain.joints]))[:, :, None]
+    weighted = jacobian * _MOBILITY
+    gram = weighted @ jacobian.transpose(0, 2, 1) + _DAMPING_MATRIX
+    moves = posture + weighted.transpose(0, 2, 1) @ np.linalg.solve(gram, wanted - jacobian @ posture)
+    moves = moves[:, :, 0]
+    moves *= np.minimum(1.0, PEAK_SPEED / np.maximum(np.abs(moves).max(1, keepdims=True), 1e-9))
+    velocity = np.zeros(q.shape)
+    velocity[:, chain.joints] = moves
+    idle = _IDLE_GAIN * (HOME[chain.idle] - q[:, chain.idle])
+    velocity[:, chain.idle] = np.minimum(np.maximum(idle, -IDLE_SPEED), IDLE_SPEED)
+    return velocity
 
 
-def _tip_velocity(tip: list[float], target: list[float]) -> tuple[float, float, float]:
-    """m/s: over the object first, then down; sideways only as far as the height allows."""
-    dx, dy = target[0] - tip[0], target[1] - tip[1]
-    away = math.hypot(dx, dy)
-    ramp = min(max((away - _FUNNEL_INNER_M) / (_FUNNEL_OUTER_M - _FUNNEL_INNER_M), 0.0), 1.0)
-    dz = target[2] + _CLEARANCE_M * ramp * ramp * (3 - 2 * ramp) - tip[2]
-    sideways = min(max(1.0 - (dz - 0.01) / 0.05, 0.05), 1.0)
-    x, y, z = _TIP_GAIN * dx * sideways, _TIP_GAIN * dy * sideways, _TIP_GAIN * dz
-    slow = min(1.0, _TIP_SPEED / max(math.sqrt(x * x + y * y + z * z), 1e-9))
-    return slow * x, slow * y, slow * z
+def _tip_velocity(tips: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """(B, 3) m/s: over the object first, then down; sideways only as far as the height allows."""
+    way = targets - tips
+    away = np.sqrt(way[:, 0] ** 2 + way[:, 1] ** 2)
+    ramp = np.clip((away - _FUNNEL_INNER_M) / (_FUNNEL_OUTER_M - _FUNNEL_INNER_M), 0.0, 1.0)
+    way[:, 2] += _CLEARANCE_M * ramp * ramp * (3 - 2 * ramp)
+    way[:, :2] *= np.clip(1.0 - (way[:, 2:] - 0.01) / 0.05, 0.05, 1.0)
+    way *= _TIP_GAIN
+    return way * np.minimum(1.0, _TIP_SPEED / np.maximum(np.sqrt((way * way).sum(1, keepdims=True)), 1e-9))

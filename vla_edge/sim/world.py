@@ -132,6 +132,11 @@ class TabletopWorld:
                 self._judge.watch(self.elapsed_s, *physics.touches())
 
     @property
+    def physics(self) -> _Physics:
+        """The model and state of the present tier, for experts: to be read, not written."""
+        return self._ready()._physics
+
+    @property
     def time_ns(self) -> int:
         return self._time_ns
 
