@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -25,8 +26,8 @@ class LatenessHistogram:
         counts: BINS integers to go on from, such as another process's.
     """
 
-    def __init__(self, counts: Sequence[int] | None = None, maximum_ns: int = 0):
-        self.counts = [0] * BINS if counts is None else [int(count) for count in counts]
+    def __init__(self, counts: Iterable[int] | None = None, maximum_ns: int = 0):
+        self.counts = array("q", bytes(8 * BINS) if counts is None else (int(count) for count in counts))
         self.maximum_ns = int(maximum_ns)
 
     def add(self, late_ns: int) -> None:

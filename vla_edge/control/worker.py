@@ -46,6 +46,8 @@ class Worker:
         self._joints, self._chunk, self._orders = block["joints"], block["chunk"], block["orders"]
         self._command, self._report = block["command"], block["report"]
         self._work = LatenessHistogram()
+        self._late_counts = np.frombuffer(self.loop.lateness.counts, np.int64)
+        self._work_counts = np.frombuffer(self._work.counts, np.int64)
         self._effort = np.zeros(len(self.kernel.joint_names))
         self._countdown = 0
         self._report_every = max(1, round(REPORT_EVERY_S * plan.config.tick_rate))
@@ -173,8 +175,10 @@ class Worker:
         fields["orders_done"][...] = self._done
         fields["overruns"][...] = self.loop.overruns
         fields["sink_errors"][...] = self._sink_errors
-        fields["counters"][:] = [getattr(kernel.counters, name) for name in COUNTERS]
-        fields["rejected"][:] = list(kernel.counters.rejected.values())
+        for place, name in enumerate(COUNTERS):
+            fields["counters"][place] = getattr(kernel.counters, name)
+        for place, count in enumerate(kernel.counters.rejected.values()):
+            fields["rejected"][place] = count
         fields["late_maximum"][...] = self.loop.lateness.maximum_ns
         fields["work_maximum"][...] = self._work.maximum_ns
         fields["reason"][...] = kernel.reason.encode()
@@ -183,8 +187,8 @@ class Worker:
         if self._grant is not None:
             fields["granted"][:] = self._grant.scheduler, self._grant.affinity, self._grant.memory
             fields["recipe"][...] = self._grant.recipe.encode()
-        fields["lateness"][:] = self.loop.lateness.counts
-        fields["work"][:] = self._work.counts
+        fields["lateness"][:] = self._late_counts
+        fields["work"][:] = self._work_counts
         self._report.post()
 
 
