@@ -118,7 +118,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     size = sum(file.stat().st_size for file in options.output.iterdir())
-    print(f"{options.output}: {frames} frames of {sum(outcomes)}/{len(outcomes)} successful episodes, {size / 1e6:.1f} MB")
+    done = f"{sum(outcomes)}/{len(outcomes)} episodes succeeded"
+    print(f"{options.output}: {frames} frames, {done}, {size / 1e6:.1f} MB")
     return 0
 
 

@@ -97,8 +97,8 @@ def run_closed_loop(
 
     Args:
         policy: bundle or checkpoint directory; a runner; or anything with `infer(observation, seed)`, or a callable
-            taking the same and returning a chunk; a policy that cheats gets its rig by `bind(rig)`. With several workers it is opened in each: a path, or something
-            that can be pickled.
+            taking the same and returning a chunk; a policy that cheats gets its rig by `bind(rig)`. With several
+            workers it is opened in each: a path, or something that can be pickled.
         seeds: of scene and noise.
         workers: processes.
         rig: makes the world; the G1 tabletop when None.

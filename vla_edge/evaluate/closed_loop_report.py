@@ -36,8 +36,8 @@ def judge_closed_loop(
             "",
             ">=",
             min_success,
-            f"{result.successes} of {result.n} episodes succeeded ({100 * result.success_rate:.1f} %, interval {low:.1f} "
-            f"to {high:.1f}); {100 * min_success:g} % have to.",
+            f"{result.successes} of {result.n} episodes succeeded ({100 * result.success_rate:.1f} %, 95 % interval "
+            f"{low:.1f} to {high:.1f}); {100 * min_success:g} % have to.",
         ),
         check(
             "wrong_first_rate",
