@@ -20,18 +20,21 @@ class Rig:
         start: (J,) rad where the robot stands.
         joints_every: ticks between joint states, 0 for none.
         armed: re-arm at the start.
+        settle: s of standing before START, so that a chunk may answer an observation from before it.
     """
 
-    def __init__(self, config=None, start=None, joints_every=2, armed=True, names=DRIVEN_JOINTS):
+    def __init__(self, config=None, start=None, joints_every=2, armed=True, names=DRIVEN_JOINTS, settle=1.0):
         self.config = config or ControlConfig(start_ramp=0.0)
         self.kernel = ControlKernel(g1(), names, self.config)
         self.names = self.kernel.joint_names
-        self.now = START
+        self.now = START - round(settle * 1e9) if armed else START
         self.measured = np.zeros(len(names)) if start is None else np.array(start, float)
         self.joints_every = joints_every
         self.commands, self.velocities, self.modes, self.times = [], [], [], []
         if armed:
             self.rearm()
+            self.run(settle)
+            self.forget()
 
     def state(self, stamp=None) -> JointState:
         return JointState(self.now if stamp is None else stamp, self.names, self.measured)

@@ -92,7 +92,7 @@ def play(seed: int, config: ControlConfig, chunks: int) -> tuple[int, int]:
     """One episode of abuse; judges every stretch between re-armings. Returns (accepted, rejected)."""
     rng = np.random.default_rng(seed)
     lower, upper = (Rig(config).kernel.limits[i] for i in range(2))
-    rig = Rig(config, start=rng.uniform(lower, upper))
+    rig = Rig(config, start=rng.uniform(lower, upper), settle=0.2)
     accepted = rejected = 0
     for _ in range(chunks):
         try:
@@ -108,6 +108,7 @@ def play(seed: int, config: ControlConfig, chunks: int) -> tuple[int, int]:
             rig.joints_every = 2
             rig.kernel.emergency_stop(False)
             rig.rearm()
+            rig.run(0.2)
     judge_on_grid(rig)
     assert rig.kernel.counters.accepted == accepted
     assert sum(rig.kernel.counters.rejected.values()) == rejected

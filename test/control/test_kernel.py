@@ -348,12 +348,11 @@ def test_an_impossible_speed_scale_is_refused(scale):
 
 
 def test_the_start_ramp_moves_off_gently_from_the_measured_position():
-    rig = Rig(ControlConfig(start_ramp=2.0), start=np.full(15, 0.1))
+    rig = Rig(ControlConfig(start_ramp=2.0), start=np.full(15, 0.1), settle=0.0)
     target = np.full((POINTS, 15), 0.5)
     for _ in range(20):
-        rig.send(target, age=0.1)
+        rig.send(target, age=0.0)
         rig.run(0.2)
-        target = np.full((POINTS, 15), 0.5)
     rig.judge()
     np.testing.assert_allclose(rig.path[0], 0.1)
     early = np.abs(np.array(rig.velocities)[:350]).max()
@@ -440,6 +439,16 @@ def test_a_reordered_chunk_is_rejected():
         with pytest.raises(RejectedChunk) as refused:
             rig.send(good, age=age)
         assert refused.value.reason == "order"
+
+
+def test_a_chunk_that_answers_an_observation_from_before_arming_is_rejected():
+    rig = Rig()
+    rig.rearm()
+    rig.run(0.05)
+    good = np.tile(rig.measured, (POINTS, 1))
+    with pytest.raises(RejectedChunk, match="before the controller was armed"):
+        rig.send(good, age=0.06)
+    rig.send(good, age=0.05)
 
 
 def test_chunk_joints_are_matched_by_name():

@@ -32,6 +32,15 @@ class Order(IntEnum):
     STOP = 7
 
 
+class State(IntEnum):
+    """Of the controller's process."""
+
+    STARTING = 0
+    RUNNING = 1
+    ENDED = 2
+    FAILED = 3
+
+
 @dataclass(frozen=True)
 class WorkerPlan:
     """Everything the controller's process is started with; pickled.
@@ -70,7 +79,7 @@ def layout(joints: int) -> dict[str, np.dtype]:
              ("position", *row), ("velocity", *row), ("effort", *row)]
         ),
         "report": np.dtype(
-            [("stamp", np.int64), ("state", np.int64), ("mode", np.int64), ("speed", np.float64),
+            [("stamp", np.int64), ("began", np.int64), ("state", np.int64), ("mode", np.int64), ("speed", np.float64),
              ("chunk_stamp", np.int64), ("offset", np.int64), ("orders_done", np.int64), ("overruns", np.int64),
              ("sink_errors", np.int64), ("granted", np.int64, (3,)), ("counters", np.int64, (len(COUNTERS),)),
              ("rejected", np.int64, (len(REJECTIONS),)), ("late_maximum", np.int64), ("work_maximum", np.int64),
@@ -78,3 +87,8 @@ def layout(joints: int) -> dict[str, np.dtype]:
              ("lateness", np.int64, (BINS,)), ("work", np.int64, (BINS,))]
         ),
     }
+
+
+def text(field: np.ndarray) -> str:
+    """A text field of a record, which is cut to its size when longer."""
+    return bytes(field.item()).decode(errors="replace")

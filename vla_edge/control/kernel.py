@@ -10,14 +10,14 @@ by their age on arrival, so a jump of the ROS clock cannot move a running chunk)
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from vla_edge.control.config import ControlConfig
+from vla_edge.control.counters import Counters
 from vla_edge.control.limits import Limiter
 from vla_edge.control.modes import MOVING, Event, Mode, after
-from vla_edge.control.screening import REJECTIONS, RejectedChunk, Screening
+from vla_edge.control.screening import RejectedChunk, Screening
 from vla_edge.control.spline import ChunkSpline
 from vla_edge.control.timeline import Timeline
 from vla_edge.control.watchdog import Watchdog
@@ -33,29 +33,6 @@ _LEAST_RAMP = 0.1
 
 class ControlError(VlaEdgeError):
     """The controller was asked for something it cannot do in its present state."""
-
-
-@dataclass
-class Counters:
-    """Totals since construction.
-
-    Attributes:
-        ticks: calls of tick. steps: grid periods advanced; others than ticks when some came early or late.
-        limit_hits: steps in which a limit changed the command. holds, faults: entries into these modes, re-arming apart.
-        late: ticks `late_ticks` or more late. gaps: pauses of `pause_ticks` or more.
-        accepted: chunks taken. rejected: reason -> chunks refused. bad_joint_states: messages refused.
-    """
-
-    ticks: int = 0
-    steps: int = 0
-    limit_hits: int = 0
-    holds: int = 0
-    faults: int = 0
-    late: int = 0
-    gaps: int = 0
-    accepted: int = 0
-    bad_joint_states: int = 0
-    rejected: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REJECTIONS, 0))
 
 
 class ControlKernel:
@@ -102,6 +79,7 @@ class ControlKernel:
         self._effort.setflags(write=False)
         self._grid_ns = 0
         self._newest_ns: int | None = None
+        self._not_before_ns = 0
         self._ran_out_ns: int | None = None
         self._ramp_ns = 0
         self._ramping = False
@@ -120,6 +98,9 @@ class ControlKernel:
 
     def rearm(self, state: JointState, now_ns: int) -> None:
         """Start, or leave FAULT or DAMP: HOLD at the measured position, then a start ramp.
+
+        The command begins anew at the measured position, whatever it was; chunks that answer observations from before
+        are refused.
 
         Raises:
             ControlError: emergency stop pressed, joint state old or unusable, or a joint far outside its limits.
@@ -148,6 +129,7 @@ class ControlKernel:
         self._ran_out_ns = None
         self._overloaded_ns = None
         self._newest_ns = None
+        self._not_before_ns = now_ns
         self._held = False
         self._ramp_ns = now_ns
         self._ramping = self.config.start_ramp > 0.0
@@ -192,7 +174,7 @@ class ControlKernel:
             RejectedChunk: with its `reason`, counted; what is being followed stays.
         """
         try:
-            positions = self._screening.check(chunk, now_ns, self._newest_ns)
+            positions = self._screening.check(chunk, now_ns, self._newest_ns, self._not_before_ns)
             if self.mode in (Mode.INIT, Mode.DAMP, Mode.FAULT):
                 raise RejectedChunk("mode", f"the controller is in {self.mode.name}; re-arm it first")
             if self._held or self._speed_scale == 0.0:

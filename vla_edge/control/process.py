@@ -28,59 +28,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
 from vla_edge.control.config import ControlConfig
-from vla_edge.control.exchange import COUNTERS, ORDERS_KEPT, Order, WorkerPlan, layout
-from vla_edge.control.kernel import ControlError, ControlKernel, Counters
-from vla_edge.control.lateness import LatenessHistogram
+from vla_edge.control.exchange import ORDERS_KEPT, Order, State, WorkerPlan, layout, text
+from vla_edge.control.kernel import ControlError, ControlKernel
 from vla_edge.control.mailbox import SharedBlock
-from vla_edge.control.modes import Mode
-from vla_edge.control.realtime import RealtimeGrant, RealtimeRequest
+from vla_edge.control.realtime import RealtimeRequest
+from vla_edge.control.report import ControlReport, read_report
 from vla_edge.control.screening import MAX_POINTS, REJECTIONS, RejectedChunk
 from vla_edge.robots.robot import Robot
-from vla_edge.types import NANOSECONDS, ActionChunk, JointCommand, JointState, VlaEdgeError
-
-_STARTING, _RUNNING, _ENDED, _FAILED = range(4)
-
+from vla_edge.types import ActionChunk, JointCommand, JointState, VlaEdgeError
 
 class ControlProcessError(VlaEdgeError):
     """The controller's process did not start, or is gone."""
-
-
-@dataclass(frozen=True)
-class ControlReport:
-    """The controller as of its last report, at most 50 ms old while it lives.
-
-    Attributes:
-        mode, reason: present mode and why.
-        speed: along the chunk, 0 to 1.
-        chunk_stamp_ns: newest accepted chunk on the message clock, None before the first.
-        counters: totals.
-        lateness: of the loop's wake-ups. work: time each tick took.
-        overruns: deadlines passed before their tick could run; made up for, never skipped silently.
-        tick_hz: ticks per second since start.
-        rejection: sentence of the last refused chunk, empty for none.
-        grant: what the operating system allowed.
-        sink_errors: commands the sink failed to take.
-        age: s since the controller wrote this.
-    """
-
-    mode: Mode
-    reason: str
-    speed: float
-    chunk_stamp_ns: int | None
-    counters: Counters
-    lateness: LatenessHistogram
-    work: LatenessHistogram
-    overruns: int
-    tick_hz: float
-    rejection: str
-    grant: RealtimeGrant
-    sink_errors: int
-    age: float
 
 
 class ControllerProcess:
@@ -117,7 +79,6 @@ class ControllerProcess:
         )
         self._clock, self._joint_stamps = clock, joint_stamps
         self._child: subprocess.Popen | None = None
-        self._started_ns = 0
         self._orders = 0
         self._order: np.ndarray = np.arange(len(self.joint_names))
         self._order_of: tuple[str, ...] = self.joint_names
@@ -144,13 +105,12 @@ class ControllerProcess:
         fields, deadline = self._block["report"].fields, time.monotonic() + timeout
         while time.monotonic() < deadline:
             self._block["report"].fetch()
-            if fields["state"] == _RUNNING:
-                self._started_ns = time.monotonic_ns()
+            if fields["state"] == State.RUNNING:
                 return
-            if self._child.poll() is not None or fields["state"] == _FAILED:
+            if self._child.poll() is not None or fields["state"] == State.FAILED:
                 break
             time.sleep(0.005)
-        reason = _text(fields["reason"]) or f"nothing heard within {timeout:g} s, exit code {self._child.poll()}"
+        reason = text(fields["reason"]) or f"nothing heard within {timeout:g} s, exit code {self._child.poll()}"
         self._kill()
         raise ControlProcessError(f"the controller's process did not start: {reason}")
 
@@ -223,7 +183,7 @@ class ControllerProcess:
         while time.monotonic() < deadline:
             report.fetch()
             if report.fields["orders_done"] >= number:
-                refusal = _text(report.fields["refusal"])
+                refusal = text(report.fields["refusal"])
                 if refusal:
                     raise ControlError(refusal)
                 return
@@ -241,32 +201,10 @@ class ControllerProcess:
         return JointCommand(int(fields["stamp"]) + int(fields["offset"]), self.joint_names, *arrays)
 
     def report(self) -> ControlReport:
-        """What the controller last said about itself."""
+        """What the controller last said about itself, with what was refused on this side."""
         box = self._block["report"]
         box.fetch()
-        fields = box.fields
-        counters = Counters(**dict(zip(COUNTERS, fields["counters"].tolist())))
-        counters.bad_joint_states += self._refused_joints
-        counters.rejected = {
-            reason: int(count) + self._refused[reason] for reason, count in zip(REJECTIONS, fields["rejected"])
-        }
-        seconds = (int(fields["stamp"]) - self._started_ns) / NANOSECONDS
-        stamp = int(fields["chunk_stamp"])
-        return ControlReport(
-            mode=Mode(int(fields["mode"])),
-            reason=_text(fields["reason"]),
-            speed=float(fields["speed"]),
-            chunk_stamp_ns=stamp + int(fields["offset"]) if stamp else None,
-            counters=counters,
-            lateness=LatenessHistogram(fields["lateness"], int(fields["late_maximum"])),
-            work=LatenessHistogram(fields["work"], int(fields["work_maximum"])),
-            overruns=int(fields["overruns"]),
-            tick_hz=counters.ticks / seconds if seconds > 0.1 else float("nan"),
-            rejection=_text(fields["rejection"]) or self._rejection,
-            grant=RealtimeGrant(*(bool(value) for value in fields["granted"]), _text(fields["recipe"])),
-            sink_errors=int(fields["sink_errors"]),
-            age=(time.monotonic_ns() - int(fields["stamp"])) / NANOSECONDS,
-        )
+        return read_report(box.fields, self._refused, self._refused_joints, self._rejection)
 
     def stop(self, timeout: float = 3.0) -> None:
         """End the process after its present tick; idempotent."""
@@ -312,7 +250,3 @@ class ControllerProcess:
             except subprocess.TimeoutExpired:
                 self._child.kill()
                 self._child.wait()
-
-
-def _text(field: np.ndarray) -> str:
-    return bytes(field.item()).decode(errors="replace")

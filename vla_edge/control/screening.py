@@ -41,11 +41,12 @@ class Screening:
         self._fastest = np.array(velocity) * config.chunk_velocity_ratio
         self._config = config
 
-    def check(self, chunk: ActionChunk, now_ns: int, newest_ns: int | None) -> np.ndarray:
+    def check(self, chunk: ActionChunk, now_ns: int, newest_ns: int | None, not_before_ns: int) -> np.ndarray:
         """Positions (T, J) in command order, inside the limits.
 
         Args:
             newest_ns: stamp of the newest chunk accepted so far, None for none.
+            not_before_ns: earliest observation a chunk may answer.
 
         Raises:
             RejectedChunk
@@ -70,11 +71,14 @@ class Screening:
             raise RejectedChunk("stale", f"its observation is {age:.3f} s old; inference or transport is too slow")
         if newest_ns is not None and chunk.stamp_ns <= newest_ns:
             raise RejectedChunk("order", "a chunk with this or a newer stamp is already being followed")
+        if chunk.stamp_ns < not_before_ns:
+            raise RejectedChunk("order", "its observation is from before the controller was armed")
         outside = np.maximum(self._lower - positions, positions - self._upper).max(axis=0)
         worst = int(outside.argmax())
         if outside[worst] > config.position_tolerance:
             raise RejectedChunk("position", f"{self._names[worst]} goes {outside[worst]:.3f} rad beyond its limit")
         steps = np.abs(np.diff(positions, axis=0)).max(axis=0) / (chunk.dt * self._fastest)
+        clipped = outside[worst] > 0.0
         worst = int(steps.argmax())
         if steps[worst] > 1.0:
             raise RejectedChunk(
@@ -82,7 +86,7 @@ class Screening:
                 f"{self._names[worst]} moves at {steps[worst] * self._fastest[worst]:.2f} rad/s; "
                 f"{self._fastest[worst]:.2f} is the most taken",
             )
-        return np.clip(positions, self._lower, self._upper) if outside[worst] > 0 or outside.max() > 0 else positions
+        return np.clip(positions, self._lower, self._upper) if clipped else positions
 
     def check_first_step(self, command: np.ndarray, entry: np.ndarray) -> None:
         """Raise RejectedChunk when the chunk at its entry (J,) is too far from the running command (J,)."""

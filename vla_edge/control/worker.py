@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 
-from vla_edge.control.exchange import COUNTERS, ORDERS_KEPT, Order, WorkerPlan, layout
+from vla_edge.control.exchange import COUNTERS, ORDERS_KEPT, Order, State, WorkerPlan, layout
 from vla_edge.control.kernel import ControlError, ControlKernel
 from vla_edge.control.lateness import LatenessHistogram
 from vla_edge.control.loop import DeadlineLoop
@@ -63,6 +63,7 @@ class Worker:
     def run(self, grant) -> None:
         """Tick until told to stop."""
         self._grant = grant
+        self._report.fields["began"][...] = time.monotonic_ns()
         self.loop.run()
         self._write_report(time.monotonic_ns(), running=False)
 
@@ -167,7 +168,7 @@ class Worker:
     def _write_report(self, now_ns: int, running: bool = True) -> None:
         kernel, fields = self.kernel, self._report.fields
         fields["stamp"][...] = now_ns
-        fields["state"][...] = 1 if running else 2
+        fields["state"][...] = State.RUNNING if running else State.ENDED
         fields["mode"][...] = kernel.mode
         fields["speed"][...] = kernel.speed
         fields["chunk_stamp"][...] = kernel.chunk_stamp_ns or 0
@@ -226,7 +227,7 @@ def main() -> int:
         worker.run(request_realtime(plan.realtime))
     except Exception as error:
         report = block["report"]
-        report.fields["state"][...] = 3
+        report.fields["state"][...] = State.FAILED
         report.fields["reason"][...] = f"{type(error).__name__}: {error}".encode()
         report.post()
         if not isinstance(error, VlaEdgeError):
