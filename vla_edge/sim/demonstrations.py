@@ -151,7 +151,7 @@ def record_episode(world: TabletopWorld, expert: Expert, seed: int, tier: str) -
 def _append(frames: dict[str, list], world: TabletopWorld, expert: Expert, instruction: str, seed: int, step: int) -> None:
     frames["images"].append(world.render(IMAGE_SIZE, IMAGE_SIZE))
     frames["state"].append(world.joint_state().position.astype(np.float32))
-    frames["action"].append((world.joint_state().position, expert.target(), world.episode.goal))
+    frames["action"].append((world.joint_state().position, expert.situation(), world.episode.goal))
     frames["instruction"].append(instruction)
     frames["pointer"].append(world.project(world.object_centre(), IMAGE_SIZE, IMAGE_SIZE).astype(np.float32))
     frames["episode"].append(seed)
@@ -160,12 +160,12 @@ def _append(frames: dict[str, list], world: TabletopWorld, expert: Expert, instr
 
 
 def _label(expert: Expert, situations: list[tuple]) -> list[np.ndarray]:
-    """The clean plan from each (joints, target, goal), those of one goal together: ten times faster than one by one."""
+    """The clean plan from each (joints, situation, goal), those of one goal together: ten times faster than one by one."""
     labels: list[np.ndarray] = [None] * len(situations)  # type: ignore[list-item]
     for goal in {situation[2] for situation in situations}:
         index = [i for i, situation in enumerate(situations) if situation[2] == goal]
-        starts, targets = (np.array([situations[i][k] for i in index]) for k in (0, 1))
-        for i, plan in zip(index, expert.plan_batch(starts, targets, CHUNK, goal)):
+        starts = np.array([situations[i][0] for i in index])
+        for i, plan in zip(index, expert.plan_batch(starts, [situations[i][1] for i in index], CHUNK, goal)):
             labels[i] = plan.astype(np.float32)
     return labels
 

@@ -19,12 +19,14 @@ TABLE_TOP = 0.72
 # Centres of the places where objects stand, m, in the world: x ahead of the robot, y to its left.
 SLOTS = {
     "touch": ((0.34, 0.075), (0.34, -0.075), (0.465, 0.08), (0.465, -0.08)),
-    "hard": ((0.34, 0.13), (0.34, 0.0), (0.34, -0.13), (0.48, 0.13), (0.48, 0.0), (0.48, -0.13)),
+    "hard": ((0.335, 0.14), (0.335, 0.0), (0.335, -0.14), (0.45, 0.13), (0.45, 0.0), (0.45, -0.13)),
 }
-JITTER = {"touch": 0.018, "hard": 0.012}
+JITTER = {"touch": 0.018, "hard": 0.01}
 """m, uniform, in x and y."""
 TIME_LIMIT_S = {"touch": 4.0, "hard": 5.0}
-LOOK_ALIKE = {"red": "orange", "orange": "red", "yellow": "orange", "green": "yellow", "blue": "purple", "purple": "blue"}
+NEAR_COLOURS = (("red", "orange"), ("orange", "yellow"), ("yellow", "green"), ("blue", "purple"))
+_DOMINOES = (((0, 3), (1, 4), (2, 5)), ((0, 3), (1, 2), (4, 5)), ((0, 1), (3, 4), (2, 5)))
+"""The ways in which six slots in two rows fall into pairs of neighbours."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +116,7 @@ def draw_episode(seed: int, tier: str = "touch", start_sigma: float = 0.02, join
         position = (float(x + dx), float(y + dy), TABLE_TOP + height)
         objects.append(TabletopObject(colour, shape, position, float(rng.uniform(-0.4, 0.4))))
     offset = np.clip(rng.normal(0.0, start_sigma, joints), -3 * start_sigma, 3 * start_sigma)
-    possible = tuple(
-        Goal(item.colour, item.shape, hand, place)
-        for item in objects
-        for hand in HANDS
-        for place in ((None,) if tier == "touch" else (None, *PLACES))
-    )
+    possible = tuple(goal for index, item in enumerate(objects) for goal in _goals_of(tier, index, item))
     goal = possible[rng.integers(len(possible))]
     instruction = goal.wordings[rng.integers(len(goal.wordings))]
     return Episode(
@@ -137,8 +134,33 @@ def _kinds(rng: np.random.Generator) -> list[tuple[str, str]]:
 
 
 def _look_alike_kinds(rng: np.random.Generator) -> list[tuple[str, str]]:
-    """(colour, shape) per slot: every object has a neighbour it can be mistaken for.
+    """(colour, shape) per slot: each object has a neighbour of its colour in the other shape, or of its shape in a
+    colour close to its own."""
+    while True:
+        kinds: dict[int, tuple[str, str]] = {}
+        for first, second in _DOMINOES[rng.integers(len(_DOMINOES))]:
+            if rng.random() < 0.5:
+                colour = str(rng.choice(COLOURS["hard"]))
+                pair = [(colour, shape) for shape in SHAPES]
+            else:
+                shape = str(rng.choice(SHAPES))
+                pair = [(colour, shape) for colour in NEAR_COLOURS[rng.integers(len(NEAR_COLOURS))]]
+            order = rng.permutation(2)
+            kinds[first], kinds[second] = pair[order[0]], pair[order[1]]
+        if len(set(kinds.values())) == len(kinds):
+            return [kinds[slot] for slot in range(len(kinds))]
 
-    Rows of three: somewhere a colour stands beside itself in the other shape, and beside a near colour in its shape.
-    """
-    raise NotImplementedError
+
+def _goals_of(tier: str, slot: int, item: TabletopObject) -> list[Goal]:
+    """What can be asked of an object: an outer one is not pushed inwards by the hand of the other side, which would
+    have to reach around it."""
+    goals = [Goal(item.colour, item.shape, hand) for hand in HANDS]
+    if tier == "hard":
+        column = ("left", None, "right")[slot % 3]
+        goals += [
+            Goal(item.colour, item.shape, hand, place)
+            for hand in HANDS
+            for place in PLACES
+            if not (column is not None and place != column and hand != column)
+        ]
+    return goals

@@ -1,8 +1,7 @@
 """A scripted hand: where the joints should go from here, for any goal of the scene.
 
 The expert is a velocity field over joint positions: a function of the state and the goal alone, without memory, so
-that the same picture and instruction always have the same answer. The fingertip follows a funnel that leads over the
-object and down to it; damped least squares (Nakamura and Hanafusa 1986, Wampler 1986) with the home pose in the null
+that the same picture and instruction always have the same answer. `fingertip.py` says where the tip wants to go; damped least squares (Nakamura and Hanafusa 1986, Wampler 1986) with the home pose in the null
 space turn that into joint velocities of one arm and the waist, and the other arm eases home.
 """
 
@@ -11,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from vla_edge.robots.g1 import DRIVEN_JOINTS
+from vla_edge.sim.fingertip import Situation, tip_velocity
+from vla_edge.sim.judge import PUSH_M, SIDES
 from vla_edge.sim.tasks import HANDS, Goal
 from vla_edge.sim.world import HOME, TabletopWorld
 
@@ -20,19 +21,19 @@ PEAK_SPEED = 2.0
 """rad/s, of any joint."""
 IDLE_SPEED = 1.2
 """rad/s, of the arm that has nothing to do."""
-HOVER_M = 0.01
-"""Fingertip above the touch point at the end."""
 
-_TIP_SPEED, _TIP_GAIN = 0.65, 6.0
-_CLEARANCE_M, _FUNNEL_INNER_M, _FUNNEL_OUTER_M = 0.085, 0.02, 0.11
-_FINGER_PITCH = -0.65
+# How the hand is turned: (axis of the hand, component in the world, wanted value). Axis 0 runs along the fingers, 2
+# across them. To touch, fingers down and palm down; to push, fingers down and ahead, palm upright like a fin.
+_TOUCH_TILTS = ((0, 2, -0.65), (2, 2, 0.0))
+_PUSH_TILTS = ((0, 2, -0.75), (2, 1, 0.0), (0, 1, 0.0))
 _POSTURE_GAIN, _IDLE_GAIN = 1.5, 3.0
-_DAMPING_MATRIX = 0.06**2 * np.eye(5)
+_DAMPING = 0.06
 _TILT_WEIGHT, _TILT_GAIN = 0.15, 3.0
 _STILL = 0.005
 _MOBILITY = np.array((1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.25))
 """How willingly each joint of the chain moves; the waist less, since it carries the camera and the other arm."""
 _LIMIT_MARGIN = 0.03
+_PUSH_BEYOND_M = 0.03
 
 
 class Expert:
@@ -58,30 +59,44 @@ class Expert:
             (n_steps, 15) rad, DRIVEN_JOINTS; row i is for `DT * (i + 1)` s from now.
         """
         start = self._world.joint_state().position if start is None else start
-        return self.plan_batch(np.asarray(start)[None], self.target(goal)[None], n_steps, goal)[0]
+        return self.plan_batch(np.asarray(start)[None], [self.situation(goal)], n_steps, goal)[0]
 
-    def target(self, goal: Goal | None = None) -> np.ndarray:
-        """(3,) m: where the fingertip of a goal should come to rest."""
-        return self._world.touch_point(goal) + (0.0, 0.0, HOVER_M)
+    def situation(self, goal: Goal | None = None) -> Situation:
+        """What the answer depends on besides the joints, now, for a goal (the episode's own by default)."""
+        episode = self._world.episode
+        goal = goal or episode.goal
+        item = episode.objects[episode.object_index(goal)]
+        side = SIDES[goal.place] if goal.place else 0.0
+        return Situation(
+            self._world.object_centre(goal)[None],
+            np.array([item.half_height]),
+            side,
+            np.array([item.position[1] + side * (PUSH_M + _PUSH_BEYOND_M)]),
+        )
 
     def plan_batch(
-        self, starts: np.ndarray, targets: np.ndarray, n_steps: int = 32, goal: Goal | None = None
+        self, starts: np.ndarray, situations: list[Situation], n_steps: int = 32, goal: Goal | None = None
     ) -> np.ndarray:
-        """Plans from many states at once, for one hand.
+        """Plans for one goal from many states at once; ten times faster than one by one.
 
         Args:
             starts: (B, 15) rad.
-            targets: (B, 3) m, from `target`.
+            situations: B, from `situation`.
 
         Returns:
             (B, n_steps, 15) rad.
         """
-        goal = goal or self._world.episode.goal
-        chain = self._chain(goal.hand)
+        chain = self._chain((goal or self._world.episode.goal).hand)
+        situation = Situation(
+            np.concatenate([each.centre for each in situations]),
+            np.concatenate([each.half_height for each in situations]),
+            situations[0].side,
+            np.concatenate([each.wanted_y for each in situations]),
+        )
         plan = np.empty((len(starts), n_steps, 15))
         q = np.array(starts, np.float64)
         for step in range(n_steps):
-            velocity = _velocity(chain, q, targets)
+            velocity, situation = _velocity(chain, q, situation)
             q = np.minimum(np.maximum(q + DT * velocity, chain.lower), chain.upper)
             plan[:, step] = q
             if np.abs(velocity).max() < _STILL:
@@ -132,21 +147,26 @@ class Chain:
         return tips, frames.reshape(-1, 3, 3), jacobians[:, :, self._columns]
 
 
-def _velocity(chain: Chain, q: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """The field: (B, 15) rad/s at joints (B, 15) for fingertip targets (B, 3) m."""
+def _velocity(chain: Chain, q: np.ndarray, situation: Situation) -> tuple[np.ndarray, Situation]:
+    """The field: (B, 15) rad/s at joints (B, 15), and the situation as it is with the fingertips there."""
     tips, frames, motion = chain.forward(q)
-    # Rows 0-2 move the tip; 3 pitches the fingers (the hand's x axis), 4 levels the palm (its z axis).
-    jacobian = np.empty((len(q), 5, 8))
+    situation = situation.after(tips)
+    # Rows 0-2 move the tip; the others turn the hand: one component of one of its axes each.
+    tilts = _PUSH_TILTS if situation.side else _TOUCH_TILTS
+    jacobian = np.empty((len(q), 3 + len(tilts), 8))
+    wanted = np.empty((len(q), 3 + len(tilts), 1))
     jacobian[:, :3] = motion[:, :3]
-    for row, axis in ((3, frames[:, :, 0]), (4, frames[:, :, 2])):
-        jacobian[:, row] = _TILT_WEIGHT * (motion[:, 3] * axis[:, 1:2] - motion[:, 4] * axis[:, :1])
-    wanted = np.empty((len(q), 5, 1))
-    wanted[:, :3, 0] = _tip_velocity(tips, targets)
-    wanted[:, 3, 0] = _TILT_WEIGHT * _TILT_GAIN * (_FINGER_PITCH - frames[:, 2, 0])
-    wanted[:, 4, 0] = -_TILT_WEIGHT * _TILT_GAIN * frames[:, 2, 2]
+    wanted[:, :3, 0] = tip_velocity(tips, situation)
+    for row, (axis, component, value) in enumerate(tilts, 3):
+        before, after = (component + 1) % 3, (component + 2) % 3
+        direction = frames[:, :, axis]
+        jacobian[:, row] = _TILT_WEIGHT * (
+            motion[:, 3 + before] * direction[:, after, None] - motion[:, 3 + after] * direction[:, before, None]
+        )
+        wanted[:, row, 0] = _TILT_WEIGHT * _TILT_GAIN * (value - direction[:, component])
     posture = (_POSTURE_GAIN * (HOME[chain.joints] - q[:, chain.joints]))[:, :, None]
     weighted = jacobian * _MOBILITY
-    gram = weighted @ jacobian.transpose(0, 2, 1) + _DAMPING_MATRIX
+    gram = weighted @ jacobian.transpose(0, 2, 1) + _DAMPING**2 * np.eye(3 + len(tilts))
     moves = posture + weighted.transpose(0, 2, 1) @ np.linalg.solve(gram, wanted - jacobian @ posture)
     moves = moves[:, :, 0]
     moves *= np.minimum(1.0, PEAK_SPEED / np.maximum(np.abs(moves).max(1, keepdims=True), 1e-9))
@@ -154,15 +174,4 @@ def _velocity(chain: Chain, q: np.ndarray, targets: np.ndarray) -> np.ndarray:
     velocity[:, chain.joints] = moves
     idle = _IDLE_GAIN * (HOME[chain.idle] - q[:, chain.idle])
     velocity[:, chain.idle] = np.minimum(np.maximum(idle, -IDLE_SPEED), IDLE_SPEED)
-    return velocity
-
-
-def _tip_velocity(tips: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """(B, 3) m/s: over the object first, then down; sideways only as far as the height allows."""
-    way = targets - tips
-    away = np.sqrt(way[:, 0] ** 2 + way[:, 1] ** 2)
-    ramp = np.clip((away - _FUNNEL_INNER_M) / (_FUNNEL_OUTER_M - _FUNNEL_INNER_M), 0.0, 1.0)
-    way[:, 2] += _CLEARANCE_M * ramp * ramp * (3 - 2 * ramp)
-    way[:, :2] *= np.clip(1.0 - (way[:, 2:] - 0.01) / 0.05, 0.05, 1.0)
-    way *= _TIP_GAIN
-    return way * np.minimum(1.0, _TIP_SPEED / np.maximum(np.sqrt((way * way).sum(1, keepdims=True)), 1e-9))
+    return velocity, situation

@@ -189,10 +189,13 @@ def _add_object(spec, index: int, mocap: bool) -> None:
     body = spec.worldbody.add_body(name=f"object{index}", mocap=mocap, pos=(0.45, 0.1 * index - 0.3, TABLE_TOP + 0.05))
     if not mocap:
         body.add_freejoint(name=f"object{index}_free")
-        body.mass = 0.08
+        body.mass, body.ipos = 0.08, (0.0, 0.0, 0.0)
         body.inertia = (0.08 * 0.06**2 / 6,) * 3
         body.explicitinertial = True
-    common = {"group": GROUP_SCENE, "contype": 2, "conaffinity": 3, "density": 0.0, "friction": (0.6, 0.005, 0.0001)}
+    # Rolling friction lets a ball lie where it is put and stop soon after it is pushed, as a soft one would.
+    common = {
+        "group": GROUP_SCENE, "contype": 2, "conaffinity": 3, "density": 0.0, "condim": 6, "friction": (0.6, 0.02, 0.003)
+    }
     spec.add_material(name=f"object{index}", specular=0.6, shininess=0.5, rgba=(1, 1, 1, 1))
     body.add_geom(
         name=f"object{index}_cube", type=mujoco.mjtGeom.mjGEOM_BOX, size=(CUBE_HALF,) * 3, material=f"object{index}",

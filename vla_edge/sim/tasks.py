@@ -76,7 +76,8 @@ class Outcome:
         wrong_first: another object was touched, or the other hand touched, before the named hand met the named object.
         touched: the first touch, "left hand: red cube", or None.
         time_s: when the goal was reached, else the time passed, since the reset.
-        min_distance_m: least distance so far of the named fingertip to the named object's touch point.
+        min_distance_m: least distance so far of the named fingertip to the named object's touch point; for a push,
+            the least way the object still had to go.
     """
 
     goal: Goal
