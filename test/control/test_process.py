@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,3 +159,30 @@ def test_a_dead_process_is_seen(controller):
     controller.send_joints(state())
     with pytest.raises(ControlProcessError, match="did not answer"):
         controller.rearm(timeout=0.1)
+
+
+def test_a_controller_whose_parent_is_killed_stops_the_robot_and_ends(tmp_path):
+    path = tmp_path / "commands"
+    code = (
+        "import os, time, numpy as np\n"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import test_process as t\n"
+        f"c = t.ControllerProcess(t.g1(), t.DRIVEN_JOINTS, t.PATIENT, t.write_commands, ({str(path)!r},), t.GENTLE)\n"
+        "c.start(); c.send_joints(t.state()); c.rearm(); print(c._child.pid, flush=True); time.sleep(60)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, text=True)
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    assert wait_for(lambda: not _runs(child), 10.0)
+    modes = [line.split()[2] for line in path.read_text().splitlines()]
+    assert modes[0] == "HOLD" and modes[-1] == "FAULT"
+
+
+def _runs(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from vla_edge.robots.g1 import g1
 from vla_edge.robots.robot import Joint, Robot, RobotError, load_robot
 
 URDF = """<robot name="two">
@@ -12,7 +13,9 @@ URDF = """<robot name="two">
   <joint name="lift" type="prismatic"><limit lower="0.1" upper="0.8" effort="50" velocity="0.5"/></joint>
   <joint name="elbow" type="revolute"><limit lower="-1" upper="2" effort="25" velocity="37"/></joint>
   <joint name="wheel" type="continuous"/>
-  <joint name="finger" type="revolute"><limit lower="0" upper="1" effort="1" velocity="1"/><mimic joint="elbow"/></joint>
+  <joint name="finger" type="revolute">
+    <limit lower="0" upper="1" effort="1" velocity="1"/><mimic joint="elbow"/>
+  </joint>
 </robot>"""
 
 
@@ -97,9 +100,12 @@ def test_a_urdf_gives_its_actuated_joints_with_working_limits():
     assert wheel.lower < -100 and wheel.upper > 100
 
 
-def test_the_real_g1_urdf_limits_would_read_the_same():
-    element = '<robot name="g"><joint name="e" type="revolute"><limit lower="-1.0472" upper="2.0944" effort="25" velocity="37"/></joint></robot>'
-    assert Robot.from_urdf(element).joints[0].upper == 2.0944
+def test_a_g1_joint_as_unitrees_urdf_writes_it_reads_like_our_table():
+    limit = '<limit lower="-1.0472" upper="2.0944" effort="25" velocity="37"/>'
+    robot = Robot.from_urdf(f'<robot name="g1"><joint name="e" type="revolute">{limit}</joint></robot>')
+    ours, theirs = g1().joint("left_elbow_joint"), robot.joints[0]
+    for attribute in ("lower", "upper", "effort", "velocity", "acceleration", "hardware_velocity"):
+        assert getattr(ours, attribute) == getattr(theirs, attribute)
 
 
 @pytest.mark.parametrize(

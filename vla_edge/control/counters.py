@@ -13,7 +13,8 @@ class Counters:
 
     Attributes:
         ticks: calls of tick. steps: grid periods advanced; others than ticks when some came early or late.
-        limit_hits: steps in which a limit changed the command. holds, faults: entries into these modes, re-arming apart.
+        limit_hits: steps in which a limit changed the command.
+        holds, faults: entries into these modes, re-arming apart.
         late: ticks `late_ticks` or more late. gaps: pauses of `pause_ticks` or more.
         accepted: chunks taken. rejected: reason -> chunks refused. bad_joint_states: messages refused.
     """

@@ -119,8 +119,8 @@ class ControlKernel:
         worst = int(np.argmax(outside))
         if outside[worst] > self.config.rearm_tolerance + self.config.position_margin:
             raise ControlError(
-                f"joint {self.joint_names[worst]!r} stands at {self._measured[worst]:.3f} rad, {outside[worst]:.3f} rad "
-                "outside its limits; move the robot inside before re-arming"
+                f"joint {self.joint_names[worst]!r} stands at {self._measured[worst]:.3f} rad, "
+                f"{outside[worst]:.3f} rad outside its limits; move the robot inside before re-arming"
             )
         limiter.restart(self._measured)
         self._grid_ns = now_ns

@@ -120,7 +120,7 @@ class ChunkSpline:
 
 
 def stop_time(velocity: np.ndarray, deceleration: np.ndarray) -> float:
-    """s for all joints to come to rest together by `stop_coefficients` from `velocity` within `deceleration` (both (J,))."""
+    """s in which all joints come to rest together from `velocity` within `deceleration` (both (J,)), at least 0.02."""
     return max(float(np.max(1.5 * np.abs(velocity) / deceleration)), 0.02)
 
 

@@ -88,7 +88,7 @@ class Robot:
     joints: tuple[Joint, ...]
     driven: tuple[str, ...] = ()
     notes: str = ""
-    _by_name: Mapping[str, Joint] = field(init=False, repr=False, compare=False, default=None)  # type: ignore[assignment]
+    _by_name: Mapping[str, Joint] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self):
         object.__setattr__(self, "joints", tuple(self.joints))
@@ -160,13 +160,14 @@ class Robot:
                 raise RobotError(f"{source}: joint entry {row!r} is not a mapping of names to numbers")
             wrong, missing = set(row) - known, {"name", "lower", "upper", "velocity", "acceleration"} - set(row)
             if wrong or missing:
+                problem = f"has unknown keys {', '.join(sorted(map(str, wrong)))}" if wrong else ""
+                problem = problem or f"lacks {', '.join(sorted(missing))}"
                 raise RobotError(
-                    f"{source}: joint {row.get('name', '?')!r} "
-                    + (f"has unknown keys {', '.join(sorted(wrong))}" if wrong else f"lacks {', '.join(sorted(missing))}")
-                    + f"; known keys are {', '.join(sorted(known))}"
+                    f"{source}: joint {row.get('name', '?')!r} {problem}; known keys are {', '.join(sorted(known))}"
                 )
             joints.append(Joint(**row))
-        return Robot(str(data.get("name", "robot")), tuple(joints), tuple(data.get("driven") or ()), str(data.get("notes", "")))
+        name, notes = str(data.get("name", "robot")), str(data.get("notes", ""))
+        return Robot(name, tuple(joints), tuple(data.get("driven") or ()), notes)
 
     @staticmethod
     def from_yaml(path: str | Path) -> Robot:
@@ -186,11 +187,11 @@ class Robot:
     def from_urdf(
         urdf: str | Path, velocity: float = 3.0, acceleration: float = 30.0, driven: Iterable[str] = ()
     ) -> Robot:
-        """A robot from a URDF: position limits and effort as written, working velocity the lower of the URDF's and ours.
+        """A robot from a URDF: position limits and effort as written, working velocity never above the URDF's.
 
         Args:
             urdf: path of a file, or the XML itself as in the `robot_description` parameter.
-            velocity, acceleration: working limits, rad/s and rad/s^2; URDFs carry hardware extremes and no acceleration.
+            velocity, acceleration: working limits, rad/s and rad/s^2: a URDF carries only hardware extremes.
             driven: names the controller moves; all actuated ones when empty.
 
         Raises:
@@ -220,7 +221,7 @@ class Robot:
                 if kind == "continuous":
                     limit = ElementTree.Element("limit")
                 else:
-                    raise RobotError(f"URDF {source}: joint {name!r} has no <limit>; add lower, upper, effort, velocity")
+                    raise RobotError(f"URDF {source}: joint {name!r} has no <limit>; add lower, upper and velocity")
             # A continuous joint winds without end; a wide bound keeps the arithmetic of limits uniform.
             wide = 1e3 if kind == "continuous" else None
             try:
