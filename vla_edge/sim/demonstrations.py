@@ -22,7 +22,7 @@ import numpy as np
 
 from vla_edge.robots.g1 import DRIVEN_JOINTS
 from vla_edge.sim.expert import DT, Expert
-from vla_edge.sim.tasks import TIERS, goal_id
+from vla_edge.sim.tasks import HANDS, TIERS, goal_id
 from vla_edge.sim.world import TabletopWorld
 from vla_edge.types import JointCommand, VlaEdgeError
 
@@ -32,7 +32,9 @@ IMAGE_SIZE = 96
 CHUNK = 32
 HOLD_STEPS = 10
 """Steps recorded after the goal is reached, to teach standing still."""
-REACHED_M = 0.03
+REACHED_M = {"touch": 0.03, "hard": 0.022}
+PUSH_SPARE_M = 0.015
+"""How near the fingertip, or the object to the end of its way, has to come before holding begins."""
 EPISODES_PER_SHARD = 50
 FIELDS = ("images", "state", "action", "instruction", "pointer", "episode", "step", "goal")
 
@@ -142,7 +144,7 @@ def record_episode(world: TabletopWorld, expert: Expert, seed: int, tier: str) -
         target = _execute(world, target, plan[row] + noise)
         row, step = row + 1, step + 1
         if step > switch:
-            reached = reached or _done(world)
+            reached = reached or _done(world, expert)
             left -= reached
     frames["action"] = _label(expert, frames["action"])
     return frames, reached
@@ -180,9 +182,14 @@ def _execute(world: TabletopWorld, start: np.ndarray, end: np.ndarray) -> np.nda
     return end
 
 
-def _done(world: TabletopWorld) -> bool:
-    tip = world.fingertips()[0 if world.episode.goal.hand == "left" else 1]
-    return bool(np.linalg.norm(tip - world.touch_point()) < REACHED_M)
+def _done(world: TabletopWorld, expert: Expert) -> bool:
+    """Whether the goal is reached with something to spare, whatever was touched before."""
+    goal = world.episode.goal
+    if goal.place is not None:
+        situation = expert.situation()
+        return bool((situation.wanted_y[0] - situation.centre[0, 1]) * situation.side < PUSH_SPARE_M)
+    tip = world.fingertips()[HANDS.index(goal.hand)]
+    return bool(np.linalg.norm(tip - world.touch_point()) < REACHED_M[world.episode.tier])
 
 
 def _pick(rng: np.random.Generator, items):

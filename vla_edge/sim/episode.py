@@ -19,7 +19,7 @@ TABLE_TOP = 0.72
 # Centres of the places where objects stand, m, in the world: x ahead of the robot, y to its left.
 SLOTS = {
     "touch": ((0.34, 0.075), (0.34, -0.075), (0.465, 0.08), (0.465, -0.08)),
-    "hard": ((0.335, 0.14), (0.335, 0.0), (0.335, -0.14), (0.45, 0.13), (0.45, 0.0), (0.45, -0.13)),
+    "hard": ((0.335, 0.145), (0.335, 0.0), (0.335, -0.145), (0.45, 0.14), (0.45, 0.0), (0.45, -0.14)),
 }
 JITTER = {"touch": 0.018, "hard": 0.01}
 """m, uniform, in x and y."""

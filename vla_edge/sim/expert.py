@@ -27,7 +27,7 @@ IDLE_SPEED = 1.2
 _TOUCH_TILTS = ((0, 2, -0.65), (2, 2, 0.0))
 _PUSH_TILTS = ((0, 2, -0.75), (2, 1, 0.0), (0, 1, 0.0))
 _POSTURE_GAIN, _IDLE_GAIN = 1.5, 3.0
-_DAMPING = 0.06
+_TOUCH_DAMPING, _PUSH_DAMPING = 0.06, 0.03
 _TILT_WEIGHT, _TILT_GAIN = 0.15, 3.0
 _STILL = 0.005
 _MOBILITY = np.array((1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.25))
@@ -152,7 +152,7 @@ def _velocity(chain: Chain, q: np.ndarray, situation: Situation) -> tuple[np.nda
     tips, frames, motion = chain.forward(q)
     situation = situation.after(tips)
     # Rows 0-2 move the tip; the others turn the hand: one component of one of its axes each.
-    tilts = _PUSH_TILTS if situation.side else _TOUCH_TILTS
+    tilts, damping = (_PUSH_TILTS, _PUSH_DAMPING) if situation.side else (_TOUCH_TILTS, _TOUCH_DAMPING)
     jacobian = np.empty((len(q), 3 + len(tilts), 8))
     wanted = np.empty((len(q), 3 + len(tilts), 1))
     jacobian[:, :3] = motion[:, :3]
@@ -166,7 +166,7 @@ def _velocity(chain: Chain, q: np.ndarray, situation: Situation) -> tuple[np.nda
         wanted[:, row, 0] = _TILT_WEIGHT * _TILT_GAIN * (value - direction[:, component])
     posture = (_POSTURE_GAIN * (HOME[chain.joints] - q[:, chain.joints]))[:, :, None]
     weighted = jacobian * _MOBILITY
-    gram = weighted @ jacobian.transpose(0, 2, 1) + _DAMPING**2 * np.eye(3 + len(tilts))
+    gram = weighted @ jacobian.transpose(0, 2, 1) + damping**2 * np.eye(3 + len(tilts))
     moves = posture + weighted.transpose(0, 2, 1) @ np.linalg.solve(gram, wanted - jacobian @ posture)
     moves = moves[:, :, 0]
     moves *= np.minimum(1.0, PEAK_SPEED / np.maximum(np.abs(moves).max(1, keepdims=True), 1e-9))

@@ -19,9 +19,13 @@ PUSH_HEIGHT_M = 0.045
 
 _SPEED, _GAIN = 0.65, 6.0
 _PUSH_SPEED = 0.3
-_CLEARANCE_M, _FUNNEL_INNER_M, _FUNNEL_OUTER_M = 0.085, 0.02, 0.11
+# Height above the target while away from it, and the distances between which the funnel comes down. Into the gap beside
+# an object it comes down steeply, or the hand would brush the neighbour.
+_TOUCH_FUNNEL, _PUSH_FUNNEL = (0.085, 0.02, 0.11), (0.11, 0.015, 0.06)
 _FINGER_M = 0.013
-_BEHIND_M = 0.03
+_BEHIND_M = 0.02
+_AHEAD_M = 0.012
+"""The tip goes a little past the middle of the side it pushes, so that both fingers lie against it."""
 
 
 @dataclass(frozen=True)
@@ -66,35 +70,37 @@ def tip_velocity(tips: np.ndarray, situation: Situation) -> np.ndarray:
     if situation.side == 0:
         target = situation.touch_point
         target[:, 2] += HOVER_M
-        return _limited(_funnel(tips, target), _SPEED)
+        return _limited(_funnel(tips, target, *_TOUCH_FUNNEL), _SPEED)
     return _push(tips, situation)
 
 
-def _funnel(tips: np.ndarray, target: np.ndarray) -> np.ndarray:
+def _funnel(tips: np.ndarray, target: np.ndarray, clearance: float, inner: float, outer: float) -> np.ndarray:
     """(B, 3) m/s towards the target, high above it while far from it."""
     way = target - tips
     away = np.sqrt(way[:, 0] ** 2 + way[:, 1] ** 2)
-    way[:, 2] += _CLEARANCE_M * _smooth((away - _FUNNEL_INNER_M) / (_FUNNEL_OUTER_M - _FUNNEL_INNER_M))
+    way[:, 2] += clearance * _smooth((away - inner) / (outer - inner))
     way[:, :2] *= np.clip(1.0 - (way[:, 2:] - 0.01) / 0.05, 0.05, 1.0)
     return _GAIN * way
 
 
 def _push(tips: np.ndarray, situation: Situation) -> np.ndarray:
-    """Down into the gap behind the object, then along, as far as the finger stands behind it and low."""
+    """Down into the gap behind the object, then along, as far as the finger stands behind it and low; then rest."""
     side, reach = situation.side, situation.half_height + _FINGER_M
     behind = situation.centre.copy()
+    behind[:, 0] += _AHEAD_M
     behind[:, 1] -= side * (reach + _BEHIND_M)
     behind[:, 2] = TABLE_TOP + PUSH_HEIGHT_M
     goal = behind.copy()
     goal[:, 1] = situation.wanted_y - side * reach
     gap = (situation.centre[:, 1] - tips[:, 1]) * side - reach
-    ready = _smooth((0.035 - np.abs(tips[:, 0] - situation.centre[:, 0])) / 0.02)
+    ready = _smooth((0.035 - np.abs(tips[:, 0] - behind[:, 0])) / 0.02)
     ready *= _smooth((TABLE_TOP + PUSH_HEIGHT_M + 0.035 - tips[:, 2]) / 0.02)
     ready *= _smooth((gap + 0.03) / 0.015)
     ready = ready[:, None]
-    approach = _limited(_funnel(tips, behind), _SPEED)
+    approach = _limited(_funnel(tips, behind, *_PUSH_FUNNEL), _SPEED)
     push = _limited(_GAIN * (goal - tips), _PUSH_SPEED)
-    return approach * (1 - ready) + push * ready
+    missing = (situation.wanted_y - situation.centre[:, 1]) * side
+    return (approach * (1 - ready) + push * ready) * _smooth((missing + 0.002) / 0.008)[:, None]
 
 
 def _limited(velocity: np.ndarray, speed: float) -> np.ndarray:
