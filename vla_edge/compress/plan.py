@@ -1,0 +1,81 @@
+"""Recipe x policy -> what each layer gets, settled before any work starts."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from vla_edge.compress.recipe import Keep, Quantize, Recipe, RecipeError
+
+
+def plan_layers(recipe: Recipe, layers: Sequence[str]) -> dict[str, Keep | Quantize]:
+    """"stage.path" of every linear layer -> the step it falls under.
+
+    A `keep` step takes layers out of `quantize` steps, as their exception; apart from that a layer may fall under one
+    step only.
+
+    Raises:
+        RecipeError: a target matches no layer, two steps want the same layer, or a `keep` leaves a `quantize` nothing.
+    """
+    owners: dict[str, int] = {}
+    matched = [_matches(step.targets, layers, f"recipe {recipe.name}, step {i}") for i, step in enumerate(recipe.steps, 1)]
+    for number, (step, names) in enumerate(zip(recipe.steps, matched), 1):
+        if isinstance(step, Keep):
+            _claim(owners, names, number, recipe)
+    for number, (step, names) in enumerate(zip(recipe.steps, matched), 1):
+        if isinstance(step, Quantize):
+            left = [name for name in names if not isinstance(_step(recipe, owners.get(name)), Keep)]
+            if not left:
+                raise RecipeError(
+                    f"recipe {recipe.name}: step {number} quantizes only layers that another step keeps; drop one of them"
+                )
+            _claim(owners, left, number, recipe)
+    rest = Keep(("*",))
+    return {name: _step(recipe, owners[name]) if name in owners else rest for name in layers}
+
+
+def _step(recipe: Recipe, number: int | None):
+    return None if number is None else recipe.steps[number - 1]
+
+
+def _claim(owners: dict[str, int], names: Sequence[str], number: int, recipe: Recipe) -> None:
+    for name in names:
+        if name in owners:
+            raise RecipeError(
+                f"recipe {recipe.name}: steps {owners[name]} and {number} both say what becomes of {name}; "
+                "make their targets disjoint"
+            )
+        owners[name] = number
+
+
+def _matches(targets: Sequence[str], layers: Sequence[str], where: str) -> list[str]:
+    found: dict[str, None] = {}
+    for target in targets:
+        hits = [name for name in layers if matches(target, name)]
+        if not hits:
+            raise RecipeError(f"{where}: target {target!r} matches no layer; did you mean {_nearest(target, layers)!r}?")
+        found.update(dict.fromkeys(hits))
+    return list(found)
+
+
+def matches(target: str, layer: str) -> bool:
+    """Whether `target` is the layer, a part of the policy that contains it, or a pattern of either."""
+    return fnmatchcase(layer, target) or fnmatchcase(layer, f"{target}.*")
+
+
+def _nearest(target: str, layers: Sequence[str]) -> str:
+    places: dict[str, None] = {}
+    for layer in layers:
+        parts = layer.split(".")
+        places.update(dict.fromkeys(".".join(parts[:n]) for n in range(1, len(parts) + 1)))
+    return difflib.get_close_matches(target, places, n=1, cutoff=0.0)[0]
+
+
+def grouped_by_stage(plan: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    """stage -> layer within the stage -> what was planned."""
+    stages: dict[str, dict[str, object]] = {}
+    for name, step in plan.items():
+        stage, _, layer = name.partition(".")
+        stages.setdefault(stage, {})[layer] = step
+    return stages

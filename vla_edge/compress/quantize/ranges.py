@@ -1,0 +1,101 @@
+"""Activation ranges from streams of data: min-max, percentile and least-squares calibrators over one histogram."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vla_edge.compress.quantize.weights import ActivationQuant
+
+BINS = 2048
+CALIBRATORS = ("minmax", "percentile", "mse")
+_CLIPS = np.concatenate([np.arange(0.30, 0.90, 0.03), np.arange(0.90, 1.0001, 0.01)])
+
+
+class RangeObserver:
+    """Minimum, maximum and a histogram of everything seen, in memory that does not grow with the data.
+
+    The histogram spans a symmetric range that doubles when data fall outside, two bins becoming one, so no value is
+    ever counted in the wrong place.
+    """
+
+    def __init__(self):
+        self.low, self.high = np.inf, -np.inf
+        self.counts = np.zeros(BINS, np.int64)
+        self._span = 0.0
+
+    def update(self, values: np.ndarray) -> None:
+        """Count `values`, any shape.
+
+        Raises:
+            ValueError: a value is not finite.
+        """
+        values = np.asarray(values, np.float32).ravel()
+        if not values.size:
+            return
+        low, high = float(values.min()), float(values.max())
+        if not np.isfinite([low, high]).all():
+            raise ValueError("values that are not finite")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        largest = max(-low, high)
+        if self._span == 0.0 and largest > 0.0:
+            self._span = largest
+            # what was counted before was all zeros, which lie at the first bin above the middle
+        while largest > self._span > 0.0:
+            self._double()
+        self.counts += np.histogram(values, BINS, (-(self._span or 1.0), self._span or 1.0))[0]
+
+    @property
+    def centers(self) -> np.ndarray:
+        """(BINS,) value each bin stands for."""
+        edges = np.linspace(-self._span, self._span, BINS + 1)
+        return (edges[1:] + edges[:-1]) / 2
+
+    def _double(self) -> None:
+        pairs = self.counts.reshape(-1, 2).sum(1)
+        self.counts = np.zeros(BINS, np.int64)
+        self.counts[BINS // 4 : BINS // 4 + BINS // 2] = pairs
+        self._span *= 2
+
+
+def calibrate(observer: RangeObserver, calibrator: str = "minmax", percentile: float = 99.99) -> ActivationQuant:
+    """The 8-bit grid for what `observer` saw.
+
+    Args:
+        calibrator: "minmax" covers everything; "percentile" leaves out the rarest values on both sides together;
+            "mse" takes the clipping with the least expected squared error (as in TensorRT's and NNCF's MSE search).
+
+    Raises:
+        ValueError: nothing was seen, or the calibrator is unknown.
+    """
+    if not np.isfinite(observer.low):
+        raise ValueError("no values")
+    low, high = min(observer.low, 0.0), max(observer.high, 0.0)
+    if low == high:
+        return ActivationQuant("static", 1.0, 0)
+    if calibrator == "minmax":
+        return _grid(low, high)
+    if calibrator == "percentile":
+        tail = (1 - percentile / 100) / 2
+        cumulative = np.cumsum(observer.counts) / observer.counts.sum()
+        centers = observer.centers
+        inside_low = centers[np.searchsorted(cumulative, tail)]
+        inside_high = centers[min(np.searchsorted(cumulative, 1 - tail), BINS - 1)]
+        return _grid(max(low, min(inside_low, 0.0)), min(high, max(inside_high, 0.0)))
+    if calibrator == "mse":
+        grids = [_grid(low * clip, high * clip) for clip in _CLIPS]
+        return min(grids, key=lambda grid: _squared_error(observer, grid))
+    raise ValueError(f"calibrator {calibrator!r} is not one of {', '.join(CALIBRATORS)}")
+
+
+def _grid(low: float, high: float) -> ActivationQuant:
+    """Unsigned 8 bits over [low, high], which contains 0; 0 falls on a point of the grid exactly."""
+    scale = float(np.float32((high - low) / 255))
+    if scale <= 0.0:
+        return ActivationQuant("static", 1.0, 0)
+    return ActivationQuant("static", scale, int(np.clip(np.rint(-low / scale), 0, 255)))
+
+
+def _squared_error(observer: RangeObserver, grid: ActivationQuant) -> float:
+    x = observer.centers
+    q = np.clip(np.rint(x / grid.scale) + grid.zero_point, 0, 255)
+    return float((((q - grid.zero_point) * grid.scale - x) ** 2 * observer.counts).sum())

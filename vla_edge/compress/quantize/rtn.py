@@ -1,0 +1,46 @@
+"""Round to nearest: each weight goes to the closest point of its grid, nothing else moves.
+
+The baseline of every quantization paper, and for 8 bits per channel usually all that is needed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vla_edge.compress.quantize.weights import QuantizedWeight
+
+# Runtimes have fast kernels for groups of 16 and powers of two above; smaller ones cost more than they save.
+SMALLEST_FAST_GROUP = 16
+
+
+def round_to_nearest(weight: np.ndarray, bits: int, group_size: int | None = None) -> QuantizedWeight:
+    """Symmetric quantization of (out, in) float weights.
+
+    Args:
+        group_size: inputs per scale; None for one scale per output channel. Where it does not divide the inputs, the
+            largest group that `fitting_group` finds takes its place.
+    """
+    weight = np.asarray(weight, np.float32)
+    rows, columns = weight.shape
+    group = fitting_group(columns, group_size) if group_size is not None else None
+    grouped = weight.reshape(rows, -1, group or columns)
+    limit = 2 ** (bits - 1) - 1
+    scales = (np.abs(grouped).max(axis=-1) / np.float32(limit)).astype(np.float32)
+    # a group of zeros has no scale of its own; any will do, but none may be 0
+    scales = np.where(scales < np.finfo(np.float32).tiny, np.float32(1.0), scales)
+    values = np.clip(np.rint(grouped / scales[:, :, None]), -limit, limit).astype(np.int8)
+    return QuantizedWeight(values.reshape(rows, columns), scales if group else scales[:, 0], bits, group)
+
+
+def fitting_group(columns: int, group_size: int) -> int:
+    """The group actually used for `columns` inputs: `group_size`, or the largest smaller one that divides them.
+
+    Halves of the group size are tried first, since runtimes have kernels for powers of two; then any divisor of at
+    least 8; then the whole channel.
+    """
+    group = group_size
+    while group >= SMALLEST_FAST_GROUP:
+        if columns % group == 0:
+            return group
+        group //= 2
+    return next((g for g in range(min(group_size, columns), 7, -1) if columns % g == 0), columns)

@@ -1,0 +1,241 @@
+"""What to do to a policy, as an ordered list that reads as prose.
+
+    name: int8
+    steps:
+      - quantize: {targets: [vision, prefix], weights: int8, activations: int8, calibrator: mse}
+      - keep: {targets: [denoise.action_out], dtype: float16}
+    accept: {action_error_rel: 0.03, cosine: 0.995}
+
+A target is a stage, a path below it, or a pattern of one ("vision.encoder.layers.*.mlp.up"); it means every layer
+there. Layers that no step names stay in float32. An unknown key is an error that names the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import ClassVar
+
+from vla_edge.types import VlaEdgeError
+
+WEIGHTS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4}
+ACTIVATIONS = (None, "int8", "int8-dynamic")
+METHODS = ("rtn",)
+CALIBRATORS = ("minmax", "percentile", "mse")
+
+
+class RecipeError(VlaEdgeError):
+    """A recipe that is missing, misspelled or contradicts itself."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Leave layers in floating point.
+
+    Attributes:
+        targets: which layers.
+        dtype: "float32" or "float16"; half precision is for storage, products are computed in float32.
+    """
+
+    key: ClassVar[str] = "keep"
+    targets: tuple[str, ...]
+    dtype: str = "float32"
+
+    def check(self) -> None:
+        _one_of("dtype", self.dtype, ("float32", "float16"))
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Round the weights of layers to integers, and their inputs too if wanted.
+
+    Attributes:
+        targets: which layers.
+        weights: "int8" (one scale per output channel, unless a group size is given) or "int4" (one per group).
+        activations: None for float32, "int8" for a grid fixed by calibration, "int8-dynamic" for one found at run time.
+        method: how the integers are chosen.
+        group_size: inputs per scale, of int4; where it does not divide a layer's inputs a smaller one is taken.
+        calibrator, percentile: how the grid of static activations is chosen.
+    """
+
+    key: ClassVar[str] = "quantize"
+    targets: tuple[str, ...]
+    weights: str = "int8"
+    activations: str | None = None
+    method: str = "rtn"
+    group_size: int | None = None
+    calibrator: str = "minmax"
+    percentile: float = 99.99
+
+    def check(self) -> None:
+        _one_of("weights", self.weights, ("int8", "int4"))
+        _one_of("activations", self.activations, ACTIVATIONS)
+        _one_of("method", self.method, METHODS)
+        _one_of("calibrator", self.calibrator, CALIBRATORS)
+        if self.group_size is not None and (not isinstance(self.group_size, int) or self.group_size < 1):
+            raise ValueError(f"group_size is {self.group_size!r}, allowed is a positive whole number or null")
+        if self.weights == "int4" and self.group_size is None:
+            raise ValueError("weights int4 need a group_size (32, 64 or 128)")
+        if self.activations is not None and self.group_size is not None:
+            raise ValueError("group_size goes with float32 activations: no runtime multiplies groups by 8-bit inputs here")
+        if not isinstance(self.percentile, (int, float)) or not 50 < self.percentile <= 100:
+            raise ValueError(f"percentile is {self.percentile!r}, allowed is 50 to 100")
+
+
+@dataclass(frozen=True)
+class Accept:
+    """Limits a build has to hold against full precision; a limit that is None is not checked.
+
+    Attributes:
+        action_error_rel: mean absolute difference of the chunks over the standard deviation of the motion, at most.
+        cosine: smallest cosine between the motions, over observations, at least.
+        relative_l2: norm of the difference over the norm of the motion, at most.
+        joint_error_rad: mean absolute difference of the worst joint, rad, at most.
+    """
+
+    action_error_rel: float | None = None
+    cosine: float | None = None
+    relative_l2: float | None = None
+    joint_error_rad: float | None = None
+
+    def check(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0):
+                raise ValueError(f"{entry.name} is {value!r}, allowed is a number, 0 or above")
+
+
+STEPS = {step.key: step for step in (Keep, Quantize)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An ordered list of steps and the limits of what may come of them."""
+
+    name: str
+    steps: tuple = ()
+    accept: Accept = field(default_factory=Accept)
+    description: str = ""
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether a step fixes ranges from data."""
+        return any(isinstance(step, Quantize) and step.activations == "int8" for step in self.steps)
+
+    def to_dict(self) -> dict:
+        """Plain types, for the manifest; `parse_recipe` reads them back."""
+        steps = [{step.key: {**asdict(step), "targets": list(step.targets)}} for step in self.steps]
+        accept = {key: value for key, value in asdict(self.accept).items() if value is not None}
+        return {"name": self.name, "description": self.description, "steps": steps, "accept": accept}
+
+
+def load_recipe(source: str | Path) -> Recipe:
+    """The shipped recipe of that name, or the one in a YAML file.
+
+    Raises:
+        RecipeError: there is none, or it is not valid.
+    """
+    import yaml
+
+    path = Path(source).expanduser()
+    shipped = recipe_directory()
+    if path.suffix not in (".yaml", ".yml") and len(path.parts) == 1:
+        path = shipped / f"{source}.yaml"
+        if not path.is_file():
+            names = sorted(file.stem for file in shipped.glob("*.yaml"))
+            nearest = difflib.get_close_matches(str(source), names, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(names)}"
+            raise RecipeError(f"there is no recipe {str(source)!r}; {hint}")
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"there is no recipe file {path}; give a file or the name of a shipped recipe") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"recipe {path} cannot be read: {' '.join(str(error).split())}; it must be YAML") from error
+    return parse_recipe(plain, str(path), path.stem)
+
+
+def parse_recipe(plain, where: str = "recipe", name: str = "custom") -> Recipe:
+    """A recipe from plain types.
+
+    Args:
+        where: what to call it in errors. name: where it gives itself none.
+
+    Raises:
+        RecipeError: an unknown key, with the nearest valid one, or a value that is not allowed.
+    """
+    _mapping(plain, where)
+    _known_keys(plain, ("name", "description", "steps", "accept"), where)
+    steps = plain.get("steps", [])
+    if not isinstance(steps, list):
+        raise RecipeError(f"{where}: steps is a {type(steps).__name__}; it must be a list")
+    parsed = []
+    for number, step in enumerate(steps, 1):
+        place = f"{where}, step {number}"
+        _mapping(step, place)
+        if len(step) != 1:
+            raise RecipeError(f"{place} has the keys {', '.join(map(str, step))}; each step has one: {' or '.join(STEPS)}")
+        kind = next(iter(step))
+        _known_keys(step, STEPS, place)
+        parsed.append(_build(STEPS[kind], step[kind], f"{place} ({kind})"))
+    accept = _build(Accept, plain.get("accept") or {}, f"{where}, accept")
+    return Recipe(str(plain.get("name", name)), tuple(parsed), accept, str(plain.get("description", "")))
+
+
+def recipe_directory() -> Path:
+    """Where the shipped recipes are: in a source checkout, or installed with the package."""
+    source = Path(__file__).resolve().parents[2] / "config" / "recipes"
+    if source.is_dir():
+        return source
+    try:
+        from ament_index_python.packages import get_package_share_directory
+
+        return Path(get_package_share_directory("vla_edge")) / "config" / "recipes"
+    except (ImportError, LookupError):
+        return source
+
+
+def _build(kind: type, plain, where: str):
+    _mapping(plain, where)
+    known = [entry.name for entry in fields(kind)]
+    _known_keys(plain, known, where)
+    required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    for key in required:
+        if key not in plain:
+            raise RecipeError(f"{where} lacks {key}")
+    values = dict(plain)
+    if "targets" in known:
+        values["targets"] = _targets(values["targets"], where)
+    step = kind(**values)
+    try:
+        step.check()
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from None
+    return step
+
+
+def _targets(value, where: str) -> tuple[str, ...]:
+    value = [value] if isinstance(value, str) else value
+    if not isinstance(value, Sequence) or not value or not all(isinstance(item, str) and item for item in value):
+        raise RecipeError(f"{where}: targets is {value!r}; it must be a list of stages or layers, such as [vision]")
+    return tuple(value)
+
+
+def _mapping(plain, where: str) -> None:
+    if not isinstance(plain, Mapping):
+        raise RecipeError(f"{where} is {plain!r}; it must map keys to values")
+
+
+def _known_keys(plain: Mapping, known, where: str) -> None:
+    for key in plain:
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.0)[0]
+            raise RecipeError(f"{where} has the unknown key {key!r}; did you mean {nearest!r}?")
+
+
+def _one_of(name: str, value, allowed: Sequence) -> None:
+    if value not in allowed or isinstance(value, bool):
+        words = ", ".join("null" if item is None else str(item) for item in allowed)
+        raise ValueError(f"{name} is {value!r}, allowed is {words}")

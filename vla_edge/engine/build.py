@@ -1,0 +1,238 @@
+"""Checkpoint + recipe + recordings -> an engine bundle: plan, calibrate, compress, export, compile, verify, write.
+
+Every build is compared with full precision on observations it was not calibrated on; one that strays further than its
+recipe accepts leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from vla_edge.compress.calibrate import CalibrationData, CalibrationError
+from vla_edge.compress.recipe import Recipe, load_recipe
+from vla_edge.engine.bundle import TOKENIZER, Bundle, BundleError, StageEntry, sha256, write_manifest, writing
+from vla_edge.types import Observation
+
+Progress = Callable[[float, str], None]
+PROFILE_REPEATS = 20
+
+
+def build(
+    checkpoint: str | Path,
+    recipe: str | Path | Recipe = "int8",
+    backend: str = "onnxruntime",
+    output: str | Path | None = None,
+    calibration: str | Path | CalibrationData | Iterable[Observation] | None = None,
+    progress: Progress | None = None,
+    force: bool = False,
+) -> Path:
+    """Build a bundle, or find that it is there already.
+
+    Args:
+        checkpoint: directory in LeRobot's layout.
+        recipe: name of a shipped one, a file, or a `Recipe`.
+        output: directory of the bundle; `default_output` when None.
+        calibration: bag, or observations; the directory `calibration` beside the checkpoint when None.
+        progress: called with the fraction done and the step being done.
+        force: build even when the same bundle exists.
+
+    Returns:
+        The bundle's directory.
+
+    Raises:
+        CheckpointError, RecipeError, CalibrationError, BagError, ExportError, BackendError, VerifyError, BundleError:
+            what is wrong, where and what to do; nothing is left behind.
+    """
+    from vla_edge.engine.backends import get_backend
+    from vla_edge.policy.checkpoint import load_checkpoint
+
+    tell = progress or (lambda fraction, step: None)
+    tell(0.0, "reading checkpoint and recipe")
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    runtime = get_backend(backend)
+    loaded = load_checkpoint(checkpoint)
+    target = Path(output) if output else default_output(loaded.directory, recipe.name, backend)
+    calibration = _calibration_source(calibration, loaded.directory)
+    key = build_key(loaded.fingerprint, recipe, backend, calibration)
+    if not force and key is not None and _is_valid(target, key):
+        tell(1.0, "the bundle is there already")
+        return target.expanduser().resolve()
+    with writing(target) as directory:
+        job = _Build(loaded, recipe, backend, runtime, directory, tell)
+        write_manifest(directory, {**job.run(calibration), "build_key": key})
+        tell(1.0, "writing the bundle")
+    return target.expanduser().resolve()
+
+
+def default_output(checkpoint: Path, recipe: str, backend: str) -> Path:
+    """`bundles/<recipe>-<backend>` beside the checkpoint, or in the user's cache when that cannot be written."""
+    beside = checkpoint.parent
+    name = f"{recipe}-{backend}"
+    if os.access(beside, os.W_OK):
+        return beside / "bundles" / name
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "vla_edge" / "bundles" / beside.name / name
+
+
+def build_key(fingerprint: str, recipe: Recipe, backend: str, calibration) -> str | None:
+    """What a bundle was made of: equal keys mean that building again would give the same. None for loose observations."""
+    if isinstance(calibration, CalibrationData):
+        data = calibration.identity
+    elif isinstance(calibration, (str, Path)):
+        data = _content(Path(calibration))
+    else:
+        return None
+    parts = [fingerprint, recipe.to_dict(), backend, data, versions(), platform.machine(), os.cpu_count()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of everything that decides what a build gives."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in ("vla_edge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "source"
+    return found
+
+
+@dataclass
+class _Build:
+    """The steps of one build, in order."""
+
+    checkpoint: object
+    recipe: Recipe
+    backend: str
+    runtime: object
+    directory: Path
+    tell: Progress
+
+    def run(self, source) -> dict:
+        """Everything into `self.directory`; returns the manifest."""
+        from vla_edge.compress.calibrate import load_calibration
+        from vla_edge.compress.plan import plan_layers
+        from vla_edge.engine.profile import profile
+        from vla_edge.engine.runner import Runner
+        from vla_edge.engine.trace import linear_layers
+        from vla_edge.engine.verify import check, compare
+        from vla_edge.policy.checkpoint import load_policy
+
+        checkpoint, spec = self.checkpoint, self.checkpoint.spec
+        policy = load_policy(checkpoint)
+        stages = policy.stages()
+        modules = {f"{s.name}.{path}": module for s in stages for path, module in linear_layers(s).items()}
+        plan = plan_layers(self.recipe, list(modules))
+        self.tell(0.03, "reading observations")
+        data = load_calibration(source, spec)
+        reference = Runner.from_policy(policy, checkpoint)
+        compressed = self._compress(modules, plan, reference, data)
+        entries = self._compile(stages, compressed)
+        shutil.copyfile(checkpoint.tokenizer_path, self.directory / TOKENIZER)
+        loaded = {
+            entry.interface.name: self.runtime.load(self.directory / entry.file, entry.interface, entry.options)
+            for entry in entries
+        }
+        engine = Runner(spec, self.directory / TOKENIZER, loaded)
+        engine.warm_up()
+        result = compare(
+            engine, reference, data.held_out, progress=lambda f: self.tell(0.70 + 0.22 * f, "comparing with full precision")
+        )
+        check(result, self.recipe.accept)
+        self.tell(0.93, "measuring")
+        return {
+            "name": f"{checkpoint.directory.parent.name or checkpoint.directory.name}-{self.recipe.name}",
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "checkpoint": {"name": checkpoint.directory.name, "fingerprint": checkpoint.fingerprint},
+            "policy": spec.to_dict(),
+            "joint_names": list(spec.joint_names),
+            "dt": spec.dt,
+            "recipe": self.recipe.to_dict(),
+            "stages": {entry.interface.name: entry.to_dict() for entry in entries},
+            "calibration": data.to_dict(),
+            "verification": result.to_dict(),
+            "profile": profile(engine, data.held_out, PROFILE_REPEATS),
+            "machine": {"architecture": platform.machine(), "processors": os.cpu_count()},
+            "versions": versions(),
+        }
+
+    def _compress(self, modules, plan, reference, data: CalibrationData):
+        from vla_edge.compress.apply import compress_layers
+        from vla_edge.compress.calibrate import record_ranges
+        from vla_edge.compress.recipe import Quantize
+
+        static = {
+            name: modules[name]
+            for name, step in plan.items()
+            if isinstance(step, Quantize) and step.activations == "int8"
+        }
+        observers = {}
+        if static:
+            observers = record_ranges(
+                reference, static, data.observations, lambda f: self.tell(0.05 + 0.25 * f, "calibrating")
+            )
+        return compress_layers(modules, plan, observers)
+
+    def _compile(self, stages, compressed) -> list[StageEntry]:
+        from vla_edge.compress.plan import grouped_by_stage
+        from vla_edge.compress.quantize.weights import weight_fractions
+        from vla_edge.engine.backends import StageInterface
+        from vla_edge.engine.export import export_stage
+
+        layers = grouped_by_stage(compressed)
+        entries = []
+        for index, stage in enumerate(stages):
+            self.tell(0.30 + 0.40 * index / len(stages), f"exporting and compiling {stage.name}")
+            mine = layers.get(stage.name, {})
+            file = export_stage(stage, mine, self.directory / f"{stage.name}.onnx")
+            interface = StageInterface(stage.name, stage.inputs, stage.outputs)
+            built = self.runtime.build(file, self.directory, interface, None)
+            entries.append(
+                StageEntry(
+                    interface,
+                    built.file,
+                    self.backend,
+                    built.options,
+                    weight_fractions(mine),
+                    {name: layer.describe() for name, layer in mine.items()},
+                    built.tried,
+                )
+            )
+        return entries
+
+
+def _calibration_source(calibration, checkpoint: Path):
+    if calibration is not None:
+        return calibration
+    beside = checkpoint.parent / "calibration"
+    if not beside.exists():
+        raise CalibrationError(
+            f"there is no recording at {beside} to calibrate and verify on; give one with --calibration (a bag)"
+        )
+    return beside
+
+
+def _is_valid(target: Path, key: str) -> bool:
+    try:
+        return Bundle.load(target).manifest.get("build_key") == key
+    except BundleError:
+        return False
+
+
+def _content(path: Path) -> str:
+    """SHA-256 over the names and contents of a file or directory; of the name alone when there is none."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + (sha256(file).encode() if file.is_file() else b""))
+    return digest.hexdigest()

@@ -1,0 +1,257 @@
+"""Marker nodes -> standard ONNX: what each `nn.Linear` becomes in the file.
+
+Only operators of the ONNX standard appear (opset 21), in the forms that every runtime knows how to fuse:
+
+    float32, float16    MatMul (a Cast where weights are stored in half)
+    int8, int4          DequantizeLinear -> MatMul, per channel or per block
+    + static int8       QuantizeLinear -> DequantizeLinear on the input
+    + dynamic int8      DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul (int8 per channel)
+
+Layers that read the same tensor and share precision become one product whose output is split: one quantization of the
+input and one large matrix instead of three small ones. Each output channel keeps its own scales, so no number changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from vla_edge.compress.quantize.weights import CompressedLinear
+from vla_edge.engine.trace import MARKER, MARKER_DOMAIN, OPSET, ExportError
+
+# A constant operand at least this large in a product would be a layer the compressor never saw.
+LARGEST_ANONYMOUS_CONSTANT = 1024
+
+
+def lower(graph, layers: Mapping[str, CompressedLinear], stage: str, fuse_siblings: bool = True):
+    """A traced model with every marker replaced, ready to be saved.
+
+    Args:
+        graph: `onnx.ModelProto` of `trace`; it is not changed.
+        layers: every linear layer of the stage by name.
+
+    Raises:
+        ExportError: a layer is not in the graph, the graph holds one that is not in `layers`, or a large constant
+            product is no `nn.Linear`.
+    """
+    import onnx
+
+    model = onnx.ModelProto()
+    model.CopyFrom(graph)
+    _check_complete(model, layers, stage)
+    builder = _Builder(model)
+    groups = _sibling_groups(model, layers) if fuse_siblings else {}
+    emitted: set[str] = set()
+    for node in list(model.graph.node):
+        if node.domain != MARKER_DOMAIN:
+            builder.nodes.append(_divide_by_root(node, builder))
+            continue
+        group = groups.get(node.output[0], [node])
+        if group[0].output[0] not in emitted:
+            emitted.add(group[0].output[0])
+            builder.linear(group, [layers[_layer_name(member)] for member in group])
+    return builder.finish()
+
+
+def _layer_name(node) -> str:
+    return next(attribute.s.decode() for attribute in node.attribute if attribute.name == "layer")
+
+
+def _check_complete(model, layers: Mapping[str, CompressedLinear], stage: str) -> None:
+    markers = {_layer_name(node) for node in model.graph.node if node.domain == MARKER_DOMAIN}
+    for name in layers:
+        if name not in markers:
+            raise ExportError(
+                f"layer {name!r} of stage {stage!r} does not appear in the exported graph; its forward never calls it"
+            )
+    for name in markers - set(layers):
+        raise ExportError(f"stage {stage!r} calls the linear layer {name!r}, for which nothing was planned")
+    foreign = {node.op_type for node in model.graph.node if node.domain not in ("", "ai.onnx", MARKER_DOMAIN)}
+    if foreign:
+        raise ExportError(f"stage {stage!r} needs operators outside the ONNX standard: {', '.join(sorted(foreign))}")
+    sizes = {constant.name: int(np.prod(constant.dims)) for constant in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in ("MatMul", "Gemm", "Conv", "Einsum"):
+            for operand in node.input:
+                if sizes.get(operand, 0) > LARGEST_ANONYMOUS_CONSTANT:
+                    raise ExportError(
+                        f"stage {stage!r} multiplies by the constant {operand!r} without an nn.Linear, so it would "
+                        "never be compressed; write it as one"
+                    )
+
+
+def _sibling_groups(model, layers: Mapping[str, CompressedLinear]) -> dict[str, list]:
+    """Output of a marker -> all markers that are computed together with it, in graph order."""
+    kinds: dict[tuple, list] = {}
+    for node in model.graph.node:
+        if node.domain == MARKER_DOMAIN:
+            layer = layers[_layer_name(node)]
+            group_size = layer.weight.group_size if layer.quantized else None
+            key = (node.input[0], layer.precision, group_size, layer.activation, layer.bias is None)
+            kinds.setdefault(key, []).append(node)
+    return {node.output[0]: group for group in kinds.values() for node in group}
+
+
+def _divide_by_root(node, builder: _Builder):
+    """x * (1 / sqrt(v)) -> x / sqrt(v): the form in which runtimes recognize an RMS normalization."""
+    import onnx
+
+    if node.op_type == "Reciprocal":
+        builder.reciprocals[node.output[0]] = node.input[0]
+    if node.op_type == "Mul":
+        for i, operand in enumerate(node.input):
+            if operand in builder.reciprocals:
+                inputs = [node.input[1 - i], builder.reciprocals[operand]]
+                return onnx.helper.make_node("Div", inputs, list(node.output), node.name)
+    return node
+
+
+class _Builder:
+    """Collects the nodes and constants of the lowered graph."""
+
+    def __init__(self, model):
+        self.model = model
+        self.nodes: list = []
+        self.constants: dict[str, object] = {}
+        self.reciprocals: dict[str, str] = {}
+        self.quantized_inputs: dict[tuple, tuple[str, ...]] = {}
+
+    def linear(self, nodes: list, layers: list[CompressedLinear]) -> None:
+        """Emit one product for markers `nodes` that read the same input."""
+        names = [_layer_name(node) for node in nodes]
+        prefix = names[0] if len(names) == 1 else "+".join([names[0], *(name.rpartition(".")[2] for name in names[1:])])
+        x, first, single = nodes[0].input[0], layers[0], len(nodes) == 1
+        bias = None if first.bias is None else np.concatenate([layer.bias for layer in layers])
+        total = nodes[0].output[0] if single else f"{prefix}.all"
+        product = total if bias is None else f"{prefix}.product"
+        if first.activation is not None and first.activation.kind == "dynamic" and self._integer_product(layers):
+            self._multiply_integers(prefix, x, layers, product)
+        else:
+            left = self._activation(x, first)
+            self._node("MatMul", [left, self._weight(prefix, layers)], [product], prefix)
+        if bias is not None:
+            self._node("Add", [product, self._constant(f"{prefix}.bias", bias.astype(np.float32))], [total], f"{prefix}.add")
+        if not single:
+            sizes = self._constant(f"{prefix}.sizes", np.array([layer.shape[0] for layer in layers], np.int64))
+            outputs = [node.output[0] for node in nodes]
+            self._node("Split", [total, sizes], outputs, f"{prefix}.split", axis=-1)
+
+    def finish(self):
+        """The model with new nodes, no unused constants, no trace of where it was made."""
+        import onnx
+
+        graph, model = self.model.graph, self.model
+        outputs = {value.name for value in graph.output}
+        while True:
+            used = {operand for node in self.nodes for operand in node.input} | outputs
+            kept = [node for node in self.nodes if any(output in used for output in node.output)]
+            if len(kept) == len(self.nodes):
+                break
+            self.nodes = kept
+        constants = {constant.name: constant for constant in graph.initializer} | self.constants
+        clean = onnx.helper.make_graph(
+            self.nodes,
+            graph.name or "stage",
+            list(graph.input),
+            list(graph.output),
+            [constants[name] for name in constants if name in used],
+        )
+        for node in clean.node:
+            del node.metadata_props[:]
+            node.doc_string = ""
+        for value in (*clean.input, *clean.output):
+            del value.metadata_props[:]
+        for constant in clean.initializer:
+            del constant.metadata_props[:]
+            constant.doc_string = ""
+        fresh = onnx.helper.make_model(clean, opset_imports=[onnx.helper.make_opsetid("", OPSET)], producer_name="vla_edge")
+        fresh.ir_version = min(model.ir_version, 10)
+        return fresh
+
+    def _integer_product(self, layers: list[CompressedLinear]) -> bool:
+        return all(layer.quantized and layer.weight.bits == 8 and layer.weight.group_size is None for layer in layers)
+
+    def _activation(self, x: str, layer: CompressedLinear) -> str:
+        """The tensor to multiply with: `x`, or `x` seen through its 8-bit grid; made once for all its readers."""
+        activation = layer.activation
+        if activation is None:
+            return x
+        if (x, activation) not in self.quantized_inputs:
+            if activation.kind == "static":
+                tag = f"{x}.q{sum(key[0] == x for key in self.quantized_inputs)}"
+                scale = self._constant(f"{tag}.scale", np.float32(activation.scale))
+                zero = self._constant(f"{tag}.zero_point", np.uint8(activation.zero_point))
+                self._node("QuantizeLinear", [x, scale, zero], [tag], f"{tag}.quantize")
+                grid = (tag, scale, zero)
+            else:
+                grid = self._dynamic_grid(x)
+            seen = f"{grid[0]}.dequantized"
+            self._node("DequantizeLinear", list(grid), [seen], f"{grid[0]}.dequantize")
+            self.quantized_inputs[x, activation] = (seen,)
+        return self.quantized_inputs[x, activation][0]
+
+    def _dynamic_grid(self, x: str) -> tuple[str, str, str]:
+        key = (x, "dynamic grid")
+        if key not in self.quantized_inputs:
+            grid = (f"{x}.dq", f"{x}.dq.scale", f"{x}.dq.zero_point")
+            self._node("DynamicQuantizeLinear", [x], list(grid), f"{x}.dq.quantize")
+            self.quantized_inputs[key] = grid
+        return self.quantized_inputs[key]
+
+    def _multiply_integers(self, prefix: str, x: str, layers: list[CompressedLinear], product: str) -> None:
+        grid, scale, zero = self._dynamic_grid(x)
+        weight = self._constant(f"{prefix}.weight", np.concatenate([layer.weight.values for layer in layers]).T)
+        channel = self._constant(f"{prefix}.scale", np.concatenate([layer.weight.scales for layer in layers]))
+        none = self._constant(f"{prefix}.zero_point", np.int8(0))
+        self._node("MatMulInteger", [grid, weight, zero, none], [f"{prefix}.sum"], prefix)
+        self._node("Cast", [f"{prefix}.sum"], [f"{prefix}.float"], f"{prefix}.cast", to=1)
+        self._node("Mul", [scale, channel], [f"{prefix}.step"], f"{prefix}.scales")
+        self._node("Mul", [f"{prefix}.float", f"{prefix}.step"], [product], f"{prefix}.rescale")
+
+    def _weight(self, prefix: str, layers: list[CompressedLinear]) -> str:
+        """Name of the (in, out) float32 matrix."""
+        import onnx
+
+        first = layers[0]
+        name = f"{prefix}.weight"
+        if not first.quantized:
+            self._constant(name, np.concatenate([layer.weight for layer in layers]).T)
+            if first.precision == "float32":
+                return name
+            self._node("Cast", [name], [f"{name}.float"], f"{name}.cast", to=1)
+            return f"{name}.float"
+        values = np.concatenate([layer.weight.values for layer in layers]).T
+        scales = self._constant(f"{prefix}.scale", np.concatenate([layer.weight.scales for layer in layers]).T)
+        operands = [name, scales]
+        if first.weight.bits == 8:
+            self._constant(name, values)
+            if first.weight.group_size is None:
+                # zeros by default, but ONNX Runtime's rewrite of signed weights to unsigned ones needs them spelled out
+                operands.append(self._constant(f"{prefix}.zero_point", np.zeros(values.shape[1], np.int8)))
+        else:
+            self.constants[name] = onnx.helper.make_tensor(
+                name, onnx.TensorProto.INT4, values.shape, pack_int4(values).tobytes(), raw=True
+            )
+        group = first.weight.group_size
+        attributes = {"axis": 1} if group is None else {"axis": 0, "block_size": group}
+        self._node("DequantizeLinear", operands, [f"{name}.float"], f"{name}.dequantize", **attributes)
+        return f"{name}.float"
+
+    def _node(self, op: str, inputs: list[str], outputs: list[str], name: str, **attributes) -> None:
+        import onnx
+
+        self.nodes.append(onnx.helper.make_node(op, inputs, outputs, name, **attributes))
+
+    def _constant(self, name: str, value) -> str:
+        import onnx
+
+        self.constants[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name)
+        return name
+
+
+def pack_int4(values: np.ndarray) -> np.ndarray:
+    """Signed 4-bit integers, two in a byte, the first in the low half (ONNX's INT4 layout)."""
+    flat = np.ascontiguousarray(values).ravel().astype(np.uint8) & 0x0F
+    flat = np.append(flat, np.uint8(0)) if flat.size % 2 else flat
+    return flat[0::2] | (flat[1::2] << 4)

@@ -1,0 +1,83 @@
+"""A torch stage -> its ONNX graph, with every `nn.Linear` left as a marker that names the layer.
+
+No weight of a layer passes through the exporter, so none has to be recognized afterwards among transposed and renamed
+constants: what each marker becomes is decided later, by name (see `lower`), and one traced graph serves every recipe.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+
+from vla_edge.policy.stages import Stage
+from vla_edge.types import VlaEdgeError
+
+OPSET = 21
+MARKER_DOMAIN, MARKER = "vla_edge", "Linear"
+
+
+class ExportError(VlaEdgeError):
+    """A stage that cannot be written as standard ONNX, or a layer that would be lost on the way."""
+
+
+def linear_layers(stage: Stage) -> dict:
+    """Name within the stage -> `nn.Linear`, in the order of definition."""
+    from torch import nn
+
+    return {name: module for name, module in stage.module.named_modules() if isinstance(module, nn.Linear)}
+
+
+def trace(stage: Stage):
+    """The stage as an `onnx.ModelProto` with static shapes and marker nodes.
+
+    Raises:
+        ExportError: torch cannot export it.
+    """
+    import torch
+    from torch import nn
+
+    class Marker(nn.Module):
+        def __init__(self, name: str, width: int):
+            super().__init__()
+            self.name, self.width = name, width
+
+        def forward(self, x):
+            return torch.onnx.ops.symbolic(
+                f"{MARKER_DOMAIN}::{MARKER}",
+                (x,),
+                attrs={"layer": self.name},
+                dtype=x.dtype,
+                shape=(*x.shape[:-1], self.width),
+                version=1,
+            )
+
+    layers = linear_layers(stage)
+    # deepcopy copies no weight of a layer: each is replaced through the memo
+    memo = {id(layer): Marker(name, layer.out_features) for name, layer in layers.items()}
+    module = copy.deepcopy(stage.module, memo).eval()
+    arguments = tuple(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in stage.inputs)
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module,
+                arguments,
+                input_names=[spec.name for spec in stage.inputs],
+                output_names=[spec.name for spec in stage.outputs],
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ExportError(
+            f"stage {stage.name!r} cannot be exported to ONNX: {reason}; write its forward with static shapes and "
+            "plain tensor operations"
+        ) from error
+    finally:
+        logger.setLevel(level)
+    return program.model_proto
