@@ -1,0 +1,102 @@
+"""What a node that conducts others needs: calls that wait, and messages that can be waited for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from lifecycle_msgs.msg import State
+from lifecycle_msgs.srv import GetState
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from std_srvs.srv import Trigger
+
+from vla_edge.types import VlaEdgeError
+
+
+class ConductError(VlaEdgeError):
+    """Another node did not answer, or refused."""
+
+
+class Conductor:
+    """Calls other nodes from plain sequential code, while a thread takes this node's messages.
+
+    Args:
+        node: its callbacks run in a thread of their own while the conductor is open; use it as a context manager.
+    """
+
+    def __init__(self, node):
+        self._node = node
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(node)
+        self._thread = threading.Thread(target=self._spin, name="messages", daemon=True)
+        self._clients: dict[str, object] = {}
+
+    def call(self, service: str, timeout: float = 5.0) -> str:
+        """Calls a Trigger service; its message.
+
+        Raises:
+            ConductError: no answer in time, or a refusal.
+        """
+        response = self._request(Trigger, service, Trigger.Request(), timeout)
+        if not response.success:
+            raise ConductError(f"{service} was refused: {response.message}")
+        return response.message
+
+    def wait_active(self, name: str, timeout: float) -> None:
+        """Waits until a lifecycle node is active.
+
+        Raises:
+            ConductError: it is not, in time.
+        """
+        deadline, label = time.monotonic() + timeout, "not there"
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                state = self._request(GetState, f"{name}/get_state", GetState.Request(), min(left, 2.0)).current_state
+            except ConductError:
+                continue
+            if state.id == State.PRIMARY_STATE_ACTIVE:
+                return
+            label = state.label
+            time.sleep(0.1)
+        raise ConductError(f"node {name} is {label} after {timeout:.0f} s; see its own log for the reason")
+
+    @staticmethod
+    def wait(condition: Callable[[], object], timeout: float):
+        """The first true value of `condition`, or None after `timeout` s."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            value = condition()
+            if value:
+                return value
+            time.sleep(0.01)
+        return None
+
+    def _request(self, kind, service: str, request, timeout: float):
+        client = self._clients.get(service)
+        if client is None:
+            client = self._clients[service] = self._node.create_client(kind, service)
+        deadline = time.monotonic() + timeout
+        if not client.wait_for_service(timeout_sec=timeout):
+            raise ConductError(f"service {service} is not there; is its node running?")
+        done = threading.Event()
+        future = client.call_async(request)
+        future.add_done_callback(lambda _: done.set())
+        if not done.wait(max(0.0, deadline - time.monotonic())):
+            client.remove_pending_request(future)
+            raise ConductError(f"service {service} did not answer within {timeout:g} s")
+        return future.result()
+
+    def _spin(self) -> None:
+        try:
+            self._executor.spin()
+        except ExternalShutdownException:
+            pass
+
+    def __enter__(self) -> Conductor:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._executor.shutdown(timeout_sec=2.0)
+        self._thread.join(2.0)

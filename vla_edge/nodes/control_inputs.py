@@ -1,0 +1,104 @@
+"""The subscriptions and services of a controller: what arrives is checked, counted when refused, and handed over."""
+
+from __future__ import annotations
+
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool, Float64
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from vla_edge.control.kernel import ControlError
+from vla_edge.control.process import ControllerProcess, ControlProcessError
+from vla_edge.nodes import convert, qos
+from vla_edge.observe.joints import JointStateReader
+from vla_edge.types import VlaEdgeError
+
+# service -> what the controller is asked for
+ORDERS = {"hold": "hold", "stop": "hold", "start": "resume", "rearm": "rearm", "damp": "damp"}
+
+
+class ControlInputs:
+    """Feeds a controller from topics and services.
+
+    Args:
+        node: subscribes and serves.
+        process: the controller.
+
+    Attributes:
+        bad_joint_states, bad_chunks: messages refused before they reached the controller.
+        last_problem: newest reason, for the diagnostics.
+        rearm_at_next_joints: arm once the next joint state has been handed over.
+    """
+
+    def __init__(self, node, process: ControllerProcess):
+        self._node, self._process = node, process
+        self._read_joints = JointStateReader(process.joint_names)
+        self.bad_joint_states = self.bad_chunks = 0
+        self.last_problem = ""
+        self.rearm_at_next_joints = False
+        make, serve = node.create_subscription, node.create_service
+        self._subscriptions = [
+            make(JointState, "joint_states", self._on_joints, qos.SENSOR),
+            make(JointTrajectory, "action_chunk", self._on_chunk, qos.CHUNK_IN),
+            make(Bool, "emergency_stop", self._on_emergency_stop, qos.LATCHED),
+            make(Float64, "speed_scale", self._on_speed_scale, qos.LATCHED),
+        ]
+        self._services = [
+            serve(Trigger, f"~/{name}", lambda request, response, order=order: self._answer(order, response))
+            for name, order in ORDERS.items()
+        ]
+
+    def destroy(self) -> None:
+        """Ends subscriptions and services."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        for service in self._services:
+            self._node.destroy_service(service)
+
+    def _on_joints(self, message: JointState) -> None:
+        try:
+            state = self._read_joints(
+                convert.stamp_of(message), message.name, message.position, message.velocity, message.effort
+            )
+        except VlaEdgeError as error:
+            self.bad_joint_states += 1
+            self._complain(error)
+            return
+        self._process.send_joints(state)
+        if self.rearm_at_next_joints:
+            self.rearm_at_next_joints = False
+            self._order("rearm")
+
+    def _on_chunk(self, message: JointTrajectory) -> None:
+        try:
+            self._process.send_chunk(convert.to_chunk(message))
+        except VlaEdgeError as error:
+            self.bad_chunks += 1
+            self._complain(error)
+
+    def _on_emergency_stop(self, message: Bool) -> None:
+        self._process.emergency_stop(message.data)
+
+    def _on_speed_scale(self, message: Float64) -> None:
+        try:
+            self._process.set_speed_scale(message.data)
+        except ControlError as error:
+            self._complain(error)
+
+    def _answer(self, order: str, response: Trigger.Response) -> Trigger.Response:
+        problem = self._order(order)
+        response.success, response.message = not problem, problem or f"{order} done"
+        return response
+
+    def _order(self, order: str) -> str:
+        """Carries an order out; what was wrong, or nothing."""
+        try:
+            getattr(self._process, order)()
+        except (ControlError, ControlProcessError) as error:
+            self._complain(error)
+            return str(error)
+        return ""
+
+    def _complain(self, error: VlaEdgeError) -> None:
+        self.last_problem = str(error)
+        self._node.get_logger().warning(str(error), throttle_duration_sec=5.0)

@@ -1,0 +1,125 @@
+"""Action chunks in, safe joint commands out: feeds the real-time controller and says how it is.
+
+The loop itself runs in a process of its own (control/process.py), which also publishes joint_command; this node only
+hands over what arrives and asks for reports, so nothing that happens here can make a tick late.
+"""
+
+from __future__ import annotations
+
+from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+
+from vla_edge.control.config import ControlConfig
+from vla_edge.control.modes import Mode
+from vla_edge.control.process import ControllerProcess
+from vla_edge.control.realtime import RealtimeRequest
+from vla_edge.nodes.command_publisher import CommandPublisher
+from vla_edge.nodes.control_inputs import ControlInputs
+from vla_edge.nodes.health import Health, Level
+from vla_edge.nodes.params import Parameter, Parameters
+from vla_edge.nodes.run import prioritize, run_node
+from vla_edge.nodes.sinks import SINKS
+from vla_edge.robots.robot import load_robot
+from vla_edge.types import VlaEdgeError
+
+CONTROL = tuple(
+    Parameter(row.name, row.default, f"{row.description}{f' ({row.unit})' if row.unit else ''}",
+              *(() if isinstance(row.default, bool) else (row.low, row.high)))
+    for row in ControlConfig.parameters()
+)
+PARAMETERS = (
+    Parameter("robot", "g1", "'g1', 'g1:<mode>', or a robot's YAML or URDF file"),
+    Parameter("joints", [""], "joints to drive, in command order; empty takes the robot's own list"),
+    Parameter("sink", "joint_state", "message that joint_command carries", choices=tuple(SINKS)),
+    Parameter("rearm_on_activate", False, "arm at the first joint state, without waiting for ~/rearm"),
+    Parameter("priority", 50, "SCHED_FIFO priority asked for; 0 for none", 0, 98),
+    Parameter("feed_priority", 30, "SCHED_FIFO priority asked for by the process that takes messages in; 0 for none",
+              0, 98),
+    Parameter("cpu", -1, "processor to stay on; -1 for any", -1, 1023),
+    Parameter("lock_memory", True, "keep the controller's memory from being paged out"),
+    Parameter("status_period", 0.5, "s between diagnostics", 0.1, 60.0),
+    *CONTROL,
+)
+_LEVELS = {Mode.FOLLOW: Level.OK, Mode.HOLD: Level.OK, Mode.INIT: Level.WARN, Mode.SLOWDOWN: Level.WARN}
+
+
+class ControllerNode(LifecycleNode):
+    """See the file's first lines."""
+
+    def __init__(self):
+        super().__init__("controller")
+        self._table = Parameters(self, PARAMETERS)
+        self._process: ControllerProcess | None = None
+
+    def on_configure(self, state) -> TransitionCallbackReturn:
+        try:
+            self._configure(self._table.read())
+        except VlaEdgeError as error:
+            self.close()
+            self.get_logger().error(f"configure failed: {error}")
+            return TransitionCallbackReturn.FAILURE
+        return TransitionCallbackReturn.SUCCESS
+
+    def _configure(self, values) -> None:
+        self._values = values
+        config = ControlConfig(**{row.name: getattr(values, row.name) for row in CONTROL})
+        robot = load_robot(values.robot)
+        joints = tuple(name for name in values.joints if name) or robot.driven
+        command = (
+            self.resolve_topic_name("joint_command"), values.sink, 1.0 / config.command_rate, self.get_namespace(),
+            self.get_name(),
+        )
+        realtime = RealtimeRequest(values.priority, values.cpu if values.cpu >= 0 else None, values.lock_memory)
+        self._process = ControllerProcess(robot, joints, config, CommandPublisher, command, realtime)
+        self._process.start()
+        prioritize(values.feed_priority)
+        self._inputs = ControlInputs(self, self._process)
+        self._health = Health(self, robot.name)
+        self._timer = self.create_timer(values.status_period, self._report)
+
+    def on_activate(self, state) -> TransitionCallbackReturn:
+        self._inputs.rearm_at_next_joints = self._values.rearm_on_activate
+        self._process.resume()
+        return super().on_activate(state)
+
+    def on_deactivate(self, state) -> TransitionCallbackReturn:
+        self._process.hold()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state) -> TransitionCallbackReturn:
+        self.close()
+        self._inputs.destroy()
+        self.destroy_timer(self._timer)
+        self._health.destroy()
+        return TransitionCallbackReturn.SUCCESS
+
+    def close(self) -> None:
+        """Ends the controller's process."""
+        if self._process is not None:
+            self._process.stop()
+
+    def _report(self) -> None:
+        report, counters = self._process.report(), self._process.report().counters
+        lateness, work = report.lateness.summary(), report.work.summary()
+        values = {
+            "mode": report.mode.name, "reason": report.reason, "speed": report.speed, "tick_hz": report.tick_hz,
+            "ticks": counters.ticks, "overruns": report.overruns, "limit_hits": counters.limit_hits,
+            "holds": counters.holds, "faults": counters.faults, "late": counters.late, "gaps": counters.gaps,
+            "chunks.accepted": counters.accepted, "rejected.joint_states": self._inputs.bad_joint_states
+            + counters.bad_joint_states, "rejected.chunk_messages": self._inputs.bad_chunks,
+            **{f"rejected.chunk.{reason}": count for reason, count in counters.rejected.items()},
+            **{f"lateness_us.{name}": value for name, value in lateness.items()},
+            **{f"work_us.{name}": value for name, value in work.items()},
+            "sink_errors": report.sink_errors, "last_rejection": report.rejection, "last_problem": self._inputs.last_problem,
+            "realtime": report.grant.recipe or "granted", "report_age_s": report.age,
+        }
+        level, message = _LEVELS.get(report.mode, Level.ERROR), f"{report.mode.name}: {report.reason}"
+        if not self._process.alive or report.age > 1.0:
+            level, message = Level.ERROR, "the controller's process is gone; restart this node"
+        elif level is Level.OK and report.grant.recipe:
+            level, message = Level.WARN, f"{message}; {report.grant.recipe}"
+        self._health.publish(level, message, values)
+
+
+def main(args=None) -> None:
+    """Runs the node."""
+    run_node(ControllerNode, args)

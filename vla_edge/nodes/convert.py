@@ -1,0 +1,161 @@
+"""ROS messages <-> the nouns of vla_edge.types, and nothing else."""
+
+from __future__ import annotations
+
+import array
+import functools
+import time
+from collections.abc import Callable
+
+import numpy as np
+from builtin_interfaces.msg import Duration, Time
+from sensor_msgs.msg import CompressedImage, Image, JointState as JointStateMessage
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from vla_edge.observe.image import ImageError, decode_compressed, decode_image
+from vla_edge.types import NANOSECONDS, ActionChunk, JointCommand, JointState, VlaEdgeError
+
+
+class ChunkMessageError(VlaEdgeError):
+    """A JointTrajectory that is no action chunk."""
+
+
+def stamp_of(message) -> int:
+    """ns of a stamped message."""
+    stamp = message.header.stamp
+    return stamp.sec * NANOSECONDS + stamp.nanosec
+
+
+def to_time(stamp_ns: int) -> Time:
+    """ns -> message."""
+    return Time(sec=stamp_ns // NANOSECONDS, nanosec=stamp_ns % NANOSECONDS)
+
+
+def arrival_of(info) -> int:
+    """Steady-clock ns at which the middleware received a message.
+
+    Args:
+        info: the MessageInfo dictionary that rclpy gives a callback with two arguments.
+    """
+    now_ns, received_ns = time.monotonic_ns(), info.get("received_timestamp", 0)
+    age_ns = time.time_ns() - received_ns if received_ns else 0
+    # A wall clock that was set meanwhile must not put the arrival into the future or the far past.
+    return now_ns - age_ns if 0 <= age_ns < NANOSECONDS else now_ns
+
+
+@functools.lru_cache(maxsize=1)
+def _cv_bridge():
+    """cv_bridge where the distribution has it and its binary fits, else None."""
+    try:
+        from cv_bridge import CvBridge
+
+        return CvBridge()
+    except Exception:  # noqa: BLE001 - built against another numpy it fails in ways of its own
+        return None
+
+
+def image_decoder(message: Image) -> Callable[[], np.ndarray]:
+    """Decodes a raw image when called: (H, W, 3) uint8 RGB, or ImageError."""
+    bridge = _cv_bridge()
+    if bridge is None:
+        return lambda: decode_image(message.encoding, message.height, message.width, message.step, message.data)
+
+    def decode() -> np.ndarray:
+        try:
+            return bridge.imgmsg_to_cv2(message, "rgb8")
+        except Exception as error:  # noqa: BLE001 - CvBridgeError, or OpenCV's own
+            raise ImageError(f"cv_bridge refuses the image: {error}") from None
+
+    return decode
+
+
+def compressed_decoder(message, expected: tuple[int, int]) -> Callable[[], np.ndarray]:
+    """Decodes a compressed image when called: (H, W, 3) uint8 RGB, or ImageError."""
+    return lambda: decode_compressed(message.data, expected, message.format)
+
+
+def to_image(stamp_ns: int, frame_id: str, pixels: np.ndarray) -> Image:
+    """(H, W, 3) uint8 RGB -> message."""
+    height, width = pixels.shape[:2]
+    message = Image(height=height, width=width, encoding="rgb8", step=3 * width)
+    message.header.stamp, message.header.frame_id = to_time(stamp_ns), frame_id
+    # array.array is the one type that rclpy takes without looking at every byte.
+    data = array.array("B")
+    data.frombytes(np.ascontiguousarray(pixels).data)
+    message.data = data
+    return message
+
+
+def to_jpeg(stamp_ns: int, frame_id: str, pixels: np.ndarray, quality: int = 90) -> CompressedImage:
+    """(H, W, 3) uint8 RGB -> compressed message."""
+    import cv2
+
+    message = CompressedImage(format="jpeg")
+    message.header.stamp, message.header.frame_id = to_time(stamp_ns), frame_id
+    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    message.data = array.array("B", cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes())
+    return message
+
+
+def to_command(message: JointStateMessage) -> JointCommand:
+    """A joint command in its default form; velocity and effort are zero where they are left out.
+
+    Raises:
+        ValueError: lengths differ.
+    """
+    names = tuple(message.name)
+    values = [np.array(getattr(message, key), np.float64) for key in ("position", "velocity", "effort")]
+    values = [value if value.size or i == 0 else np.zeros(len(names)) for i, value in enumerate(values)]
+    if any(value.shape != (len(names),) for value in values):
+        raise ValueError(f"a joint command of {len(names)} names has {', '.join(str(v.size) for v in values)} values")
+    return JointCommand(stamp_of(message), names, *values)
+
+
+def to_joint_state(state: JointState) -> JointStateMessage:
+    """Measured joints -> message."""
+    message = JointStateMessage(name=list(state.names))
+    message.header.stamp = to_time(state.stamp_ns)
+    message.position, message.velocity, message.effort = map(doubles, (state.position, state.velocity, state.effort))
+    return message
+
+
+def doubles(values: np.ndarray) -> array.array:
+    """float64 array -> what rclpy takes without a loop."""
+    return array.array("d", np.ascontiguousarray(values, np.float64).tobytes())
+
+
+def to_trajectory(chunk: ActionChunk) -> JointTrajectory:
+    """Point i at `time_from_start = (i + 1) dt` from the observation's stamp."""
+    message = JointTrajectory(joint_names=list(chunk.joint_names))
+    message.header.stamp = to_time(chunk.stamp_ns)
+    dt_ns = round(chunk.dt * NANOSECONDS)
+    message.points = [
+        JointTrajectoryPoint(
+            positions=doubles(row),
+            time_from_start=Duration(sec=at // NANOSECONDS, nanosec=at % NANOSECONDS),
+        )
+        for row, at in zip(chunk.positions, range(dt_ns, (len(chunk.positions) + 1) * dt_ns, dt_ns))
+    ]
+    return message
+
+
+def to_chunk(message: JointTrajectory) -> ActionChunk:
+    """Inverse of `to_trajectory`.
+
+    Raises:
+        ChunkMessageError: no points, unequal lengths, or points that are not evenly spaced.
+    """
+    if not message.points:
+        raise ChunkMessageError("the action chunk has no points; its publisher must send at least one")
+    times = np.array([p.time_from_start.sec * NANOSECONDS + p.time_from_start.nanosec for p in message.points])
+    dt_ns = int(times[0])
+    if dt_ns <= 0 or np.abs(times - dt_ns * np.arange(1, len(times) + 1)).max() > 1000 * len(times):
+        raise ChunkMessageError("the action chunk's points are not at (i + 1) dt; its publisher must space them evenly")
+    lengths = {len(point.positions) for point in message.points}
+    if lengths != {len(message.joint_names)}:
+        raise ChunkMessageError(
+            f"the action chunk names {len(message.joint_names)} joints and has points of {sorted(lengths)} positions; "
+            "its publisher must send one each"
+        )
+    positions = np.array([point.positions for point in message.points])
+    return ActionChunk(stamp_of(message), tuple(message.joint_names), positions, dt_ns / NANOSECONDS)

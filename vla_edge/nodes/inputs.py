@@ -1,0 +1,114 @@
+"""The subscriptions of a policy: what arrives is checked, counted when it is refused, and handed to the aligner."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import String
+
+from vla_edge.nodes import convert, qos
+from vla_edge.observe.align import Aligner, Frame
+from vla_edge.observe.image import check_image
+from vla_edge.observe.joints import JointStateReader
+from vla_edge.policy.spec import CameraSpec, PolicySpec
+from vla_edge.types import VlaEdgeError
+
+
+class ObservationInputs:
+    """Feeds an aligner from topics.
+
+    Args:
+        node: subscribes.
+        spec: cameras and joints of the policy.
+        aligner: takes what is good.
+        check_instruction: raises VlaEdgeError on an instruction the policy cannot be given.
+        on_frame: called with the arrival (steady clock, ns) of each good frame of the first camera.
+        raw: subscribe to raw images, otherwise to compressed ones.
+
+    Attributes:
+        rejected: source -> messages refused.
+        received: source -> messages, good and bad.
+        last_problem: newest reason, for the diagnostics.
+    """
+
+    def __init__(
+        self,
+        node,
+        spec: PolicySpec,
+        aligner: Aligner,
+        check_instruction: Callable[[str], object],
+        on_frame: Callable[[int], None],
+        raw: bool,
+    ):
+        self._node, self._aligner, self._on_frame = node, aligner, on_frame
+        self._check_instruction = check_instruction
+        self._read_joints = JointStateReader(spec.joint_names)
+        self.rejected: Counter[str] = Counter()
+        self.received: Counter[str] = Counter()
+        self.last_problem = ""
+        self._subscriptions = [
+            node.create_subscription(JointState, "joint_states", self._on_joints, qos.SENSOR),
+            node.create_subscription(String, "instruction", self._on_instruction, qos.LATCHED),
+        ]
+        for camera in spec.cameras:
+            callback = self._image_callback(camera, pacing=camera is spec.cameras[0], raw=raw)
+            topic = f"{camera.name}/image" + ("" if raw else "/compressed")
+            kind = Image if raw else CompressedImage
+            self._subscriptions.append(node.create_subscription(kind, topic, callback, qos.SENSOR))
+
+    def destroy(self) -> None:
+        """Ends the subscriptions."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+
+    def _image_callback(self, camera: CameraSpec, pacing: bool, raw: bool):
+        expected, source = (camera.source_height, camera.source_width), f"camera {camera.name}"
+
+        def on_image(message, info):
+            self.received[source] += 1
+            try:
+                if raw:
+                    m = message
+                    check_image(m.encoding, m.height, m.width, m.step, len(m.data), expected)
+                    decode = convert.image_decoder(m)
+                else:
+                    decode = convert.compressed_decoder(message, expected)
+            except VlaEdgeError as error:
+                self._reject(source, error)
+                return
+            arrival_ns = convert.arrival_of(info)
+            self._aligner.add_frame(camera.name, Frame(convert.stamp_of(message), arrival_ns, decode))
+            if pacing:
+                self._on_frame(arrival_ns)
+
+        return on_image
+
+    def _on_joints(self, message: JointState, info) -> None:
+        self.received["joint states"] += 1
+        try:
+            joints = self._read_joints(
+                convert.stamp_of(message), message.name, message.position, message.velocity, message.effort
+            )
+        except VlaEdgeError as error:
+            self._reject("joint states", error)
+            return
+        self._aligner.add_joints(joints, convert.arrival_of(info))
+
+    def _on_instruction(self, message: String) -> None:
+        self.received["instruction"] += 1
+        try:
+            self._check_instruction(message.data)
+        except VlaEdgeError as error:
+            # What the robot was asked cannot be known, and may have been to stop: it gets no further chunks and holds.
+            self._aligner.set_instruction(None)
+            self._reject("instruction", error)
+            return
+        self._aligner.set_instruction(message.data)
+
+    def _reject(self, source: str, error: VlaEdgeError) -> None:
+        self.rejected[source] += 1
+        self.last_problem = str(error)
+        # A broken camera complains at its own rate; once in five seconds is enough to read.
+        self._node.get_logger().warning(f"{source} rejected: {error}", throttle_duration_sec=5.0)
