@@ -67,10 +67,10 @@ def disturb(rig: Rig, rng) -> None:
     what, kernel = rng.integers(0, 14), rig.kernel
     try:
         if what == 0:
-            kernel.set_speed_scale(float(rng.choice([0.0, 0.2, 1.0, np.nan, 7.0])))
-        elif what == 1:
+            kernel.set_speed_scale(float(rng.choice([0.0, 0.2, 1.0, 1.0, 1.0, np.nan, 7.0])))
+        elif what == 1 and rng.random() < 0.3:
             kernel.hold()
-        elif what == 2:
+        elif what in (2, 9, 10):
             kernel.resume()
         elif what == 3 and rng.random() < 0.3:
             kernel.emergency_stop(bool(rng.random() < 0.5))
@@ -79,7 +79,7 @@ def disturb(rig: Rig, rng) -> None:
         elif what == 5:
             kernel.update_joints(JointState(rig.now, rig.names, np.full(len(rig.names), np.nan)), rig.now)
         elif what == 6:
-            rig.joints_every = int(rng.choice([0, 2, 2, 2, 5]))
+            rig.joints_every = int(rng.choice([0, 2, 2, 2, 2, 2, 5]))
         elif what == 7:
             rig.tick(late_ns=int(rng.integers(0, 19)) * MS)
         elif what == 8:

@@ -142,6 +142,30 @@ def test_a_chunk_that_runs_out_ends_in_a_tail_then_hold_then_rest():
     assert rig.kernel.counters.holds == 1
 
 
+def test_a_chunk_does_not_outlive_its_horizon_because_the_robot_is_slowed():
+    rig = Rig()
+    rig.kernel.set_speed_scale(0.1)
+    rig.run(1.0)
+    rig.send(np.cumsum(np.full((POINTS, 15), 0.02), axis=0), age=0.0)
+    rig.run(1.65)
+    assert rig.kernel.mode is Mode.SLOWDOWN
+    rig.run(0.1)
+    assert rig.kernel.mode is Mode.HOLD
+    rig.judge()
+
+
+def test_rearming_takes_a_source_whose_clock_began_anew():
+    rig = Rig()
+    rig.joints_every = 0
+    rig.run(0.1)
+    assert rig.kernel.mode is Mode.FAULT
+    rig.now -= 3_600_000 * MS
+    rig.rearm()
+    rig.joints_every = 2
+    rig.run(0.2)
+    assert rig.kernel.mode is Mode.HOLD
+
+
 def test_hold_is_left_by_itself_blended_when_a_fresh_chunk_arrives():
     rig = Rig()
     rig.send(wave(rig, 0.1), age=0.1)

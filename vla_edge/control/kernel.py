@@ -18,7 +18,7 @@ from vla_edge.control.counters import Counters
 from vla_edge.control.limits import Limiter
 from vla_edge.control.modes import MOVING, Event, Mode, after
 from vla_edge.control.screening import RejectedChunk, Screening
-from vla_edge.control.spline import ChunkSpline
+from vla_edge.control.spline import LEAST_STOP, ChunkSpline
 from vla_edge.control.timeline import Timeline
 from vla_edge.control.watchdog import Watchdog
 from vla_edge.robots.robot import Robot, RobotError
@@ -107,6 +107,8 @@ class ControlKernel:
         """
         if self._stopped:
             raise ControlError("emergency stop is pressed; release it, then re-arm")
+        if self.mode not in MOVING:
+            self._joints_fresh.forget()  # the source may have begun anew, on an earlier clock
         if not self.update_joints(state, now_ns):
             raise ControlError("the joint state to start from lacks joints or is not finite; check joint_states")
         if self._joints_fresh.expired(now_ns):
@@ -248,7 +250,6 @@ class ControlKernel:
             age = self._joints_fresh.age_ns(now_ns) or 0
             self._brake(Event.FAULT, f"joint state is {age / 1e6:.0f} ms old")
         for _ in range(steps):
-            self._grid_ns += period
             self._step()
         return True
 
@@ -280,7 +281,7 @@ class ControlKernel:
 
     def _step(self) -> None:
         """One grid period: time along the chunk, ladder of degradation, reference, limits."""
-        now, timeline, limiter = self._grid_ns, self._timeline, self._limiter
+        now, timeline, limiter = self._grid_ns + self.config.period_ns, self._timeline, self._limiter
         self.counters.steps += 1
         speed = self._pace(now)
         if timeline.following:
@@ -293,6 +294,7 @@ class ControlKernel:
         if limiter.step(self._before, self._after):
             self.counters.limit_hits += 1
         self._before, self._after = self._after, self._before
+        self._grid_ns = now
 
     def _ramp(self, now_ns: int) -> float:
         """Smooth 0..1 over the start ramp."""
@@ -348,8 +350,10 @@ class ControlKernel:
         if after(self.mode, event) is self.mode and not was_following:
             return
         if self.mode is not Mode.INIT:
-            deceleration = self._hardest if event in (Event.FAULT, Event.DAMP) else self._deceleration
-            self._timeline.stop(self._grid_ns, self._state(), deceleration)
+            if event in (Event.FAULT, Event.DAMP):
+                self._timeline.stop(self._grid_ns, self._state(), self._hardest, 2 * self.config.period)
+            else:
+                self._timeline.stop(self._grid_ns, self._state(), self._deceleration, LEAST_STOP)
             self._before[:] = self._limiter.position
         self._ran_out_ns = None
         self._enter(event, reason)

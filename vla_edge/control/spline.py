@@ -14,6 +14,10 @@ from functools import lru_cache
 import numpy as np
 
 
+LEAST_STOP = 0.1
+"""s, shortest planned stop: from a small velocity a shorter one would be a jerk."""
+
+
 @lru_cache(maxsize=32)
 def spline_matrices(points: int, smoothing: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Matrices that turn points into knot values and knot second derivatives, for unit knot distance.
@@ -70,7 +74,7 @@ class ChunkSpline:
         pieces[:-1, 2] = 0.5 * bend[:-1]
         pieces[:-1, 3] = (bend[1:] - bend[:-1]) / 6.0
         end_velocity = (knots[-1] - knots[-2] + (bend[-2] + 2.0 * bend[-1]) / 6.0) / dt
-        self.tail = max(stop_time(end_velocity, deceleration), dt)
+        self.tail = stop_time(end_velocity, deceleration, max(LEAST_STOP, dt))
         stop_coefficients(knots[-1], end_velocity, np.zeros(joints), self.tail, pieces[-1])
         self._pieces = pieces
         self._row = np.zeros(5)
@@ -119,9 +123,9 @@ class ChunkSpline:
         return state
 
 
-def stop_time(velocity: np.ndarray, deceleration: np.ndarray) -> float:
-    """s in which all joints come to rest together from `velocity` within `deceleration` (both (J,)), at least 0.02."""
-    return max(float(np.max(1.5 * np.abs(velocity) / deceleration)), 0.02)
+def stop_time(velocity: np.ndarray, deceleration: np.ndarray, least: float) -> float:
+    """s in which all joints come to rest together from `velocity` within `deceleration` (both (J,)), or `least`."""
+    return max(float(np.max(1.5 * np.abs(velocity) / deceleration)), least)
 
 
 def stop_coefficients(

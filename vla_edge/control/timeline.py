@@ -87,8 +87,13 @@ class Timeline:
         return (now_ns - self._stamp_ns) * _SECONDS - (self._lag - self._stamp_lag)
 
     def remaining(self, now_ns: int) -> float:
-        """s of chunk left before its last point at full speed; negative on the tail."""
-        return self._spline.end - self.seconds(now_ns) if self._spline is not None else -np.inf
+        """s before a chunk's last point is reached or its time is over, whichever is first; -inf without a chunk.
+
+        Its time also runs while speed scaling keeps the robot from getting on: a plan does not become fresh by that.
+        """
+        if self._spline is None:
+            return -np.inf
+        return self._spline.end - max(self.seconds(now_ns), (now_ns - self._stamp_ns) * _SECONDS)
 
     def entry(self, spline: ChunkSpline, stamp_ns: int, now_ns: int, speed: float) -> np.ndarray:
         """(3, J) position, velocity, acceleration of a chunk where it would be entered now at `speed` along it."""
@@ -121,12 +126,12 @@ class Timeline:
         self._spline, self._stamp_ns, self._stamp_lag = spline, stamp_ns, self._lag_at(now_ns - stamp_ns)
         self._start_ns, self._fading = now_ns, True
 
-    def stop(self, now_ns: int, command: np.ndarray, deceleration: np.ndarray) -> float:
+    def stop(self, now_ns: int, command: np.ndarray, deceleration: np.ndarray, least: float) -> float:
         """Replace everything from `now_ns` on by a planned stop from `command` (3, J) within `deceleration` (J,).
 
-        Returns its duration, s.
+        Returns its duration, s, which is not under `least`.
         """
-        self._duration = stop_time(command[1], deceleration)
+        self._duration = stop_time(command[1], deceleration, least)
         stop_coefficients(command[0], command[1], command[2], self._duration, self._stop)
         self._spline, self._start_ns = None, now_ns
         return self._duration
