@@ -74,6 +74,10 @@ class Expert:
             np.array([item.position[1] + side * (PUSH_M + _PUSH_BEYOND_M)]),
         )
 
+    def fingertip(self, joints: np.ndarray, goal: Goal | None = None) -> np.ndarray:
+        """(3,) m: where the fingertip of a goal's hand is with joints (15,)."""
+        return self._chain((goal or self._world.episode.goal).hand).forward(np.asarray(joints)[None])[0][0]
+
     def plan_batch(
         self, starts: np.ndarray, situations: list[Situation], n_steps: int = 32, goal: Goal | None = None
     ) -> np.ndarray:

@@ -187,7 +187,8 @@ class TabletopWorld:
     def restore(self, snapshot: Snapshot) -> None:
         """Takes over a state, for drawing and stepping; an episode that is not of the same scene is forgotten."""
         physics = self._use(snapshot.tier)
-        physics.dress(snapshot.objects)
+        if physics.objects != snapshot.objects:
+            physics.dress(snapshot.objects)
         physics.restore(snapshot)
         if self.episode is None or self.episode.objects != snapshot.objects:
             self.episode, self._judge = None, None
