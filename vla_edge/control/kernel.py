@@ -17,6 +17,7 @@ from vla_edge.control.config import ControlConfig
 from vla_edge.control.counters import Counters
 from vla_edge.control.limits import Limiter
 from vla_edge.control.modes import MOVING, Event, Mode, after
+from vla_edge.control.pace import Pace
 from vla_edge.control.screening import RejectedChunk, Screening
 from vla_edge.control.spline import LEAST_STOP, ChunkSpline
 from vla_edge.control.timeline import Timeline
@@ -27,8 +28,6 @@ from vla_edge.types import NANOSECONDS, ActionChunk, JointCommand, JointState, V
 
 _HARDEST_STOP = 0.95
 """Fraction of the acceleration limits that a stop into FAULT or DAMP uses."""
-_LEAST_RAMP = 0.1
-"""Fraction of the velocity limits the start ramp begins at."""
 
 
 class ControlError(VlaEdgeError):
@@ -81,13 +80,9 @@ class ControlKernel:
         self._newest_ns: int | None = None
         self._not_before_ns = 0
         self._ran_out_ns: int | None = None
-        self._ramp_ns = 0
-        self._ramping = False
-        self._overloaded_ns: int | None = None
         # Time the controller slept through its own ticks: a source is not stale for what nobody was there to hear.
         self._forgiven_ns = 0
-        self._speed_scale = 1.0
-        self._speed = 1.0
+        self._pace = Pace(config)
         self._held = False
         self._stopped = False
         self.mode = Mode.INIT
@@ -129,14 +124,10 @@ class ControlKernel:
         self._timeline.stand(now_ns, limiter.position)
         self._before[:] = limiter.position
         self._ran_out_ns = None
-        self._overloaded_ns = None
         self._newest_ns = None
         self._not_before_ns = now_ns
         self._held = False
-        self._ramp_ns = now_ns
-        self._ramping = self.config.start_ramp > 0.0
-        limiter.set_velocity_fraction(_LEAST_RAMP if self._ramping else 1.0)
-        self._speed = 0.0 if self._ramping else self._speed_scale
+        self._pace.restart(now_ns)
         self._enter(Event.REARM, "re-armed")
 
     def update_joints(self, state: JointState, now_ns: int) -> bool:
@@ -179,16 +170,17 @@ class ControlKernel:
             positions = self._screening.check(chunk, now_ns, self._newest_ns, self._not_before_ns)
             if self.mode in (Mode.INIT, Mode.DAMP, Mode.FAULT):
                 raise RejectedChunk("mode", f"the controller is in {self.mode.name}; re-arm it first")
-            if self._held or self._speed_scale == 0.0:
+            if self._held or self._pace.scale == 0.0:
                 raise RejectedChunk("held", "a hold was requested or speed_scale is 0; resume first")
             spline = ChunkSpline(positions, chunk.dt, self.config.smoothing, self._deceleration)
-            entry = self._timeline.entry(spline, chunk.stamp_ns, self._grid_ns, self._speed)
+            entry = self._timeline.entry(spline, chunk.stamp_ns, self._grid_ns, self._pace.speed)
             command = self._state()
             self._screening.check_first_step(command[0], entry[0])
         except RejectedChunk as error:
             self.counters.rejected[error.reason] += 1
             raise
-        self._timeline.follow(spline, chunk.stamp_ns, self._grid_ns, entry, command, self._ramp(self._grid_ns))
+        ramp = self._pace.ramp(self._grid_ns)
+        self._timeline.follow(spline, chunk.stamp_ns, self._grid_ns, entry, command, ramp)
         self._before[:] = command[0]
         self._newest_ns = chunk.stamp_ns
         self._ran_out_ns = None
@@ -199,7 +191,7 @@ class ControlKernel:
         """Speed along the chunk, 0 to 1, reached at `speed_scale_rate`; 0 ends in HOLD. Raises ControlError."""
         if not 0.0 <= scale <= 1.0:  # also refuses NaN
             raise ControlError(f"speed_scale is {scale!r}; it has to be a number from 0 to 1")
-        self._speed_scale = float(scale)
+        self._pace.scale = float(scale)
 
     def hold(self) -> None:
         """Brake to rest and stay, refusing chunks, until `resume` or `rearm`."""
@@ -261,7 +253,7 @@ class ControlKernel:
         self._forgiven_ns += late * config.period_ns
         if late >= config.late_ticks:
             self.counters.late += 1
-            self._overloaded_ns = now_ns
+            self._pace.late(now_ns)
             if self.mode is Mode.FOLLOW:
                 self._enter(Event.OVERLOAD, f"tick {late * config.period * 1e3:.0f} ms late")
         if late <= config.catch_up_ticks:
@@ -283,7 +275,7 @@ class ControlKernel:
         """One grid period: time along the chunk, ladder of degradation, reference, limits."""
         now, timeline, limiter = self._grid_ns + self.config.period_ns, self._timeline, self._limiter
         self.counters.steps += 1
-        speed = self._pace(now)
+        speed = self._pace_step(now)
         if timeline.following:
             timeline.advance(speed)
             self._degrade(now)
@@ -296,38 +288,22 @@ class ControlKernel:
         self._before, self._after = self._after, self._before
         self._grid_ns = now
 
-    def _ramp(self, now_ns: int) -> float:
-        """Smooth 0..1 over the start ramp."""
-        if not self._ramping:
-            return 1.0
-        u = (now_ns - self._ramp_ns) / (self.config.start_ramp * NANOSECONDS)
-        return u * u * (3.0 - 2.0 * u) if u < 1.0 else 1.0
-
-    def _pace(self, now_ns: int) -> float:
-        """Speed along the chunk for this step."""
-        target = self._speed_scale
-        if self._ramping:
-            ramp = self._ramp(now_ns)
-            target = min(target, ramp)
-            self._limiter.set_velocity_fraction(max(ramp, _LEAST_RAMP))
-            self._ramping = ramp < 1.0
-        if self._overloaded_ns is not None:
-            if now_ns - self._overloaded_ns > self.config.overload_recovery * NANOSECONDS:
-                self._overloaded_ns = None
-                if self._ran_out_ns is None:
-                    self._enter(Event.RECOVER, "following")
-            else:
-                target *= self.config.overload_speed
-                if self.mode is Mode.FOLLOW:
-                    self._enter(Event.OVERLOAD, "ticks come late")
-        if target != self._speed:
-            most = self.config.speed_scale_rate * self.config.period
-            self._speed += min(max(target - self._speed, -most), most)
-        return self._speed
+    def _pace_step(self, now_ns: int) -> float:
+        """Speed along the chunk for this step; enters and leaves SLOWDOWN with it."""
+        pace = self._pace
+        was_cautious = pace.cautious
+        speed = pace.step(now_ns)
+        self._limiter.set_velocity_fraction(pace.velocity_fraction(now_ns))
+        if pace.cautious:
+            if self.mode is Mode.FOLLOW:
+                self._enter(Event.OVERLOAD, "ticks come late")
+        elif was_cautious and self._ran_out_ns is None:
+            self._enter(Event.RECOVER, "following")
+        return speed
 
     def _degrade(self, now_ns: int) -> None:
         """Chunk running out: SLOWDOWN on its tail, then HOLD when nothing fresh has come."""
-        if self._speed == 0.0 and self._speed_scale == 0.0:
+        if self._pace.speed == 0.0 and self._pace.scale == 0.0:
             self._brake(Event.HOLD, "speed_scale is 0")
         elif self._timeline.remaining(now_ns) <= 0.0:
             if self._ran_out_ns is None:
@@ -401,4 +377,4 @@ class ControlKernel:
     @property
     def speed(self) -> float:
         """Speed along the chunk now, 0 to 1."""
-        return self._speed
+        return self._pace.speed
