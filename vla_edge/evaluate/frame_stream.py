@@ -137,7 +137,9 @@ class FrameStream:
             )
 
     def _add_instruction(self, raw: RawMessage) -> None:
-        self._instruction = str(self._storage.deserialize(raw).data)
+        text = str(self._storage.deserialize(raw).data)
+        # An empty instruction withdraws the last one; the live node serves nothing after it either.
+        self._instruction = text if text.strip() else None
         for pending in self._pending:
             if pending.until_ns is None:
                 pending.until_ns = raw.log_ns
