@@ -150,7 +150,7 @@ def record_episode(world: TabletopWorld, expert: Expert, seed: int, tier: str) -
     return frames, reached
 
 
-def _append(frames: dict[str, list], world: TabletopWorld, expert: Expert, instruction: str, seed: int, step: int) -> None:
+def _append(frames: dict[str, list], world: TabletopWorld, expert: Expert, instruction: str, seed: int, step: int):
     frames["images"].append(world.render(IMAGE_SIZE, IMAGE_SIZE))
     frames["state"].append(world.joint_state().position.astype(np.float32))
     frames["action"].append((world.joint_state().position, expert.situation(), world.episode.goal))
@@ -162,7 +162,7 @@ def _append(frames: dict[str, list], world: TabletopWorld, expert: Expert, instr
 
 
 def _label(expert: Expert, situations: list[tuple]) -> list[np.ndarray]:
-    """The clean plan from each (joints, situation, goal), those of one goal together: ten times faster than one by one."""
+    """The clean plan from each (joints, situation, goal), those of one goal together: far faster than one by one."""
     labels: list[np.ndarray] = [None] * len(situations)  # type: ignore[list-item]
     for goal in {situation[2] for situation in situations}:
         index = [i for i, situation in enumerate(situations) if situation[2] == goal]

@@ -79,7 +79,7 @@ class Episode:
 
     @property
     def chance(self) -> float:
-        """Probability that one who ignores the instruction, but does something that could be asked, does the right thing."""
+        """Probability of doing the right thing by doing any one thing that could be asked of the picture."""
         return 1.0 / len(self.goals)
 
     def object_index(self, goal: Goal) -> int:

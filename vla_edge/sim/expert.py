@@ -1,8 +1,9 @@
 """A scripted hand: where the joints should go from here, for any goal of the scene.
 
 The expert is a velocity field over joint positions: a function of the state and the goal alone, without memory, so
-that the same picture and instruction always have the same answer. `fingertip.py` says where the tip wants to go; damped least squares (Nakamura and Hanafusa 1986, Wampler 1986) with the home pose in the null
-space turn that into joint velocities of one arm and the waist, and the other arm eases home.
+that the same picture and instruction always have the same answer. `fingertip.py` says where the tip wants
+to go; damped least squares (Nakamura and Hanafusa 1986, Wampler 1986) with the home pose in the null space turn
+that into joint velocities of one arm and the waist, and the other arm eases home.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ class Chain:
         self.lower, self.upper = physics.lower + _LIMIT_MARGIN, physics.upper - _LIMIT_MARGIN
 
     def forward(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(B, 15) rad -> (B, 3) m fingertips, (B, 3, 3) hand axes as columns, (B, 6, 8) Jacobian, linear then angular."""
+        """Joints (B, 15) -> (B, 3) m fingertips, (B, 3, 3) hand axes as columns, (B, 6, 8) Jacobian, linear first."""
         mujoco, model, data = self._mujoco, self._model, self._data
         tips, frames = np.empty((len(q), 3)), np.empty((len(q), 9))
         jacobians = np.empty((len(q), 6, model.nv))

@@ -7,7 +7,11 @@ a large one.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import importlib
 import os
+import sys
 import threading
 
 import numpy as np
@@ -17,6 +21,8 @@ from vla_edge.types import VlaEdgeError
 
 CAMERAS = {"head": (GROUP_SCENE, GROUP_ARMS), "overview": (GROUP_SCENE, GROUP_ARMS, GROUP_BODY)}
 """Cameras, and the geom groups each draws: the head camera sits inside the head and must not see it."""
+
+_INSTALL = "install libegl1 and libgl1-mesa-dri, or libosmesa6"
 
 
 class RenderError(VlaEdgeError):
@@ -33,12 +39,16 @@ class SceneRenderer:
         self._context = _gl_context(MAX_WIDTH, MAX_HEIGHT)
         self._context.make_current()
         self._thread = threading.get_ident()
-        self._mjr = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        try:
+            self._mjr = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        except mujoco.FatalError as error:
+            raise RenderError(f"MuJoCo cannot use the OpenGL found here ({error}); {_INSTALL}") from None
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._mjr)
         self._scene = mujoco.MjvScene(model, maxgeom=400)
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION, mujoco.mjtRndFlag.mjRND_HAZE,
-                     mujoco.mjtRndFlag.mjRND_SKYBOX):
+        flags = mujoco.mjtRndFlag
+        for flag in (flags.mjRND_SHADOW, flags.mjRND_REFLECTION, flags.mjRND_HAZE):
             self._scene.flags[flag] = 0
+        self._sky = flags.mjRND_SKYBOX
         self._options = {name: _draw_groups(groups) for name, groups in CAMERAS.items()}
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
@@ -58,6 +68,7 @@ class SceneRenderer:
         if threading.get_ident() != self._thread:
             raise RenderError("the renderer was made in another thread; give every thread a world of its own")
         self._context.make_current()
+        self._scene.flags[self._sky] = camera != "head"
         self._camera.fixedcamid = self._model.camera(camera).id
         mujoco.mjv_updateScene(
             self._model, data, self._options[camera], None, self._camera, mujoco.mjtCatBit.mjCAT_ALL.value, self._scene
@@ -71,8 +82,11 @@ class SceneRenderer:
     def close(self) -> None:
         """Frees the context; the renderer cannot be used again."""
         if self._context is not None:
+            self._context.make_current()
             self._mjr.free()
-            self._context.free()
+            # MuJoCo 4.0 frees an OSMesa context through a call PyOpenGL refuses; the memory goes with the process.
+            with contextlib.suppress(ctypes.ArgumentError):
+                self._context.free()
             self._context = None
 
 
@@ -95,24 +109,32 @@ def _gl_context(width: int, height: int):
     """
     wanted = os.environ.get("MUJOCO_GL", "").strip().lower()
     kinds = {"egl": ("egl",), "osmesa": ("osmesa",)}.get(wanted, ("egl", "osmesa"))
-    reasons = []
+    platform, reasons = os.environ.get("PYOPENGL_PLATFORM"), []
     for kind in kinds:
-        # PyOpenGL picks its platform once, when first imported, and a failed try must not decide for the next.
-        platform = os.environ.get("PYOPENGL_PLATFORM")
+        os.environ["PYOPENGL_PLATFORM"] = kind
         try:
-            os.environ["PYOPENGL_PLATFORM"] = kind
-            if kind == "egl":
-                from mujoco.egl import GLContext
-            else:
-                from mujoco.osmesa import GLContext
-            return GLContext(width, height)
+            module = importlib.import_module(f"mujoco.{kind}")
+            # Freed by its renderer alone: at interpreter exit the libraries it needs may be gone before it.
+            owned = type("OwnedContext", (module.GLContext,), {"__del__": lambda self: None})
+            context = owned(width, height)
+            # MuJoCo's own loader of OpenGL reads this when the renderer is made.
+            os.environ["MUJOCO_GL"] = kind
+            return context
         except Exception as error:
-            if platform is None:
-                os.environ.pop("PYOPENGL_PLATFORM", None)
-            else:
-                os.environ["PYOPENGL_PLATFORM"] = platform
-            reasons.append(f"{kind}: {error or type(error).__name__}")
+            reasons.append(f"{kind}: {str(error).split('. ')[0] or type(error).__name__}")
+            _forget_platform(platform)
     raise RenderError(
         f"nothing can be drawn without a display here ({'; '.join(reasons)}); "
-        "install libegl1 and libgl1-mesa-dri, or libosmesa6"
+        f"{_INSTALL}"
     )
+
+
+def _forget_platform(platform: str | None) -> None:
+    """PyOpenGL picks its platform once, when first imported; a failed try must not decide for the next."""
+    for name in list(sys.modules):
+        if name == "OpenGL" or name.startswith(("OpenGL.", "mujoco.egl", "mujoco.osmesa")):
+            del sys.modules[name]
+    if platform is None:
+        os.environ.pop("PYOPENGL_PLATFORM", None)
+    else:
+        os.environ["PYOPENGL_PLATFORM"] = platform

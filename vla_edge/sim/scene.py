@@ -112,8 +112,9 @@ def _keep_upper_body(spec) -> None:
 
 def _thin_meshes(spec, directory) -> None:
     for mesh in spec.meshes:
-        fine = any(part in mesh.name + mesh.file for part in ("hand", "wrist", "elbow"))
-        vertices, triangles = thinned_mesh(directory / mesh.file, 300 if fine else 500)
+        # The head camera draws hands and forearms all the time; the trunk is only in the overview, large and in front.
+        trunk = any(part in mesh.file for part in ("torso", "head", "logo", "shoulder", "pelvis"))
+        vertices, triangles = thinned_mesh(directory / mesh.file, 1500 if trunk else 300)
         name = mesh.name or mesh.file.rsplit(".", 1)[0]
         mesh.name, mesh.file = name, ""
         mesh.uservert, mesh.userface = vertices.ravel(), triangles.ravel()
@@ -193,9 +194,8 @@ def _add_object(spec, index: int, mocap: bool) -> None:
         body.inertia = (0.08 * 0.06**2 / 6,) * 3
         body.explicitinertial = True
     # Rolling friction lets a ball lie where it is put and stop soon after it is pushed, as a soft one would.
-    common = {
-        "group": GROUP_SCENE, "contype": 2, "conaffinity": 3, "density": 0.0, "condim": 6, "friction": (0.6, 0.02, 0.003)
-    }
+    common = {"group": GROUP_SCENE, "contype": 2, "conaffinity": 3, "density": 0.0}
+    common |= {"condim": 6, "friction": (0.6, 0.02, 0.003)}
     spec.add_material(name=f"object{index}", specular=0.6, shininess=0.5, rgba=(1, 1, 1, 1))
     body.add_geom(
         name=f"object{index}_cube", type=mujoco.mjtGeom.mjGEOM_BOX, size=(CUBE_HALF,) * 3, material=f"object{index}",
@@ -209,6 +209,12 @@ def _add_object(spec, index: int, mocap: bool) -> None:
 
 def _add_cameras(spec) -> None:
     """`head`, fixed to the torso above the chest and looking at the table; `overview`, in front of the robot."""
+    import mujoco
+
+    spec.add_texture(
+        name="sky", type=mujoco.mjtTexture.mjTEXTURE_SKYBOX, builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
+        rgb1=(0.80, 0.86, 0.93), rgb2=(0.45, 0.50, 0.58), width=256, height=1536,
+    )
     pitch = np.deg2rad(62.0)
     # A MuJoCo camera looks along its -z with +y up: x axis to the robot's right, y axis ahead and up.
     spec.body("torso_link").add_camera(
