@@ -2,8 +2,8 @@ import pickle
 
 import numpy as np
 import pytest
+from driving import follow
 
-from conftest import follow
 from vla_edge.robots.g1 import DRIVEN_JOINTS, g1
 from vla_edge.sim.world import HOME, SimulationError, TabletopWorld
 from vla_edge.types import JointCommand
