@@ -16,6 +16,7 @@ PARAMETERS = (
     Parameter("backend", "onnxruntime", "runtime the engine is built for"),
     Parameter("output", "", "directory of the bundle; empty puts it beside the checkpoint or into the user's cache"),
     Parameter("calibration", "", "bag the activation ranges come from; empty takes the checkpoint's own"),
+    Parameter("force", False, "build even when the same bundle is there"),
 )
 
 
@@ -48,6 +49,7 @@ def build(node: Node) -> int:
         backend=values.backend,
         output=values.output or None,
         calibration=values.calibration or None,
+        force=values.force,
         progress=Progress(),
     )
     node.get_logger().info(f"engine bundle ready: {bundle}")

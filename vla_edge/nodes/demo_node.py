@@ -20,6 +20,7 @@ from vla_edge.nodes.demo_monitor import Monitor
 from vla_edge.nodes.demo_report import write_report
 from vla_edge.nodes.params import Parameter, Parameters
 from vla_edge.nodes.run import run_once
+from vla_edge.sim.world import HOME
 from vla_edge.types import ActionChunk
 
 PARAMETERS = (
@@ -28,7 +29,7 @@ PARAMETERS = (
     Parameter("bundle", "", "engine the vla node serves, for its facts and the evaluation"),
     Parameter("checkpoint", "", "full precision to compare with in the evaluation; empty for none"),
     Parameter("bag", "", "recording to evaluate afterwards; empty when nothing is recorded"),
-    Parameter("home", [0.0], "joint positions returned to between episodes, in the order of joint_states (rad)"),
+    Parameter("home", HOME.tolist(), "joint positions returned to between episodes, in the order of joint_states (rad)"),
     Parameter("home_time", 1.6, "s for the way there", 0.5, 10.0),
     Parameter("start_timeout", 120.0, "s for the nodes to become active", 1.0, 600.0),
     Parameter("linger", 0.4, "s the policy goes on after an outcome", 0.0, 10.0),

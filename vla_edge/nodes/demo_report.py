@@ -92,7 +92,7 @@ def evaluate(values):
     show = Progress()
     return evaluate_bag(
         values.bag, values.bundle, reference=values.checkpoint or None,
-        progress=lambda fraction, frames: show(fraction, f"{frames} frames evaluated"),
+        progress=lambda fraction, frames: show(fraction, "evaluating the recording"),
     )
 
 

@@ -103,12 +103,14 @@ class ObservationInputs:
         except VlaEdgeError as error:
             # What the robot was asked cannot be known, and may have been to stop: it gets no further chunks and holds.
             self._aligner.set_instruction(None)
-            self._reject("instruction", error)
+            self._reject("instruction", error, quiet=not message.data.strip())
             return
         self._aligner.set_instruction(message.data)
 
-    def _reject(self, source: str, error: VlaEdgeError) -> None:
+    def _reject(self, source: str, error: VlaEdgeError, quiet: bool = False) -> None:
         self.rejected[source] += 1
         self.last_problem = str(error)
+        if quiet:  # an empty instruction is how one is withdrawn: counted, but no alarm
+            return
         # A broken camera complains at its own rate; once in five seconds is enough to read.
         self._node.get_logger().warning(f"{source} rejected: {error}", throttle_duration_sec=5.0)

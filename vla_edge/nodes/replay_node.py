@@ -56,7 +56,7 @@ def evaluate(node: Node, values) -> int:
         rate_hz=values.frame_rate or None,
         seed=values.seed,
         max_frames=values.max_frames or None,
-        progress=lambda fraction, frames: show(fraction),
+        progress=lambda fraction, frames: show(fraction, "evaluating"),
     )
     html, json = write_report(evaluation, Path(values.report))
     node.get_logger().info(

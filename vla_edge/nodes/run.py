@@ -22,18 +22,20 @@ def run_node(make: Callable[[], object], args=None) -> None:
     by shutting rclpy down.
     """
     middleware.prepare()
-    # Our own handlers: rclpy's would shut the context down before a node could say its last words.
+    # Our own handlers: rclpy's would shut the context down before a node could say its last words, and an exception
+    # raised out of a handler may strike in the middle of a message's conversion.
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    _handle_signals(_interrupt)
+    told_to_end: list[int] = []
+    _handle_signals(lambda number, frame: told_to_end.append(number))
     node, code = None, 0
     try:
         node = make()
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        while rclpy.ok():
+        while rclpy.ok() and not told_to_end:
             # A wait without end would not see a signal until the next message.
             executor.spin_once(timeout_sec=0.2)
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except ExternalShutdownException:
         pass
     except VlaEdgeError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

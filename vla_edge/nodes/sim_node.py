@@ -10,6 +10,7 @@ import json
 import threading
 import time
 
+import rclpy
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Int64, String
@@ -59,6 +60,7 @@ class SimNode(Node):
             ),
             self.get_namespace(), values.camera_nice, values.jpeg_quality,
         )
+        self.exit_code = 0
         self._world = TabletopWorld()
         self._command: JointCommand | None = None
         self._wanted_seed: int | None = values.seed
@@ -105,6 +107,11 @@ class SimNode(Node):
             period_ns = round(NANOSECONDS / self._values.camera_rate)
             self._next_picture_ns = max(self._next_picture_ns + period_ns, deadline_ns)
             self._camera.show(stamp_ns, self._world.snapshot())
+            if not self._camera.alive and not self.exit_code:
+                self.get_logger().fatal("the camera process is gone; its own message above says why")
+                self.exit_code = 1
+                self._loop.stop()
+                rclpy.try_shutdown()
         if not self._decided and self._world.finished():
             self._decided = True
             self._tell_outcome()

@@ -68,7 +68,7 @@ class VlaNode(LifecycleNode):
             self, spec, self._aligner, self._runner.check_instruction, self._loop.frame_arrived, raw
         )
         self._health = Health(self, str(self._runner.description().get("name", "")))
-        self._services = [
+        self._switches = [
             self.create_service(Trigger, "~/start", self._on_start),
             self.create_service(Trigger, "~/stop", self._on_stop),
         ]
@@ -91,7 +91,7 @@ class VlaNode(LifecycleNode):
         self.close()
         self._inputs.destroy()
         self._health.destroy()
-        for service in self._services:
+        for service in self._switches:
             self.destroy_service(service)
         self.destroy_timer(self._timer)
         self.destroy_publisher(self._chunks)

@@ -1,0 +1,13 @@
+"""Builds an engine bundle: ros2 launch vla_edge build.launch.py checkpoint:=... recipe:=int8 backend:=onnxruntime."""
+
+from vla_edge.nodes.build_node import PARAMETERS
+from vla_edge.nodes.launching import arguments, default_checkpoint, description, ends_with, node, values
+
+
+def actions(context):
+    build = node("build_node", "build", [values(PARAMETERS, context)])
+    return [ends_with(build), build]
+
+
+def generate_launch_description():
+    return description(arguments(PARAMETERS, {"checkpoint": default_checkpoint()}), actions)
