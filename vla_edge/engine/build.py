@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -33,6 +33,7 @@ def build(
     calibration: str | Path | CalibrationData | Iterable[Observation] | None = None,
     progress: Progress | None = None,
     force: bool = False,
+    traced: MutableMapping[str, object] | None = None,
 ) -> Path:
     """Build a bundle, or find that it is there already.
 
@@ -43,6 +44,7 @@ def build(
         calibration: bag, or observations; the directory `calibration` beside the checkpoint when None.
         progress: called with the fraction done and the step being done.
         force: build even when the same bundle exists.
+        traced: graphs of stages, filled and reused between builds of one checkpoint; tracing takes most of a build.
 
     Returns:
         The bundle's directory.
@@ -66,7 +68,7 @@ def build(
         tell(1.0, "the bundle is there already")
         return target.expanduser().resolve()
     with writing(target) as directory:
-        job = _Build(loaded, recipe, backend, runtime, directory, tell)
+        job = _Build(loaded, recipe, backend, runtime, directory, tell, {} if traced is None else traced)
         write_manifest(directory, {**job.run(calibration), "build_key": key})
         tell(1.0, "writing the bundle")
     return target.expanduser().resolve()
@@ -117,6 +119,7 @@ class _Build:
     runtime: object
     directory: Path
     tell: Progress
+    traced: MutableMapping[str, object]
 
     def run(self, source) -> dict:
         """Everything into `self.directory`; returns the manifest."""
@@ -187,14 +190,17 @@ class _Build:
         from vla_edge.compress.plan import grouped_by_stage
         from vla_edge.compress.quantize.weights import weight_fractions
         from vla_edge.engine.backends import StageInterface
-        from vla_edge.engine.export import export_stage
+        from vla_edge.engine.export import export_stage, trace
 
         layers = grouped_by_stage(compressed)
         entries = []
         for index, stage in enumerate(stages):
             self.tell(0.30 + 0.40 * index / len(stages), f"exporting and compiling {stage.name}")
             mine = layers.get(stage.name, {})
-            file = export_stage(stage, mine, self.directory / f"{stage.name}.onnx")
+            key = f"{self.checkpoint.fingerprint} {stage.name}"
+            if key not in self.traced:
+                self.traced[key] = trace(stage)
+            file = export_stage(stage, mine, self.directory / f"{stage.name}.onnx", self.traced[key])
             interface = StageInterface(stage.name, stage.inputs, stage.outputs)
             built = self.runtime.build(file, self.directory, interface, None)
             entries.append(

@@ -8,7 +8,7 @@ from vla_edge.compress.quantize.weights import ActivationQuant
 
 BINS = 2048
 CALIBRATORS = ("minmax", "percentile", "mse")
-_CLIPS = np.concatenate([np.arange(0.30, 0.90, 0.03), np.arange(0.90, 1.0001, 0.01)])
+_CLIPS = np.geomspace(0.02, 1.0, 120)
 
 
 class RangeObserver:

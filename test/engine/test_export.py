@@ -1,0 +1,151 @@
+"""The file means what the plan says, in standard operators, whoever evaluates it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx.reference import ReferenceEvaluator
+from toy import PRECISIONS, compressed, toy_inputs
+
+from vla_edge.compress.quantize.weights import CompressedLinear
+from vla_edge.engine.export import ExportError, as_it_is, export_stage
+from vla_edge.engine.lower import lower, pack_int4
+from vla_edge.policy.stages import Stage, TensorSpec
+
+
+def expected(layers: dict[str, CompressedLinear], inputs: dict, stage: Stage) -> dict[str, np.ndarray]:
+    """The toy stage written down once more, in float64 numpy, with rounding where the plan has rounding."""
+
+    def linear(name: str, x: np.ndarray) -> np.ndarray:
+        layer = layers[name]
+        if layer.activation is not None:
+            scale, zero = layer.activation.scale, layer.activation.zero_point
+            if layer.activation.kind == "dynamic":
+                low, high = min(x.min(), 0), max(x.max(), 0)
+                scale = (high - low) / 255
+                zero = np.clip(np.rint(-low / scale), 0, 255)
+            x = (np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * scale
+        out = x @ layer.effective_weight().astype(np.float64).T
+        return out if layer.bias is None else out + layer.bias
+
+    x, shift = inputs["x"].astype(np.float64), inputs["shift"].astype(np.float64)
+    scores = linear("q", x) @ linear("k", x).transpose(0, 2, 1) / 8
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    h = weights @ linear("v", x) + shift[:, None]
+    norm = stage.module.norm
+    h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + norm.eps)
+    h = h * norm.weight.detach().numpy() + norm.bias.detach().numpy()
+    return {"y": linear("inner.down", np.maximum(linear("up", h), 0)), "h": h}
+
+
+@pytest.mark.parametrize("fuse", [True, False], ids=["fused", "apart"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_file_computes_what_the_plan_says(toy, tmp_path, precision, fuse):
+    stage, graph = toy
+    layers, inputs = compressed(stage, precision), toy_inputs()
+    path = export_stage(stage, layers, tmp_path / "toy.onnx", graph, fuse)
+    names = [spec.name for spec in stage.outputs]
+    got = dict(zip(names, ReferenceEvaluator(str(path)).run(names, inputs)))
+    for name, value in expected(layers, inputs, stage).items():
+        # where an input lies between two points of its grid, float32 may fall on the other side: one step of few values
+        tolerance = 2e-5 if "ic" not in precision else 3e-2
+        np.testing.assert_allclose(got[name], value, atol=tolerance, err_msg=name)
+        assert np.abs(got[name] - value).mean() < (1e-5 if tolerance < 1e-3 else 2e-3)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_only_standard_operators_are_in_the_file(toy, tmp_path, precision):
+    stage, graph = toy
+    model = onnx.load(export_stage(stage, compressed(stage, precision), tmp_path / "toy.onnx", graph))
+    onnx.checker.check_model(model, full_check=True)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 21)]
+    assert {node.domain for node in model.graph.node} == {""}
+
+
+def test_integers_are_stored_as_integers(toy, tmp_path):
+    stage, graph = toy
+    sizes = {}
+    for precision in ("float32", "int8", "int4"):
+        model = onnx.load(export_stage(stage, compressed(stage, precision), tmp_path / "toy.onnx", graph))
+        weights = [c for c in model.graph.initializer if c.name.endswith(".weight") and len(c.dims) == 2]
+        sizes[precision] = sum(len(c.raw_data) for c in weights)
+        kinds = {c.data_type for c in weights}
+        assert kinds == {getattr(onnx.TensorProto, {"float32": "FLOAT"}.get(precision, precision.upper()))}
+    assert sizes["int8"] * 4 == sizes["float32"]
+    assert sizes["int4"] * 8 == pytest.approx(sizes["float32"], abs=8)
+
+
+def test_layers_that_read_the_same_tensor_become_one_product(toy, tmp_path):
+    stage, graph = toy
+    fused, apart = (
+        [node.op_type for node in lower(graph, compressed(stage, "int8 static"), "toy", fuse).graph.node]
+        for fuse in (True, False)
+    )
+    assert apart.count("MatMul") - fused.count("MatMul") == 2
+    # the input is rounded once either way
+    assert apart.count("QuantizeLinear") == fused.count("QuantizeLinear") == 3
+
+
+def test_the_same_stage_gives_the_same_bytes(toy, tmp_path):
+    stage, graph = toy
+    first = export_stage(stage, compressed(stage, "int8 static"), tmp_path / "a.onnx", graph).read_bytes()
+    second = export_stage(stage, compressed(stage, "int8 static"), tmp_path / "b.onnx").read_bytes()
+    assert first == second
+
+
+def test_the_file_says_nothing_about_where_it_was_made(toy, tmp_path):
+    stage, graph = toy
+    content = export_stage(stage, {}, tmp_path / "toy.onnx", graph).read_bytes()
+    assert b".py" not in content and b"site-packages" not in content and b"namespace" not in content
+
+
+def test_a_layer_the_graph_never_calls_is_an_error(tmp_path):
+    import torch
+    from torch import nn
+
+    class Forgetful(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.spare = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return (self.used(x),)
+
+    stage = Stage("toy", Forgetful(), (TensorSpec("x", (1, 4)),), (TensorSpec("y", (1, 4)),))
+    with pytest.raises(ExportError, match="'spare' of stage 'toy' does not appear"):
+        export_stage(stage, {}, tmp_path / "toy.onnx")
+    assert torch.is_tensor(stage.module.used.weight), "exporting must not change the policy"
+
+
+def test_a_large_product_that_is_no_linear_layer_is_an_error(tmp_path):
+    import torch
+    from torch import nn
+
+    class Anonymous(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.matrix = nn.Parameter(torch.randn(64, 64))
+
+        def forward(self, x):
+            return (x @ self.matrix,)
+
+    stage = Stage("toy", Anonymous(), (TensorSpec("x", (1, 64)),), (TensorSpec("y", (1, 64)),))
+    with pytest.raises(ExportError, match="without an nn.Linear"):
+        export_stage(stage, {}, tmp_path / "toy.onnx")
+
+
+def test_a_plan_for_a_layer_that_is_not_there_is_an_error(toy, tmp_path):
+    stage, graph = toy
+    with pytest.raises(ExportError, match="no linear layer 'missing'"):
+        export_stage(stage, {"missing": as_it_is(stage.module.q)}, tmp_path / "toy.onnx", graph)
+
+
+def test_packing_follows_the_standard():
+    values = np.array([[-7, 7, 0], [1, -1, 3]], np.int8)
+    tensor = onnx.helper.make_tensor("w", onnx.TensorProto.INT4, values.shape, pack_int4(values).tobytes(), raw=True)
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor).astype(np.int8), values)
+    odd = np.array([[-3, 2, 5]], np.int8)
+    tensor = onnx.helper.make_tensor("w", onnx.TensorProto.INT4, odd.shape, pack_int4(odd).tobytes(), raw=True)
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor).astype(np.int8), odd)

@@ -1,0 +1,120 @@
+"""ONNX Runtime computes what the file says, within rounding, however it is told to run it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx.reference import ReferenceEvaluator
+from toy import PRECISIONS, compressed, toy_inputs
+
+from vla_edge.engine.backends import BackendError, StageInterface, get_backend
+from vla_edge.engine.export import export_stage
+from vla_edge.policy.stages import TensorSpec
+
+runtime = get_backend("onnxruntime")
+
+
+def interface(stage) -> StageInterface:
+    return StageInterface(stage.name, stage.inputs, stage.outputs)
+
+
+@pytest.mark.parametrize("options", [{}, {"fold_weights": True}, {"fuse_bias": False}, {"threads": 2}], ids=str)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_it_agrees_with_the_reference_evaluator(toy, tmp_path, precision, options):
+    stage, graph = toy
+    path = export_stage(stage, compressed(stage, precision), tmp_path / "toy.onnx", graph)
+    names = [spec.name for spec in stage.outputs]
+    expected = dict(zip(names, ReferenceEvaluator(str(path)).run(names, toy_inputs())))
+    got = runtime.load(path, interface(stage), options).run(toy_inputs())
+    for name in names:
+        # an input on the edge between two grid points may fall to either side
+        limit = 3e-2 if "ic" in precision else 1e-4
+        np.testing.assert_allclose(got[name], expected[name], atol=limit)
+        assert np.abs(got[name] - expected[name]).mean() < limit / 10
+
+
+@pytest.mark.parametrize("kind", ["int8 static", "int8 dynamic"])
+def test_sums_of_large_products_do_not_saturate(tmp_path, kind):
+    """8-bit products are added in 16 bits by some CPUs' instructions: 255 * 127 twice does not fit."""
+    import torch
+    from torch import nn
+
+    from vla_edge.compress.quantize.ranges import RangeObserver, calibrate
+    from vla_edge.compress.quantize.weights import ActivationQuant, CompressedLinear, QuantizedWeight
+    from vla_edge.policy.stages import Stage
+
+    class One(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(64, 32, bias=False)
+
+        def forward(self, x):
+            return (self.layer(x),)
+
+    stage = Stage("one", One(), (TensorSpec("x", (1, 16, 64)),), (TensorSpec("y", (1, 16, 32)),))
+    observer = RangeObserver()
+    observer.update(np.array([0.0, 1.0]))
+    activation = calibrate(observer) if kind == "int8 static" else ActivationQuant("dynamic")
+    weight = QuantizedWeight(np.full((32, 64), 127), np.full(32, 1 / 127, np.float32), 8)
+    path = export_stage(stage, {"layer": CompressedLinear(weight, None, activation)}, tmp_path / "one.onnx")
+    x = torch.ones(1, 16, 64).numpy()
+    got = runtime.load(path, interface(stage), {"fuse_bias": False}).run({"x": x})["y"]
+    np.testing.assert_allclose(got, 64.0, rtol=1e-5)
+
+
+def test_binding_reads_and_writes_in_place(toy, tmp_path):
+    stage, graph = toy
+    loaded = runtime.load(export_stage(stage, {}, tmp_path / "toy.onnx", graph), interface(stage))
+    buffers = {spec.name: spec.zeros() for spec in (*stage.inputs, *stage.outputs)}
+    step = loaded.bind(buffers, buffers)
+    for scale in (1.0, -2.0):
+        inputs = {name: value * np.float32(scale) for name, value in toy_inputs().items()}
+        for name, value in inputs.items():
+            buffers[name][...] = value
+        step()
+        for name, value in loaded.run(inputs).items():
+            np.testing.assert_array_equal(buffers[name], value)
+
+
+def test_building_chooses_what_it_measured_to_be_fastest(toy, tmp_path):
+    stage, graph = toy
+    path = export_stage(stage, compressed(stage, "int4"), tmp_path / "somewhere.onnx", graph)
+    (tmp_path / "out").mkdir()
+    built = runtime.build(path, tmp_path / "out", interface(stage))
+    assert built.file == "toy.onnx" and (tmp_path / "out" / built.file).read_bytes() == path.read_bytes()
+    assert len(built.tried) >= 2 and all(ms > 0 for ms in built.tried.values())
+    runtime.load(tmp_path / "out" / built.file, interface(stage), built.options).run(toy_inputs())
+
+
+def test_a_damaged_file_is_a_backend_error(toy, tmp_path):
+    stage, _ = toy
+    (tmp_path / "toy.onnx").write_bytes(b"\x08\x0a" + bytes(50))
+    with pytest.raises(BackendError, match="cannot load stage file"):
+        runtime.load(tmp_path / "toy.onnx", interface(stage))
+
+
+def test_a_file_with_other_tensors_is_a_backend_error(toy, tmp_path):
+    stage, graph = toy
+    path = export_stage(stage, {}, tmp_path / "toy.onnx", graph)
+    other = StageInterface("toy", stage.inputs, (TensorSpec("velocity", (1, 9, 7)),))
+    with pytest.raises(BackendError, match="other tensors than its manifest says .velocity."):
+        runtime.load(path, other)
+
+
+def test_an_unknown_or_absent_backend_says_what_to_do(monkeypatch):
+    with pytest.raises(BackendError, match="no backend 'tensorrrt'; choose one of onnxruntime"):
+        get_backend("tensorrrt")
+    from vla_edge.engine import backends
+
+    monkeypatch.setitem(backends.BACKENDS, "absent", ("vla_edge_no_such_module", "some-runtime"))
+    with pytest.raises(BackendError, match="needs the package some-runtime.*pip install some-runtime"):
+        get_backend("absent")
+
+
+def test_the_file_loads_without_its_own_kernels_being_in_it(toy, tmp_path):
+    """What is shipped is the standard file, not a runtime's optimized one."""
+    stage, graph = toy
+    path = export_stage(stage, compressed(stage, "int8 static"), tmp_path / "toy.onnx", graph)
+    runtime.build(path, tmp_path, interface(stage))
+    assert {node.domain for node in onnx.load(path).graph.node} == {""}

@@ -1,0 +1,301 @@
+"""The `vla-edge` command: build an engine, look into it, judge it on a recording or in simulation, time it.
+
+Every command prints for people, or with --json one JSON object on standard output. Errors are one sentence on standard
+error and exit code 2; an engine that fails its limits gives exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from vla_edge.types import VlaEdgeError
+
+FAILED, WRONG_USE = 1, 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    # an interrupted build must be able to clear away what it has begun
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        result, code, text = options.run(options)
+    except VlaEdgeError as error:
+        print(f"vla-edge: {error}", file=sys.stderr)
+        return WRONG_USE
+    except KeyboardInterrupt:
+        print("vla-edge: interrupted; nothing half-written is left", file=sys.stderr)
+        return 128 + signal.SIGINT
+    from vla_edge.evaluate.evaluation import plain
+
+    print(json.dumps(plain(result), indent=2) if options.json else text)
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="vla-edge", description=__doc__.split("\n\n")[0])
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run, summary: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        sub.add_argument("--json", action="store_true", help="one JSON object on standard output")
+        return sub
+
+    sub = command("build", _build, "compress a checkpoint, compile it, verify it and write an engine bundle")
+    sub.add_argument("checkpoint", type=Path, help="directory in LeRobot's layout")
+    sub.add_argument("--recipe", default="int8", help="name of a shipped recipe, or a YAML file")
+    sub.add_argument("--backend", default="onnxruntime", help="runtime to build for")
+    sub.add_argument("--output", type=Path, help="directory of the bundle; by default bundles/ beside the checkpoint")
+    sub.add_argument("--calibration", type=Path, help="bag to calibrate and verify on; calibration/ beside the checkpoint")
+    sub.add_argument("--force", action="store_true", help="build even when the same bundle is there already")
+
+    sub = command("inspect", _inspect, "check a bundle and tell what is in it")
+    sub.add_argument("bundle", type=Path)
+    sub.add_argument("--layers", action="store_true", help="list what every linear layer got")
+
+    sub = command("evaluate", _evaluate, "run an engine on a recording and compare with what the robot did")
+    sub.add_argument("bag", type=Path, help="rosbag2 directory or file")
+    sub.add_argument("engine", type=Path, help="bundle, or a checkpoint for full precision")
+    sub.add_argument("--reference", type=Path, help="checkpoint to compare with from the same noise")
+    sub.add_argument("--rate", type=float, default=5.0, help="frames per second of bag; 0 takes every frame")
+    sub.add_argument("--max-frames", type=int, help="stop after this many")
+    sub.add_argument("--seed", type=int, default=0, help="of the policy's noise")
+    sub.add_argument("--contract", type=Path, help="YAML file naming the bag's topics where they differ")
+    sub.add_argument("--report", type=Path, help="HTML file to write, with a JSON file beside it")
+
+    sub = command("closed-loop", _closed_loop, "let an engine act in the simulated world and count successes")
+    sub.add_argument("engine", type=Path, help="bundle, or a checkpoint for full precision")
+    sub.add_argument("--episodes", type=int, default=100)
+    sub.add_argument("--first-seed", type=int, default=1_000_000, help="seeds count up from here")
+    sub.add_argument("--tier", default="touch", help="difficulty of the episodes")
+    sub.add_argument("--shuffled", action="store_true", help="give the instruction of another goal of the scene")
+    sub.add_argument("--delay", type=float, default=0.1, help="s from an observation to its chunk")
+    sub.add_argument("--rate", type=float, default=5.0, help="observations per second")
+    sub.add_argument("--workers", type=int, default=1, help="processes")
+    sub.add_argument("--report", type=Path, help="HTML file to write, with a JSON file beside it")
+
+    sub = command("bench", _bench, "time engines against each other on the same observations, in turn")
+    sub.add_argument("engines", type=Path, nargs="+", help="bundles, and checkpoints for PyTorch eager; first is the base")
+    sub.add_argument("--bag", type=Path, help="recording to take observations from; calibration/ beside the first engine")
+    sub.add_argument("--rounds", type=int, default=30)
+    sub.add_argument("--threads", type=int, help="at most this many for each stage, and for PyTorch")
+    return top
+
+
+def _build(options):
+    from vla_edge.engine.build import build
+    from vla_edge.engine.bundle import Bundle
+
+    progress = Bar()
+    try:
+        path = build(
+            options.checkpoint,
+            options.recipe,
+            options.backend,
+            options.output,
+            options.calibration,
+            progress,
+            options.force,
+        )
+    finally:
+        progress.close()
+    bundle = Bundle.load(path)
+    found = bundle.manifest["verification"]
+    text = (
+        f"{path}: {bundle.bytes / 1e6:.1f} MB, {bundle.description()['precision']}, "
+        f"action error {100 * found['action_error_rel']:.2f} % of the motion over {found['frames']} observations, "
+        f"{bundle.manifest['profile']['total']['p50']:.1f} ms a chunk here"
+    )
+    return {"bundle": str(path), "bytes": bundle.bytes, **_manifest(bundle, layers=False)}, 0, text
+
+
+def _inspect(options):
+    from vla_edge.engine.bundle import Bundle
+
+    bundle = Bundle.load(options.bundle)
+    manifest, found = bundle.manifest, bundle.manifest["verification"]
+    lines = [
+        f"{manifest['name']}: {bundle.bytes / 1e6:.1f} MB, built {manifest['created']}, every hash is right",
+        f"  policy      {bundle.spec.family}, {len(bundle.spec.joint_names)} joints, {bundle.spec.chunk_size} points of "
+        f"{bundle.spec.dt:g} s, {bundle.spec.num_steps} flow steps",
+        f"  cameras     {', '.join(f'{c.name} {c.source_width}x{c.source_height}' for c in bundle.spec.cameras)}",
+        f"  recipe      {manifest['recipe']['name']}: {manifest['recipe']['description']}",
+        f"  calibrated  on {manifest['calibration']['frames']} observations of {manifest['calibration']['source']}",
+        f"  verified    on {found['frames']}: action error {1e3 * found['action_error_rad']:.2f} mrad = "
+        f"{100 * found['action_error_rel']:.2f} % of the motion, cosine at least {found['cosine_min']:.5f}",
+        "",
+        f"  {'stage':9}{'backend':13}{'weights':22}{'layers':>7}{'kB':>8}{'p50 ms':>8}{'p99 ms':>8}  runs with",
+    ]
+    for stage in bundle.stages:
+        weights = ", ".join(f"{100 * share:.0f} % {precision}" for precision, share in stage.precision.items())
+        time_ms = manifest["profile"].get(stage.interface.name, {})
+        size = (bundle.directory / stage.file).stat().st_size
+        lines.append(
+            f"  {stage.interface.name:9}{stage.backend:13}{weights:22}{len(stage.layers):7}{size / 1e3:8.0f}"
+            f"{time_ms.get('p50', float('nan')):8.2f}{time_ms.get('p99', float('nan')):8.2f}  "
+            f"{', '.join(f'{k}={v}' for k, v in stage.options.items())}"
+        )
+        if options.layers:
+            for name, row in stage.layers.items():
+                group = f" in groups of {row['group_size']}" if "group_size" in row else ""
+                shape = "x".join(map(str, row["shape"]))
+                lines.append(f"    {name:45}{shape:>10}  {row['weights']}{group}, inputs {row['activations']}")
+    return {"bundle": str(bundle.directory), "bytes": bundle.bytes, **_manifest(bundle, True)}, 0, "\n".join(lines)
+
+
+def _evaluate(options):
+    from vla_edge.evaluate.contract import TopicContract
+    from vla_edge.evaluate.replay import evaluate_bag
+    from vla_edge.evaluate.report import to_json, write_report
+    from vla_edge.evaluate.verdict import judge
+
+    bar = Bar()
+    try:
+        evaluation = evaluate_bag(
+            options.bag,
+            options.engine,
+            reference=options.reference,
+            rate_hz=options.rate or None,
+            seed=options.seed,
+            contract=TopicContract.load(options.contract) if options.contract else None,
+            max_frames=options.max_frames,
+            progress=lambda fraction, frames: bar(fraction, f"{frames} frames"),
+        )
+    finally:
+        bar.close()
+    verdict = judge(evaluation)
+    written = [str(path) for path in write_report(evaluation, options.report)] if options.report else []
+    lines = [verdict.headline, *(f"  {'ok  ' if c.passed else 'FAIL'} {c.sentence}" for c in verdict.checks)]
+    lines += [f"  {' and '.join(written)}"] if written else []
+    return {**to_json(evaluation, verdict), "reports": written}, 0 if verdict.passed else FAILED, "\n".join(lines)
+
+
+def _closed_loop(options):
+    from vla_edge.evaluate.closed_loop import run_closed_loop
+    from vla_edge.evaluate.closed_loop_report import write_closed_loop_report
+
+    bar, done = Bar(), []
+
+    def progress(row) -> None:
+        done.append(row.success)
+        bar(len(done) / options.episodes, f"{sum(done)} of {len(done)} episodes succeeded")
+
+    try:
+        result = run_closed_loop(
+            options.engine,
+            range(options.first_seed, options.first_seed + options.episodes),
+            options.tier,
+            "shuffled" if options.shuffled else "none",
+            options.delay,
+            options.rate,
+            options.workers,
+            progress=progress,
+        )
+    finally:
+        bar.close()
+    name = options.engine.resolve().name
+    written = [str(p) for p in write_closed_loop_report(result, options.report, name)] if options.report else []
+    interval = result.success_interval
+    text = (
+        f"{result.successes} of {result.n} episodes succeeded ({100 * result.success_rate:.1f} %, 95 % interval "
+        f"{100 * interval.low:.1f} to {100 * interval.high:.1f}); the wrong object was touched first in "
+        f"{result.wrong_first}"
+    )
+    if options.shuffled:
+        text += f"; the goal given was reached in {result.given_successes}, chance is {100 * result.chance:.1f} %"
+    return {"result": result, "reports": written}, 0, "\n".join([text, *written])
+
+
+def _bench(options):
+    from vla_edge.compress.calibrate import load_calibration
+    from vla_edge.engine.race import race, speedup
+    from vla_edge.evaluate.replay import open_policy
+
+    if options.threads and any(not (path / "manifest.yaml").exists() for path in options.engines):
+        import torch
+
+        torch.set_num_threads(options.threads)
+    runners = {path.resolve().name: open_policy(path, options.threads) for path in options.engines}
+    base = next(iter(runners))
+    bag = options.bag or _recording_beside(options.engines[0])
+    observations = load_calibration(bag, runners[base].spec).held_out
+    bar = Bar()
+    try:
+        laps = race(runners, observations, options.rounds, lambda fraction: bar(fraction, "timing in turn"))
+    finally:
+        bar.close()
+    rows, lines = [], [f"{'engine':24}{'p50 ms':>9}{'p95':>9}{'p99':>9}   times {base}"]
+    for name, lap in laps.items():
+        ratio, interval = speedup(laps[base].total_ms, lap.total_ms)
+        row = {"engine": name, **runners[name].description(), "ms": lap.to_dict(), "speedup": ratio, "interval": interval}
+        rows.append(row)
+        total = row["ms"]["total"]
+        lines.append(
+            f"{name:24}{total['p50']:9.2f}{total['p95']:9.2f}{total['p99']:9.2f}   {ratio:.2f} "
+            f"({interval[0]:.2f} to {interval[1]:.2f})"
+        )
+    return {"base": base, "rounds": options.rounds, "rows": rows}, 0, "\n".join(lines)
+
+
+def _recording_beside(engine: Path) -> Path:
+    from vla_edge.compress.calibrate import CalibrationError
+
+    for parent in engine.resolve().parents[:3]:
+        if (parent / "calibration").is_dir():
+            return parent / "calibration"
+    raise CalibrationError(f"there is no recording beside {engine}; give one with --bag")
+
+
+def _manifest(bundle, layers: bool) -> dict:
+    """The manifest without the bulk that has a file or a flag of its own."""
+    manifest = dict(bundle.manifest)
+    if not layers:
+        manifest["stages"] = {
+            name: {key: value for key, value in entry.items() if key != "layers"}
+            for name, entry in manifest["stages"].items()
+        }
+    return manifest
+
+
+class Bar:
+    """A progress bar on standard error: redrawn in a terminal, one line a step elsewhere."""
+
+    WIDTH = 28
+
+    def __init__(self, stream=None):
+        self._stream = stream or sys.stderr
+        self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._begin, self._step = time.monotonic(), ""
+
+    def __call__(self, fraction: float, step: str = "") -> None:
+        fraction = min(max(fraction, 0.0), 1.0)
+        if self._live:
+            full = round(self.WIDTH * fraction)
+            bar = "\u2588" * full + "\u2591" * (self.WIDTH - full)
+            self._stream.write(f"\r\x1b[K{bar} {100 * fraction:3.0f} %  {time.monotonic() - self._begin:5.1f} s  {step}")
+            self._stream.flush()
+        elif step.rstrip("0123456789 ") != self._step:
+            self._step = step.rstrip("0123456789 ")
+            if not step[:1].isdigit():
+                print(f"{100 * fraction:3.0f} %  {time.monotonic() - self._begin:5.1f} s  {step}", file=self._stream)
+
+    def close(self) -> None:
+        """Ends the line."""
+        if self._live:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
