@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vla_edge.cli import Bar, main
+from vla_edge.cli import main
+from vla_edge.progress import Bar
 
 sys.path.insert(0, str(Path(__file__).parent / "engine"))
 from tiny import WORDS, make_observations, tiny_policy, tiny_spec  # noqa: E402

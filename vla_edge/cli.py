@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import sys
-import time
 from pathlib import Path
 
+from vla_edge.progress import Bar
 from vla_edge.types import VlaEdgeError
 
 FAILED, WRONG_USE = 1, 2
@@ -45,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
 
     def command(name: str, run, summary: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(
-            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.",
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         sub.set_defaults(run=run)
@@ -57,7 +58,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--recipe", default="int8", help="name of a shipped recipe, or a YAML file")
     sub.add_argument("--backend", default="onnxruntime", help="runtime to build for")
     sub.add_argument("--output", type=Path, help="directory of the bundle; by default bundles/ beside the checkpoint")
-    sub.add_argument("--calibration", type=Path, help="bag to calibrate and verify on; calibration/ beside the checkpoint")
+    sub.add_argument(
+        "--calibration", type=Path, help="bag to calibrate and verify on; calibration/ beside the checkpoint"
+    )
     sub.add_argument("--force", action="store_true", help="build even when the same bundle is there already")
 
     sub = command("inspect", _inspect, "check a bundle and tell what is in it")
@@ -86,8 +89,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--report", type=Path, help="HTML file to write, with a JSON file beside it")
 
     sub = command("bench", _bench, "time engines against each other on the same observations, in turn")
-    sub.add_argument("engines", type=Path, nargs="+", help="bundles, and checkpoints for PyTorch eager; first is the base")
-    sub.add_argument("--bag", type=Path, help="recording to take observations from; calibration/ beside the first engine")
+    sub.add_argument(
+        "engines", type=Path, nargs="+", help="bundles, and checkpoints for PyTorch eager; first is the base"
+    )
+    sub.add_argument(
+        "--bag", type=Path, help="recording to take observations from; calibration/ beside the first engine"
+    )
     sub.add_argument("--rounds", type=int, default=30)
     sub.add_argument("--threads", type=int, help="at most this many for each stage, and for PyTorch")
     return top
@@ -127,12 +134,12 @@ def _inspect(options):
     manifest, found = bundle.manifest, bundle.manifest["verification"]
     lines = [
         f"{manifest['name']}: {bundle.bytes / 1e6:.1f} MB, built {manifest['created']}, every hash is right",
-        f"  policy      {bundle.spec.family}, {len(bundle.spec.joint_names)} joints, {bundle.spec.chunk_size} points of "
-        f"{bundle.spec.dt:g} s, {bundle.spec.num_steps} flow steps",
+        f"  policy      {bundle.spec.family}, {len(bundle.spec.joint_names)} joints, "
+        f"{bundle.spec.chunk_size} points of {bundle.spec.dt:g} s, {bundle.spec.num_steps} flow steps",
         f"  cameras     {', '.join(f'{c.name} {c.source_width}x{c.source_height}' for c in bundle.spec.cameras)}",
         f"  recipe      {manifest['recipe']['name']}: {manifest['recipe']['description']}",
         f"  calibrated  on {manifest['calibration']['frames']} observations of {manifest['calibration']['source']}",
-        f"  verified    on {found['frames']}: action error {1e3 * found['action_error_rad']:.2f} mrad = "
+        f"  verified    on {found['frames']}: action error {1e3 * found['action_error_rad']:.2f} mrad, "
         f"{100 * found['action_error_rel']:.2f} % of the motion, cosine at least {found['cosine_min']:.5f}",
         "",
         f"  {'stage':9}{'backend':13}{'weights':22}{'layers':>7}{'kB':>8}{'p50 ms':>8}{'p99 ms':>8}  runs with",
@@ -238,7 +245,13 @@ def _bench(options):
     rows, lines = [], [f"{'engine':24}{'p50 ms':>9}{'p95':>9}{'p99':>9}   times {base}"]
     for name, lap in laps.items():
         ratio, interval = speedup(laps[base].total_ms, lap.total_ms)
-        row = {"engine": name, **runners[name].description(), "ms": lap.to_dict(), "speedup": ratio, "interval": interval}
+        row = {
+            "engine": name,
+            **runners[name].description(),
+            "ms": lap.to_dict(),
+            "speedup": ratio,
+            "interval": interval,
+        }
         rows.append(row)
         total = row["ms"]["total"]
         lines.append(
@@ -266,35 +279,6 @@ def _manifest(bundle, layers: bool) -> dict:
             for name, entry in manifest["stages"].items()
         }
     return manifest
-
-
-class Bar:
-    """A progress bar on standard error: redrawn in a terminal, one line a step elsewhere."""
-
-    WIDTH = 28
-
-    def __init__(self, stream=None):
-        self._stream = stream or sys.stderr
-        self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
-        self._begin, self._step = time.monotonic(), ""
-
-    def __call__(self, fraction: float, step: str = "") -> None:
-        fraction = min(max(fraction, 0.0), 1.0)
-        if self._live:
-            full = round(self.WIDTH * fraction)
-            bar = "\u2588" * full + "\u2591" * (self.WIDTH - full)
-            self._stream.write(f"\r\x1b[K{bar} {100 * fraction:3.0f} %  {time.monotonic() - self._begin:5.1f} s  {step}")
-            self._stream.flush()
-        elif step.rstrip("0123456789 ") != self._step:
-            self._step = step.rstrip("0123456789 ")
-            if not step[:1].isdigit():
-                print(f"{100 * fraction:3.0f} %  {time.monotonic() - self._begin:5.1f} s  {step}", file=self._stream)
-
-    def close(self) -> None:
-        """Ends the line."""
-        if self._live:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
 
 
 if __name__ == "__main__":

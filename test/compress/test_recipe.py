@@ -123,6 +123,9 @@ def test_quantizing_only_what_is_kept_is_a_contradiction(order):
 
 
 def test_two_steps_for_one_layer_are_a_contradiction():
-    steps = {"quantize": {"targets": ["vision"]}}, {"quantize": {"targets": ["*.q"], "weights": "int4", "group_size": 32}}
+    steps = (
+        {"quantize": {"targets": ["vision"]}},
+        {"quantize": {"targets": ["*.q"], "weights": "int4", "group_size": 32}},
+    )
     with pytest.raises(RecipeError, match="steps 1 and 2 both say what becomes of vision.layers.0.q"):
         plan_layers(recipe(*steps), LAYERS)

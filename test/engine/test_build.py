@@ -56,7 +56,9 @@ def test_half_precision_and_mixed_plans_build(checkpoint, data, traced, tmp_path
             ],
         }
     )
-    stages = Bundle.load(build(checkpoint, recipe, output=tmp_path / "m", calibration=data, traced=traced)).manifest["stages"]
+    stages = Bundle.load(build(checkpoint, recipe, output=tmp_path / "m", calibration=data, traced=traced)).manifest[
+        "stages"
+    ]
     found = {name: stage["precision"] for name, stage in stages.items()}
     assert found == {"vision": {"int8": 1}, "prefix": {"int4": 1}, "denoise": {"float16": 1}, "time": {"float32": 1}}
 
@@ -167,9 +169,13 @@ sys.path.insert(0, {os.path.dirname(__file__)!r})
 from tiny import make_observations
 from vla_edge import cli
 from vla_edge.compress import calibrate
-cli_load = calibrate.load_calibration
-calibrate.load_calibration = lambda source, spec: (print("reading", flush=True), calibrate.collect(make_observations(40)))[1]
-sys.exit(cli.main(["build", {str(checkpoint)!r}, "--output", {str(tmp_path / 'engine')!r}, "--calibration", "x"]))
+
+def load(source, spec):
+    print("reading", flush=True)
+    return calibrate.collect(make_observations(40))
+
+calibrate.load_calibration = load
+sys.exit(cli.main(["build", {str(checkpoint)!r}, "--output", {str(tmp_path / "engine")!r}, "--calibration", "x"]))
 """
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=os.getcwd()

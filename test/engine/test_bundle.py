@@ -8,7 +8,8 @@ import pytest
 import yaml
 from tiny import JOINTS
 
-from vla_edge.engine.bundle import MANIFEST, Bundle, BundleError, digest, write_manifest, writing
+from vla_edge.engine.bundle import Bundle, BundleError, writing
+from vla_edge.engine.manifest import MANIFEST, digest, write_manifest
 
 
 @pytest.fixture

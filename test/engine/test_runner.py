@@ -179,7 +179,11 @@ def test_several_cameras_share_one_vision_stage(bundle):
     seen = {}
     image, tokens = TensorSpec("image", (1, 3, 32, 32)), TensorSpec("image_tokens", (1, 4, 2))
     both = TensorSpec("image_tokens", (1, 8, 2))
-    rest = (TensorSpec("lang_tokens", (1, 12), "int64"), TensorSpec("lang_mask", (1, 12), "bool"), TensorSpec("state", (1, 8)))
+    rest = (
+        TensorSpec("lang_tokens", (1, 12), "int64"),
+        TensorSpec("lang_mask", (1, 12), "bool"),
+        TensorSpec("state", (1, 8)),
+    )
     x, velocity = TensorSpec("x", (1, 8, 8)), TensorSpec("velocity", (1, 8, 8))
     stages = {
         "vision": Recorder((image,), (tokens,), lambda i, o: np.copyto(o["image_tokens"], i["image"].mean())),

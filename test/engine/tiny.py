@@ -14,9 +14,7 @@ JOINTS = ("b_joint", "a_joint", "c_joint")
 def tiny_spec() -> PolicySpec:
     scale = Normalization(NormalizationMode.MEAN_STD, {"mean": (0.1, -0.2, 0.0), "std": (0.5, 0.4, 0.3)})
     camera = CameraSpec("head", "observation.images.head", 32, 48, (0, 8, 32, 32), 32, 32)
-    return PolicySpec(
-        "smolvla", JOINTS, (camera,), 8, 0.05, 3, 8, 8, 12, "{instruction}\n", True, scale, scale
-    )
+    return PolicySpec("smolvla", JOINTS, (camera,), 8, 0.05, 3, 8, 8, 12, "{instruction}\n", True, scale, scale)
 
 
 def tiny_policy():

@@ -106,7 +106,9 @@ def collect(
         cut = max(1, round(len(everything) * (1 - 1 / HELD_OUT_EVERY)))
         calibration, verification = everything[:cut], everything[cut:]
     if not calibration or not verification:
-        raise CalibrationError(f"{source} holds {len(calibration)} usable observations; record at least a whole episode")
+        raise CalibrationError(
+            f"{source} holds {len(calibration)} usable observations; record at least a whole episode"
+        )
     digest = hashlib.sha256()
     for observation in (*calibration, *verification):
         _hash(digest, observation)

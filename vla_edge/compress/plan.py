@@ -10,7 +10,7 @@ from vla_edge.compress.recipe import Keep, Quantize, Recipe, RecipeError
 
 
 def plan_layers(recipe: Recipe, layers: Sequence[str]) -> dict[str, Keep | Quantize]:
-    """"stage.path" of every linear layer -> the step it falls under.
+    """ "stage.path" of every linear layer -> the step it falls under.
 
     A `keep` step takes layers out of `quantize` steps, as their exception; apart from that a layer may fall under one
     step only.
@@ -19,7 +19,9 @@ def plan_layers(recipe: Recipe, layers: Sequence[str]) -> dict[str, Keep | Quant
         RecipeError: a target matches no layer, two steps want the same layer, or a `keep` leaves a `quantize` nothing.
     """
     owners: dict[str, int] = {}
-    matched = [_matches(step.targets, layers, f"recipe {recipe.name}, step {i}") for i, step in enumerate(recipe.steps, 1)]
+    matched = [
+        _matches(step.targets, layers, f"recipe {recipe.name}, step {i}") for i, step in enumerate(recipe.steps, 1)
+    ]
     for number, (step, names) in enumerate(zip(recipe.steps, matched), 1):
         if isinstance(step, Keep):
             _claim(owners, names, number, recipe)
@@ -28,7 +30,7 @@ def plan_layers(recipe: Recipe, layers: Sequence[str]) -> dict[str, Keep | Quant
             left = [name for name in names if not isinstance(_step(recipe, owners.get(name)), Keep)]
             if not left:
                 raise RecipeError(
-                    f"recipe {recipe.name}: step {number} quantizes only layers that another step keeps; drop one of them"
+                    f"recipe {recipe.name}: step {number} quantizes only layers that another step keeps; drop one"
                 )
             _claim(owners, left, number, recipe)
     rest = Keep(("*",))
@@ -54,7 +56,9 @@ def _matches(targets: Sequence[str], layers: Sequence[str], where: str) -> list[
     for target in targets:
         hits = [name for name in layers if matches(target, name)]
         if not hits:
-            raise RecipeError(f"{where}: target {target!r} matches no layer; did you mean {_nearest(target, layers)!r}?")
+            raise RecipeError(
+                f"{where}: target {target!r} matches no layer; did you mean {_nearest(target, layers)!r}?"
+            )
         found.update(dict.fromkeys(hits))
     return list(found)
 

@@ -79,7 +79,9 @@ class Quantize:
         if self.weights == "int4" and self.group_size is None:
             raise ValueError("weights int4 need a group_size (32, 64 or 128)")
         if self.activations is not None and self.group_size is not None:
-            raise ValueError("group_size goes with float32 activations: no runtime multiplies groups by 8-bit inputs here")
+            raise ValueError(
+                "group_size goes with float32 activations: no runtime multiplies groups by 8-bit inputs here"
+            )
         if not isinstance(self.percentile, (int, float)) or not 50 < self.percentile <= 100:
             raise ValueError(f"percentile is {self.percentile!r}, allowed is 50 to 100")
 
@@ -176,7 +178,9 @@ def parse_recipe(plain, where: str = "recipe", name: str = "custom") -> Recipe:
         place = f"{where}, step {number}"
         _mapping(step, place)
         if len(step) != 1:
-            raise RecipeError(f"{place} has the keys {', '.join(map(str, step))}; each step has one: {' or '.join(STEPS)}")
+            raise RecipeError(
+                f"{place} has the keys {', '.join(map(str, step))}; each step has one: {' or '.join(STEPS)}"
+            )
         kind = next(iter(step))
         _known_keys(step, STEPS, place)
         parsed.append(_build(STEPS[kind], step[kind], f"{place} ({kind})"))

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from vla_edge.compress.calibrate import CalibrationData, CalibrationError
 from vla_edge.compress.recipe import Recipe, load_recipe
-from vla_edge.engine.bundle import TOKENIZER, Bundle, BundleError, StageEntry, sha256, write_manifest, writing
+from vla_edge.engine.bundle import Bundle, BundleError, StageEntry, writing
+from vla_edge.engine.manifest import TOKENIZER, sha256, write_manifest
 from vla_edge.types import Observation
 
 Progress = Callable[[float, str], None]
@@ -85,14 +86,15 @@ def default_output(checkpoint: Path, recipe: str, backend: str) -> Path:
 
 
 def build_key(fingerprint: str, recipe: Recipe, backend: str, calibration) -> str | None:
-    """What a bundle was made of: equal keys mean that building again would give the same. None for loose observations."""
+    """What a bundle is made of: with equal keys, building again gives the same. None for loose observations."""
     if isinstance(calibration, CalibrationData):
         data = calibration.identity
     elif isinstance(calibration, (str, Path)):
         data = _content(Path(calibration))
     else:
         return None
-    parts = [fingerprint, recipe.to_dict(), backend, data, versions(), platform.machine(), os.cpu_count()]
+    machine = [platform.machine(), os.cpu_count()]
+    parts = [fingerprint, recipe.to_dict(), backend, data, versions(), _code(), machine]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -149,7 +151,10 @@ class _Build:
         engine = Runner(spec, self.directory / TOKENIZER, loaded)
         engine.warm_up()
         result = compare(
-            engine, reference, data.held_out, progress=lambda f: self.tell(0.70 + 0.22 * f, "comparing with full precision")
+            engine,
+            reference,
+            data.held_out,
+            progress=lambda f: self.tell(0.70 + 0.22 * f, "comparing with full precision"),
         )
         check(result, self.recipe.accept)
         self.tell(0.93, "measuring")
@@ -233,6 +238,16 @@ def _is_valid(target: Path, key: str) -> bool:
         return Bundle.load(target).manifest.get("build_key") == key
     except BundleError:
         return False
+
+
+def _code() -> str:
+    """SHA-256 over the source that decides what a build gives: with other code it is another build."""
+    package = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for part in ("policy", "compress", "engine"):
+        for file in sorted((package / part).rglob("*.py")):
+            digest.update(file.relative_to(package).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def _content(path: Path) -> str:

@@ -8,8 +8,6 @@ every hash, the manifest's own digest and the joint order, and refuses with one 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -20,17 +18,11 @@ from functools import cached_property
 from pathlib import Path
 
 from vla_edge.engine.backends import StageInterface
+from vla_edge.engine.manifest import MANIFEST, TOKENIZER, BundleError, read_manifest, sha256
 from vla_edge.policy.spec import PolicySpec
 from vla_edge.policy.stages import TensorSpec
-from vla_edge.types import VlaEdgeError
 
-SCHEMA = 1
-MANIFEST, TOKENIZER = "manifest.yaml", "tokenizer.json"
-REQUIRED = ("schema", "name", "checkpoint", "policy", "joint_names", "dt", "recipe", "stages", "files", "versions", "digest")
-
-
-class BundleError(VlaEdgeError):
-    """A bundle that is missing, damaged, altered, or made for something else."""
+__all__ = ["Bundle", "BundleError", "StageEntry", "writing"]
 
 
 @dataclass(frozen=True)
@@ -112,15 +104,17 @@ class Bundle:
             BundleError: what is wrong, where, and what to do.
         """
         directory = Path(directory).expanduser().resolve()
-        manifest = _read_manifest(directory)
+        manifest = read_manifest(directory)
         for file, expected in manifest["files"].items():
             path = directory / file
             if Path(file).name != file or not path.is_file():
-                raise BundleError(f"bundle {directory} lacks its file {file!r}; copy the whole directory or build it again")
+                raise BundleError(
+                    f"bundle {directory} lacks its file {file!r}; copy the whole directory or build it again"
+                )
             if sha256(path) != expected:
                 raise BundleError(
-                    f"{path} is not the file that was built (its SHA-256 differs from the manifest's); it was altered or "
-                    "cut short: copy the bundle again or rebuild it"
+                    f"{path} is not the file that was built (its SHA-256 differs from the manifest's); it was altered "
+                    "or cut short: copy the bundle again or rebuild it"
                 )
         try:
             spec = PolicySpec.from_dict(manifest["policy"])
@@ -135,8 +129,8 @@ class Bundle:
         names = tuple(manifest["joint_names"])
         if names != spec.joint_names:
             raise BundleError(
-                f"{directory / MANIFEST} lists the joints in another order than its policy ({_first_difference(names, spec.joint_names)}); "
-                "build the bundle again"
+                f"{directory / MANIFEST} lists the joints in another order than its policy "
+                f"({_first_difference(names, spec.joint_names)}); build the bundle again"
             )
         if joint_names is not None and tuple(joint_names) != names:
             raise BundleError(
@@ -175,7 +169,11 @@ def writing(directory: str | Path) -> Iterator[Path]:
         BundleError: there is something at `directory` that is no bundle, or it cannot be written.
     """
     directory = Path(directory).expanduser().resolve()
-    if directory.exists() and not (directory / MANIFEST).is_file() and (not directory.is_dir() or any(directory.iterdir())):
+    if (
+        directory.exists()
+        and not (directory / MANIFEST).is_file()
+        and (not directory.is_dir() or any(directory.iterdir()))
+    ):
         raise BundleError(f"{directory} exists and is no engine bundle, so it is not replaced; choose another output")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -188,67 +186,6 @@ def writing(directory: str | Path) -> Iterator[Path]:
         _replace(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_manifest(directory: Path, manifest: Mapping) -> dict:
-    """Complete `manifest` with the hashes of all files and its own digest, and write it.
-
-    Args:
-        manifest: plain types; everything but `schema`, `files` and `digest`.
-    """
-    import yaml
-
-    files = {path.name: sha256(path) for path in sorted(directory.iterdir()) if path.name != MANIFEST}
-    complete = {"schema": SCHEMA, **manifest, "files": files}
-    complete["digest"] = digest(complete)
-    text = yaml.dump(complete, Dumper=_dumper(), sort_keys=False, width=120, default_flow_style=None, allow_unicode=True)
-    (directory / MANIFEST).write_text(text, encoding="utf-8")
-    return complete
-
-
-def digest(manifest: Mapping) -> str:
-    """SHA-256 of a manifest without its digest, whatever its formatting."""
-    plain = {key: value for key, value in manifest.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content, hexadecimal."""
-    value = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            value.update(block)
-    return value.hexdigest()
-
-
-def _read_manifest(directory: Path) -> dict:
-    import yaml
-
-    path = directory / MANIFEST
-    if not directory.is_dir():
-        raise BundleError(f"there is no bundle {directory}; build one with vla-edge build")
-    if not path.is_file():
-        raise BundleError(f"{directory} has no {MANIFEST}, so it is no engine bundle; build one with vla-edge build")
-    try:
-        manifest = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise BundleError(f"{path} cannot be read ({reason}); copy the bundle again or rebuild it") from error
-    if not isinstance(manifest, dict):
-        raise BundleError(f"{path} holds no manifest; copy the bundle again or rebuild it")
-    schema = manifest.get("schema")
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise BundleError(
-            f"{path} is of schema {schema}, newer than {SCHEMA}, which this version reads; update vla_edge or rebuild"
-        )
-    missing = [key for key in REQUIRED if key not in manifest]
-    if missing:
-        raise BundleError(f"{path} lacks {', '.join(missing)}; copy the bundle again or rebuild it")
-    if schema != SCHEMA:
-        raise BundleError(f"{path} is of schema {schema!r}, which this version does not read; rebuild the bundle")
-    if digest(manifest) != manifest["digest"]:
-        raise BundleError(f"{path} was altered after it was built (its digest differs); rebuild the bundle")
-    return manifest
 
 
 def _replace(temporary: Path, directory: Path) -> None:
@@ -273,15 +210,3 @@ def _first_difference(found: Sequence[str], expected: Sequence[str]) -> str:
         if a != b:
             return f"joint {index} is {a}, expected {b}"
     return f"{len(found)} joints, expected {len(expected)}"
-
-
-def _dumper():
-    import yaml
-
-    class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):
-        """No anchors: the same value twice is written twice."""
-
-        def ignore_aliases(self, data) -> bool:
-            return True
-
-    return Dumper

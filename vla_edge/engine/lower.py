@@ -18,7 +18,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from vla_edge.compress.quantize.weights import CompressedLinear
-from vla_edge.engine.trace import MARKER, MARKER_DOMAIN, OPSET, ExportError
+from vla_edge.engine.trace import MARKER_DOMAIN, OPSET, ExportError
 
 # A constant operand at least this large in a product would be a layer the compressor never saw.
 LARGEST_ANONYMOUS_CONSTANT = 1024
@@ -131,7 +131,9 @@ class _Builder:
             left = self._activation(x, first)
             self._node("MatMul", [left, self._weight(prefix, layers)], [product], prefix)
         if bias is not None:
-            self._node("Add", [product, self._constant(f"{prefix}.bias", bias.astype(np.float32))], [total], f"{prefix}.add")
+            self._node(
+                "Add", [product, self._constant(f"{prefix}.bias", bias.astype(np.float32))], [total], f"{prefix}.add"
+            )
         if not single:
             sizes = self._constant(f"{prefix}.sizes", np.array([layer.shape[0] for layer in layers], np.int64))
             outputs = [node.output[0] for node in nodes]
@@ -165,7 +167,9 @@ class _Builder:
         for constant in clean.initializer:
             del constant.metadata_props[:]
             constant.doc_string = ""
-        fresh = onnx.helper.make_model(clean, opset_imports=[onnx.helper.make_opsetid("", OPSET)], producer_name="vla_edge")
+        fresh = onnx.helper.make_model(
+            clean, opset_imports=[onnx.helper.make_opsetid("", OPSET)], producer_name="vla_edge"
+        )
         fresh.ir_version = min(model.ir_version, 10)
         return fresh
 

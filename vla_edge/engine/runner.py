@@ -171,7 +171,9 @@ class Runner:
             actions = time.perf_counter()
             positions = self._postprocess(self._x, observation.joints)
         if not np.isfinite(positions).all():
-            raise RunnerError("the engine gave actions that are not finite; build it again and look at its verification")
+            raise RunnerError(
+                "the engine gave actions that are not finite; build it again and look at its verification"
+            )
         chunk = ActionChunk(observation.stamp_ns, self.spec.joint_names, positions, self.spec.dt)
         end = time.perf_counter()
         return Inference(chunk, InferenceTiming(prepared - begin, times, end - actions, end - begin))

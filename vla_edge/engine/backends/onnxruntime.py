@@ -22,6 +22,8 @@ from vla_edge.engine.backends import BackendError, BuiltStage, StageInterface
 
 PROVIDERS = ["CPUExecutionProvider"]
 ROUNDS = 15
+# The controller needs a core too: twice the threads are worth it when they save at least this share of the time.
+SAVING_PER_DOUBLING = 0.2
 
 
 def version() -> str:
@@ -47,7 +49,8 @@ def build(onnx: str | Path, directory: str | Path, stage: StageInterface, option
         load(target, stage, candidates[0])
         return BuiltStage(target.name, candidates[0])
     milliseconds = _measure([load(target, stage, candidate) for candidate in candidates])
-    best = int(np.argmin(milliseconds))
+    cost = [ms / (1 - SAVING_PER_DOUBLING) ** np.log2(c["threads"]) for ms, c in zip(milliseconds, candidates)]
+    best = int(np.argmin(cost))
     tried = {_label(candidate): round(ms, 3) for candidate, ms in zip(candidates, milliseconds)}
     return BuiltStage(target.name, candidates[best], tried)
 

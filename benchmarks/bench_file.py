@@ -1,0 +1,103 @@
+"""The file every benchmark writes: `out/bench/<name>.json`, and the same as a table on the screen."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+DIRECTORY = Path("out/bench")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure.
+
+    Attributes:
+        value: None when it could not be taken; `note` then says why.
+        relation, limit: what it has to hold (">=" or "<="), None where it is stated only.
+        n: measurements behind it. interval: 95 % of it, or of its spread, as the note says.
+    """
+
+    name: str
+    value: float | None
+    unit: str = ""
+    relation: str | None = None
+    limit: float | None = None
+    n: int = 1
+    interval: tuple[float, float] | None = None
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the limit holds; None without a limit."""
+        if self.limit is None:
+            return None
+        if self.value is None:
+            return False
+        return self.value >= self.limit if self.relation == ">=" else self.value <= self.limit
+
+
+def write(name: str, rows: Sequence[Row], directory: Path = DIRECTORY) -> Path:
+    """Write `directory/<name>.json`; returns its path."""
+    content = {
+        "machine": machine(),
+        "versions": versions(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "rows": [asdict(row) for row in rows],
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{name}.json"
+    temporary = path.with_suffix(".json.partial")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file."""
+    return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows for people."""
+    width = max(len(row.name) for row in rows)
+    lines = []
+    for row in rows:
+        value = "-" if row.value is None else f"{row.value:.4g} {row.unit}".strip()
+        interval = "" if row.interval is None else f"({row.interval[0]:.4g} to {row.interval[1]:.4g})"
+        limit = "" if row.limit is None else f"{row.relation} {row.limit:g} {'met' if row.met else 'MISSED'}"
+        lines.append(f"{row.name:{width}}  {value:>14}  {interval:22}  n {row.n:<6} {limit:16}  {row.note}".rstrip())
+    return "\n".join(lines)
+
+
+def machine() -> dict:
+    """What the figures were taken on."""
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    return {
+        "processor": model,
+        "architecture": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(pages / 1e9, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "load_1min_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what was measured."""
+    from vla_edge.engine.build import versions as of_build
+
+    return of_build()
