@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from vla_edge.evaluate.contract import find_topic
-from vla_edge.evaluate.pixels import decode_image
 from vla_edge.evaluate.storage import BagError, Storage
+from vla_edge.observe.image import decode_compressed, decode_image
 
 SUFFIXES = (".gif", ".webp")
 
@@ -87,8 +87,14 @@ def _frames(bag, scenes, main_topic: str, inset_topic: str, width: int, fps: flo
             if raw.topic != main or raw.log_ns < max(scene.begin_ns, due_ns):
                 continue
             due_ns = max(due_ns + step_ns, raw.log_ns - step_ns // 2 + step_ns)
-            pictures = [decode_image(storage.deserialize(newest[t])) if t in newest else None for t in (main, inset)]
+            pictures = [_pixels(storage.deserialize(newest[t])) if t in newest else None for t in (main, inset)]
             yield compose(pictures[0], pictures[1], scene.caption, scene.good, width)
+
+
+def _pixels(message) -> np.ndarray:
+    if hasattr(message, "format"):
+        return decode_compressed(message.data, format=message.format)
+    return decode_image(message.encoding, message.height, message.width, message.step, message.data)
 
 
 def _topic(storage: Storage, name: str) -> str | None:

@@ -13,9 +13,15 @@ from std_srvs.srv import Trigger
 
 from vla_edge.types import VlaEdgeError
 
+ATTEMPTS = 3
+
 
 class ConductError(VlaEdgeError):
     """Another node did not answer, or refused."""
+
+
+class NoAnswerError(ConductError):
+    """The service is there and was called, but no answer came in time."""
 
 
 class Conductor:
@@ -33,12 +39,21 @@ class Conductor:
         self._clients: dict[str, object] = {}
 
     def call(self, service: str, timeout: float = 5.0) -> str:
-        """Calls a Trigger service; its message.
+        """Calls a Trigger service; its message. Asks again when no answer comes: what is asked for may be asked twice.
+
+        A server that has not discovered its client's reader within 100 ms drops the answer (rmw_fastrtps), which
+        happens on a machine that is busy starting nodes.
 
         Raises:
             ConductError: no answer in time, or a refusal.
         """
-        response = self._request(Trigger, service, Trigger.Request(), timeout)
+        for attempt in range(ATTEMPTS):
+            try:
+                response = self.request(Trigger, service, Trigger.Request(), timeout)
+                break
+            except NoAnswerError:
+                if attempt + 1 == ATTEMPTS:
+                    raise
         if not response.success:
             raise ConductError(f"{service} was refused: {response.message}")
         return response.message
@@ -52,7 +67,7 @@ class Conductor:
         deadline, label = time.monotonic() + timeout, "not there"
         while (left := deadline - time.monotonic()) > 0:
             try:
-                state = self._request(GetState, f"{name}/get_state", GetState.Request(), min(left, 2.0)).current_state
+                state = self.request(GetState, f"{name}/get_state", GetState.Request(), min(left, 2.0)).current_state
             except ConductError:
                 continue
             if state.id == State.PRIMARY_STATE_ACTIVE:
@@ -72,7 +87,12 @@ class Conductor:
             time.sleep(0.01)
         return None
 
-    def _request(self, kind, service: str, request, timeout: float):
+    def request(self, kind, service: str, request, timeout: float):
+        """Calls any service once; its response.
+
+        Raises:
+            ConductError: the service is not there, or does not answer.
+        """
         client = self._clients.get(service)
         if client is None:
             client = self._clients[service] = self._node.create_client(kind, service)
@@ -84,7 +104,7 @@ class Conductor:
         future.add_done_callback(lambda _: done.set())
         if not done.wait(max(0.0, deadline - time.monotonic())):
             client.remove_pending_request(future)
-            raise ConductError(f"service {service} did not answer within {timeout:g} s")
+            raise NoAnswerError(f"service {service} did not answer within {timeout:g} s")
         return future.result()
 
     def _spin(self) -> None:

@@ -11,13 +11,14 @@ class CommandPublisher:
 
     Args:
         topic: fully resolved.
-        sink: row of `sinks.SINKS`.
+        sink: key of `sinks.SINKS`.
+        names: joints of the commands.
         period: s between commands.
         namespace: of the node it makes; it is named after its owner.
         owner: name of the controller's node.
     """
 
-    def __init__(self, topic: str, sink: str, period: float, namespace: str, owner: str):
+    def __init__(self, topic: str, sink: str, names: tuple[str, ...], period: float, namespace: str, owner: str):
         import rclpy
         from rclpy.signals import SignalHandlerOptions
 
@@ -33,11 +34,11 @@ class CommandPublisher:
             f"{owner}_command", namespace=namespace, context=self._context, enable_rosout=False,
             start_parameter_services=False, use_global_arguments=False,
         )
-        self._convert, self._period = SINKS[sink].convert, period
+        self._fill = SINKS[sink](names, period)
         self._publisher = self._node.create_publisher(SINKS[sink].type, topic, qos.COMMAND)
 
     def __call__(self, command: JointCommand, mode: Mode) -> None:
-        self._publisher.publish(self._convert(command, self._period))
+        self._publisher.publish(self._fill(command))
 
     def close(self) -> None:
         """Leaves the network."""

@@ -10,6 +10,7 @@ from trajectory_msgs.msg import JointTrajectory
 from vla_edge.control.kernel import ControlError
 from vla_edge.control.process import ControllerProcess, ControlProcessError
 from vla_edge.nodes import convert, qos
+from vla_edge.nodes.stream import Stream, StreamThread
 from vla_edge.observe.joints import JointStateReader
 from vla_edge.types import VlaEdgeError
 
@@ -38,11 +39,11 @@ class ControlInputs:
         self.rearm_at_next_joints = False
         make, serve = node.create_subscription, node.create_service
         self._subscriptions = [
-            make(JointState, "joint_states", self._on_joints, qos.SENSOR),
             make(JointTrajectory, "action_chunk", self._on_chunk, qos.CHUNK_IN),
             make(Bool, "emergency_stop", self._on_emergency_stop, qos.LATCHED),
             make(Float64, "speed_scale", self._on_speed_scale, qos.LATCHED),
         ]
+        self._joints = StreamThread([Stream(node, JointState, "joint_states", self._on_joints, qos.SENSOR)])
         self._services = [
             serve(Trigger, f"~/{name}", lambda request, response, order=order: self._answer(order, response))
             for name, order in ORDERS.items()
@@ -50,12 +51,13 @@ class ControlInputs:
 
     def destroy(self) -> None:
         """Ends subscriptions and services."""
+        self._joints.close()
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         for service in self._services:
             self._node.destroy_service(service)
 
-    def _on_joints(self, message: JointState) -> None:
+    def _on_joints(self, message: JointState, info) -> None:
         try:
             state = self._read_joints(
                 convert.stamp_of(message), message.name, message.position, message.velocity, message.effort

@@ -65,8 +65,8 @@ class ControllerNode(LifecycleNode):
         robot = load_robot(values.robot)
         joints = tuple(name for name in values.joints if name) or robot.driven
         command = (
-            self.resolve_topic_name("joint_command"), values.sink, 1.0 / config.command_rate, self.get_namespace(),
-            self.get_name(),
+            self.resolve_topic_name("joint_command"), values.sink, joints, 1.0 / config.command_rate,
+            self.get_namespace(), self.get_name(),
         )
         realtime = RealtimeRequest(values.priority, values.cpu if values.cpu >= 0 else None, values.lock_memory)
         self._process = ControllerProcess(robot, joints, config, CommandPublisher, command, realtime)

@@ -14,6 +14,7 @@ from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
 from vla_edge.nodes import convert, qos
+from vla_edge.nodes.stream import Stream
 
 
 @dataclass
@@ -34,24 +35,23 @@ class Monitor:
 
     Attributes:
         episode, outcome: newest of the simulation, as dictionaries.
-        joints: newest joint state, None before the first.
         diagnostics: node name -> {key: text}, newest.
         servings: one for each stretch between `begin` and `end`.
     """
 
     def __init__(self, node):
         self._lock = threading.Lock()
+        self._joints: JointState | None = None
+        self._joint_stream = Stream(node, JointState, "joint_states", self._on_joints, qos.SENSOR)
         self._serving: Serving | None = None
         self.servings: list[Serving] = []
         self.episode: dict = {}
         self.outcome: dict = {}
-        self.joints: JointState | None = None
         self.diagnostics: dict[str, dict[str, str]] = {}
         subscribe = node.create_subscription
         subscribe(JointTrajectory, "action_chunk", self._on_chunk, qos.CHUNK_IN)
         subscribe(String, "sim/episode", lambda m: setattr(self, "episode", json.loads(m.data)), qos.LATCHED)
         subscribe(String, "sim/outcome", lambda m: setattr(self, "outcome", json.loads(m.data)), qos.LATCHED)
-        subscribe(JointState, "joint_states", lambda m: setattr(self, "joints", m), qos.SENSOR)
         subscribe(DiagnosticArray, "/diagnostics", self._on_diagnostics, qos.DIAGNOSTICS)
 
     def begin(self) -> None:
@@ -64,6 +64,11 @@ class Monitor:
         """From now on they do not."""
         with self._lock:
             self._serving = None
+
+    def joints(self) -> JointState | None:
+        """The newest joint state, None before the first."""
+        self._joint_stream.drain()
+        return self._joints
 
     def chunk_rate_hz(self) -> float:
         """Chunks per second of serving, from the first chunk of each stretch to its last."""
@@ -84,6 +89,9 @@ class Monitor:
             return float(self.diagnostics[node][key])
         except (KeyError, ValueError):
             return None
+
+    def _on_joints(self, message: JointState, info) -> None:
+        self._joints = message
 
     def _on_chunk(self, message: JointTrajectory) -> None:
         now, age = time.monotonic(), (time.time_ns() - convert.stamp_of(message)) / 1e9

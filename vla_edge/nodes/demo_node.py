@@ -54,7 +54,7 @@ class Demo:
         """All episodes, whatever happens in one of them."""
         for name in ("controller", "vla"):
             self._conductor.wait_active(name, self._values.start_timeout)
-        if not Conductor.wait(lambda: self.monitor.joints, 30.0):
+        if not Conductor.wait(self.monitor.joints, 30.0):
             raise ConductError("no joint state arrives; is the robot, or its simulation, running?")
         for number, seed in enumerate(self._values.seeds):
             try:
@@ -95,7 +95,7 @@ class Demo:
 
     def _go_home(self) -> None:
         """A chunk back to where episodes begin, through the controller like any other."""
-        joints, home = self.monitor.joints, np.array(self._values.home)
+        joints, home = self.monitor.joints(), np.array(self._values.home)
         now = np.array(joints.position)
         if home.shape != now.shape:
             raise ConductError(f"parameter home has {home.size} positions, the robot {now.size} joints")

@@ -9,6 +9,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
 from vla_edge.nodes import convert, qos
+from vla_edge.nodes.stream import Stream, StreamThread
 from vla_edge.observe.align import Aligner, Frame
 from vla_edge.observe.image import check_image
 from vla_edge.observe.joints import JointStateReader
@@ -48,8 +49,9 @@ class ObservationInputs:
         self.rejected: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
         self.last_problem = ""
+        # Joints are looked up at the stamp of a frame, which takes longer to arrive: a few at a time are soon enough.
+        self._joints = StreamThread([Stream(node, JointState, "joint_states", self._on_joints, qos.STREAM)], rest=0.01)
         self._subscriptions = [
-            node.create_subscription(JointState, "joint_states", self._on_joints, qos.SENSOR),
             node.create_subscription(String, "instruction", self._on_instruction, qos.LATCHED),
         ]
         for camera in spec.cameras:
@@ -60,6 +62,7 @@ class ObservationInputs:
 
     def destroy(self) -> None:
         """Ends the subscriptions."""
+        self._joints.close()
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
 

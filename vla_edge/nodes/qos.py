@@ -12,6 +12,13 @@ SENSOR = QoSProfile(
     reliability=ReliabilityPolicy.BEST_EFFORT,
     durability=DurabilityPolicy.VOLATILE,
 )
+# The same where every message counts and several are taken at a time.
+STREAM = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST,
+    depth=100,
+    reliability=ReliabilityPolicy.BEST_EFFORT,
+    durability=DurabilityPolicy.VOLATILE,
+)
 # A publisher of sensor data offers reliability, so that subscribers of both kinds hear it.
 SENSOR_OUT = QoSProfile(
     history=HistoryPolicy.KEEP_LAST,

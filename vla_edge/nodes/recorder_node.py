@@ -14,11 +14,14 @@ from vla_edge.nodes import convert
 from vla_edge.nodes.params import Parameter, ParameterError, Parameters
 from vla_edge.nodes.recording import Recording
 from vla_edge.nodes.run import nice, run_node
+from vla_edge.nodes.stream import Stream, StreamThread
 from vla_edge.observe.image import ImageError
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 TOPICS = ["head/image", "joint_states", "instruction", "action_chunk", "joint_command", "emergency_stop",
           "speed_scale", "/diagnostics"]
+# s between looks at a topic; its queue holds what comes meanwhile.
+REST = 0.02
 PARAMETERS = (
     Parameter("output", "", "directory of the bag to write"),
     Parameter("overwrite", False, "replace a bag that is there"),
@@ -68,17 +71,17 @@ class RecorderNode(Node):
             )
             jpeg = msgtype == IMAGE and self._values.jpeg_quality > 0
             callback = self._image_callback(topic) if jpeg else self._raw_callback(topic, msgtype)
-            self._inputs.append(self.create_subscription(message_class(msgtype), topic, callback, profile, raw=True))
+            self._inputs.append(StreamThread([Stream(self, message_class(msgtype), topic, callback, profile, raw=True)], REST))
 
     def _raw_callback(self, topic: str, msgtype: str):
-        return lambda data: self._recording.write(topic, msgtype, time.time_ns(), data)
+        return lambda data, info: self._recording.write(topic, msgtype, received(info), data)
 
     def _image_callback(self, topic: str):
         cls, out = message_class(IMAGE), f"{topic}/compressed"
         period_ns = int(1e9 / self._values.image_rate) if self._values.image_rate else 0
 
-        def on_image(data: bytes) -> None:
-            now_ns = time.time_ns()
+        def on_image(data: bytes, info) -> None:
+            now_ns = received(info)
             # A quarter period early is in time: frames of 30 Hz thinned to 10 jitter around every third.
             if period_ns and now_ns < self._due.get(topic, 0) - period_ns // 4:
                 return
@@ -106,8 +109,8 @@ class RecorderNode(Node):
 
     def close(self) -> None:
         """Ends the recording; the bag is complete afterwards."""
-        for subscription in self._inputs:
-            self.destroy_subscription(subscription)
+        for stream in self._inputs:
+            stream.close()
         if self._inputs or not self._timer.is_canceled():
             self._inputs = []
             self._timer.cancel()
@@ -118,6 +121,11 @@ class RecorderNode(Node):
         recording = self._recording
         dropped = f", {recording.dropped.total()} dropped" if recording.dropped else ""
         return f"{recording.written.total()} messages of {len(recording.written)} topics in {recording.path}{dropped}"
+
+
+def received(info: dict) -> int:
+    """ns at which the middleware received a message."""
+    return info.get("received_timestamp") or time.time_ns()
 
 
 def message_class(msgtype: str) -> type:

@@ -1,6 +1,6 @@
 """The simulated G1 at its table, in real time: joint commands in, joint states and camera images out.
 
-Physics runs in a thread on absolute deadlines; messages are taken by the executor; pictures are drawn by another
+Physics runs in a thread on absolute deadlines, which takes the newest command as it goes; pictures are drawn by another
 process. ~/reset sets a scene up by its seed, and the world judges how the instruction was carried out.
 """
 
@@ -20,9 +20,10 @@ from vla_edge.nodes import convert, qos
 from vla_edge.nodes.params import Parameter, Parameters
 from vla_edge.nodes.run import prioritize, run_node
 from vla_edge.nodes.sim_camera import CameraProcess, View
+from vla_edge.nodes.stream import Stream
 from vla_edge.sim.tasks import TIERS
 from vla_edge.sim.world import STEP_NS, TabletopWorld
-from vla_edge.types import NANOSECONDS, JointCommand, VlaEdgeError
+from vla_edge.types import NANOSECONDS, VlaEdgeError
 
 PARAMETERS = (
     Parameter("tier", "touch", "difficulty of the scenes", choices=TIERS),
@@ -62,11 +63,10 @@ class SimNode(Node):
         )
         self.exit_code = 0
         self._world = TabletopWorld()
-        self._command: JointCommand | None = None
         self._wanted_seed: int | None = values.seed
         self._decided = True
         self._next_picture_ns = 0
-        self.create_subscription(JointState, "joint_command", self._on_command, qos.SENSOR)
+        self._commands = Stream(self, JointState, "joint_command", self._on_command, qos.SENSOR)
         self.create_subscription(Int64, "~/reset", self._on_reset, qos.COMMAND)
         self._loop = DeadlineLoop(self._period_ns, self._tick)
         self._thread = threading.Thread(target=self._loop.run, name="physics", daemon=True)
@@ -77,12 +77,13 @@ class SimNode(Node):
         """Ends physics and cameras."""
         self._loop.stop()
         self._thread.join(2.0)
+        self._commands.destroy()
         self._camera.close()
 
-    def _on_command(self, message: JointState) -> None:
+    def _on_command(self, message: JointState, info) -> None:
         try:
-            self._command = convert.to_command(message)
-        except ValueError as error:
+            self._world.apply(convert.to_command(message))
+        except (ValueError, VlaEdgeError) as error:
             self.get_logger().warning(str(error), throttle_duration_sec=5.0)
 
     def _on_reset(self, message: Int64) -> None:
@@ -92,12 +93,7 @@ class SimNode(Node):
         seed, self._wanted_seed = self._wanted_seed, None
         if seed is not None:
             self._reset(seed)
-        command, self._command = self._command, None
-        if command is not None:
-            try:
-                self._world.apply(command)
-            except VlaEdgeError as error:
-                self.get_logger().warning(str(error), throttle_duration_sec=5.0)
+        self._commands.drain()
         self._world.step(self._period_ns / NANOSECONDS)
         stamp_ns, state = time.time_ns(), self._world.joint_state()
         message = convert.to_joint_state(state)
@@ -122,7 +118,7 @@ class SimNode(Node):
         except VlaEdgeError as error:
             self.get_logger().error(f"reset to seed {seed} failed: {error}")
             return
-        self._command, self._decided = None, False
+        self._decided = False
         told = {
             "seed": seed, "tier": episode.tier, "goal": episode.goal.name, "instruction": episode.instruction,
             "time_limit_s": episode.time_limit_s,
