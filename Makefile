@@ -1,0 +1,52 @@
+# make demo: from nothing to a robot that moves. make test: everything that is checked. Both set up what they need.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow test-gpu gpu-check bench train demonstrations clean
+SHELL := /bin/bash
+.ONESHELL:
+.SHELLFLAGS := -euo pipefail -c
+
+ENV := source tools/env.sh
+PYTEST := python -m pytest
+ARGS ?=
+CI_PYTEST ?=
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## .venv, ROS 2 where none is sourced, the package in install/; seconds when nothing changed
+	@tools/setup.sh
+
+demo: setup ## build the engine, carry out instructions in simulation, record, evaluate: out/demo/report.html
+	@# Always on a domain of its own: with a robot's settings the demonstration would command the robot.
+	unset ROS_DOMAIN_ID ROS_LOCALHOST_ONLY ROS_AUTOMATIC_DISCOVERY_RANGE ROS_STATIC_PEERS ROS_DISCOVERY_SERVER
+	$(ENV)
+	ros2 launch vla_edge demo.launch.py $(ARGS)
+
+test: setup ## every test that is not marked slow or gpu
+	@$(ENV)
+	$(PYTEST) $(ARGS)
+
+test-slow: ## the tests that take minutes, or a browser
+	@tools/setup.sh --browser
+	$(ENV)
+	$(PYTEST) -m "slow and not gpu" $(ARGS)
+
+test-gpu gpu-check: setup ## the tests that need a CUDA device
+	@$(ENV)
+	$(PYTEST) -m gpu $(ARGS)
+
+bench: setup ## speed and size of this checkout on this machine: out/bench/core.json
+	@$(ENV)
+	python -m benchmarks.core $(ARGS)
+
+demonstrations: setup ## record the expert at the table: out/demonstrations
+	@$(ENV)
+	python -m vla_edge.sim.demonstrations $(ARGS)
+
+train: setup ## behaviour cloning on out/demonstrations: out/train
+	@$(ENV)
+	python -m vla_edge.learn.train $(ARGS)
+
+clean: ## remove what was built and written here; .venv and engine bundles stay
+	@rm -rf build install log out .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

