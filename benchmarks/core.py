@@ -73,6 +73,8 @@ def engine_rows(checkpoint: Path, calibration: Path | None, threads: int, rounds
         limit = (">=", 2.5) if name == "int8" else (None, None)
         note = f"{threads} threads, medians: {told}; bootstrap interval"
         rows.append(Row(f"{name}_speedup_vs_eager_fp32", ratio, "", *limit, rounds, interval, note))
+    rows.append(_one_thread_row(runners["eager"], paths["int8"], held_out, rounds))
+    torch.set_num_threads(threads)
     ratio, interval = speedup(laps["fp32"].total_ms, laps["int8"].total_ms)
     note = "what 8 bits add to the runtime's own gain; bootstrap interval"
     rows.append(Row("int8_speedup_vs_fp32_engine", ratio, "", None, None, rounds, interval, note))
@@ -100,6 +102,21 @@ def engine_rows(checkpoint: Path, calibration: Path | None, threads: int, rounds
     return rows
 
 
+def _one_thread_row(eager, bundle: Path, observations, rounds: int) -> Row:
+    """The same ratio on one thread each, which other load on the machine disturbs least."""
+    import torch
+
+    from vla_edge.engine.race import race, speedup
+    from vla_edge.engine.runner import Runner
+
+    torch.set_num_threads(1)
+    laps = race({"eager": eager, "int8": Runner.from_bundle(bundle, threads=1)}, observations, rounds)
+    ratio, interval = speedup(laps["eager"].total_ms, laps["int8"].total_ms)
+    told = ", ".join(f"{name} {np.median(lap.total_ms):.1f} ms" for name, lap in laps.items())
+    note = f"1 thread, medians: {told}; bootstrap interval"
+    return Row("int8_speedup_vs_eager_fp32.one_thread", ratio, "", None, None, rounds, interval, note)
+
+
 def cold_start(bundle: Path) -> float:
     """Seconds from starting an interpreter to the first result of the engine, measured from outside."""
     import time
@@ -112,7 +129,7 @@ def cold_start(bundle: Path) -> float:
 
 
 def live_rows(script: str, name: str, unit: str, relation: str, limit: float) -> list[Row]:
-    """The rows of a script beside this one that writes a benchmark file of its own; a row without value if it cannot."""
+    """The rows of a script beside this one that writes a benchmark file of its own; one without value if it cannot."""
     path = Path(__file__).with_name(f"{script}.py")
     if not path.exists():
         return [Row(name, None, unit, relation, limit, 0, None, f"benchmarks/{script}.py is not there")]

@@ -9,7 +9,7 @@ from onnx.reference import ReferenceEvaluator
 from toy import PRECISIONS, compressed, toy_inputs
 
 from vla_edge.compress.quantize.weights import CompressedLinear
-from vla_edge.engine.export import ExportError, as_it_is, export_stage
+from vla_edge.engine.export import ExportError, as_it_is, export_stage, trace
 from vla_edge.engine.lower import lower, pack_int4
 from vla_edge.policy.stages import Stage, TensorSpec
 
@@ -40,12 +40,11 @@ def expected(layers: dict[str, CompressedLinear], inputs: dict, stage: Stage) ->
     return {"y": linear("inner.down", np.maximum(linear("up", h), 0)), "h": h}
 
 
-@pytest.mark.parametrize("fuse", [True, False], ids=["fused", "apart"])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_file_computes_what_the_plan_says(toy, tmp_path, precision, fuse):
+def test_the_file_computes_what_the_plan_says(toy, tmp_path, precision):
     stage, graph = toy
     layers, inputs = compressed(stage, precision), toy_inputs()
-    path = export_stage(stage, layers, tmp_path / "toy.onnx", graph, fuse)
+    path = export_stage(stage, layers, tmp_path / "toy.onnx", graph)
     names = [spec.name for spec in stage.outputs]
     got = dict(zip(names, ReferenceEvaluator(str(path)).run(names, inputs)))
     for name, value in expected(layers, inputs, stage).items():
@@ -77,15 +76,38 @@ def test_integers_are_stored_as_integers(toy, tmp_path):
     assert sizes["int4"] * 8 == pytest.approx(sizes["float32"], abs=8)
 
 
-def test_layers_that_read_the_same_tensor_become_one_product(toy, tmp_path):
+def test_layers_that_read_the_same_tensor_share_its_rounding(toy):
     stage, graph = toy
-    fused, apart = (
-        [node.op_type for node in lower(graph, compressed(stage, "int8 static"), "toy", fuse).graph.node]
-        for fuse in (True, False)
-    )
-    assert apart.count("MatMul") - fused.count("MatMul") == 2
-    # the input is rounded once either way
-    assert apart.count("QuantizeLinear") == fused.count("QuantizeLinear") == 3
+    static = [node.op_type for node in lower(graph, compressed(stage, "int8 static"), "toy").graph.node]
+    dynamic = [node.op_type for node in lower(graph, compressed(stage, "int8 dynamic"), "toy").graph.node]
+    # five layers read three tensors
+    assert static.count("QuantizeLinear") == dynamic.count("DynamicQuantizeLinear") == 3
+    assert dynamic.count("MatMulInteger") == 5
+
+
+def test_a_layer_that_is_called_twice_is_stored_once(tmp_path):
+    import torch
+    from torch import nn
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(16, 16)
+
+        def forward(self, x):
+            return (self.layer(torch.relu(self.layer(x))),)
+
+    torch.manual_seed(0)
+    stage = Stage("toy", Twice(), (TensorSpec("x", (1, 16)),), (TensorSpec("y", (1, 16)),))
+    x = np.linspace(-1, 1, 16, dtype=np.float32)[None]
+    with torch.no_grad():
+        expected = stage.module(torch.from_numpy(x))[0].numpy()
+    graph = trace(stage)
+    for precision in PRECISIONS:
+        path = export_stage(stage, compressed(stage, precision), tmp_path / "toy.onnx", graph)
+        names = [constant.name for constant in onnx.load(path).graph.initializer]
+        assert names.count("layer.weight") == 1
+        np.testing.assert_allclose(ReferenceEvaluator(str(path)).run(None, {"x": x})[0], expected, atol=0.15)
 
 
 def test_the_same_stage_gives_the_same_bytes(toy, tmp_path):

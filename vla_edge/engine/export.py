@@ -18,14 +18,12 @@ def export_stage(
     layers: Mapping[str, CompressedLinear],
     path: str | Path,
     traced=None,
-    fuse_siblings: bool = True,
 ) -> Path:
     """Write `stage` with its `layers` to `path`.
 
     Args:
         layers: linear layers by their name within the stage; those not named stay in float32.
         traced: result of `trace(stage)`, to write several recipes from one trace.
-        fuse_siblings: compute layers that read the same tensor as one product.
 
     Raises:
         ExportError: torch cannot export the stage, or a layer would be lost.
@@ -36,7 +34,7 @@ def export_stage(
     if unknown:
         raise ExportError(f"stage {stage.name!r} has no linear layer {sorted(unknown)[0]!r}, for which there is a plan")
     everything = {name: layers.get(name) or as_it_is(module) for name, module in linear_layers(stage).items()}
-    model = lower(trace(stage) if traced is None else traced, everything, stage.name, fuse_siblings)
+    model = lower(trace(stage) if traced is None else traced, everything, stage.name)
     onnx.checker.check_model(model, full_check=True)
     path = Path(path)
     path.write_bytes(model.SerializeToString(deterministic=True))
