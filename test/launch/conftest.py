@@ -9,8 +9,11 @@ import pytest
 
 # Before the first import of rclpy: wheels keep the middleware in the environment itself.
 os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
-os.environ["ROS_DOMAIN_ID"] = str(44 + os.getpid() % 50)
-os.environ.setdefault("ROS_LOCALHOST_ONLY", "1")
+os.environ["ROS_DOMAIN_ID"] = str(50 + os.getpid() % 50)
+if os.environ.get("ROS_DISTRO") == "humble":
+    os.environ.setdefault("ROS_LOCALHOST_ONLY", "1")
+else:
+    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
 
 
 @pytest.fixture(scope="session", autouse=True)

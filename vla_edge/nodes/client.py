@@ -6,8 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from lifecycle_msgs.msg import State
-from lifecycle_msgs.srv import GetState
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from std_srvs.srv import Trigger
 
@@ -75,6 +75,25 @@ class Conductor:
             label = state.label
             time.sleep(0.1)
         raise ConductError(f"node {name} is {label} after {timeout:.0f} s; see its own log for the reason")
+
+    def bring_up(self, name: str, timeout: float) -> None:
+        """Configures and activates a lifecycle node.
+
+        Raises:
+            ConductError: it refuses, or does not answer.
+        """
+        deadline = time.monotonic() + timeout
+        for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
+            request = ChangeState.Request()
+            request.transition.id = transition
+            try:
+                left = deadline - time.monotonic()
+                answer = self.request(ChangeState, f"{name}/change_state", request, left / 2)
+            except NoAnswerError:
+                continue  # the answer may be lost and the transition made: the end shows
+            if not answer.success:
+                raise ConductError(f"node {name} refused; see its own log for the reason")
+        self.wait_active(name, max(1.0, deadline - time.monotonic()))
 
     @staticmethod
     def wait(condition: Callable[[], object], timeout: float):

@@ -49,6 +49,7 @@ class ControllerNode(LifecycleNode):
         super().__init__("controller")
         self._table = Parameters(self, PARAMETERS)
         self._process: ControllerProcess | None = None
+        self._inputs: ControlInputs | None = None
 
     def on_configure(self, state) -> TransitionCallbackReturn:
         try:
@@ -87,13 +88,15 @@ class ControllerNode(LifecycleNode):
 
     def on_cleanup(self, state) -> TransitionCallbackReturn:
         self.close()
-        self._inputs.destroy()
         self.destroy_timer(self._timer)
         self._health.destroy()
         return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
-        """Ends the controller's process."""
+        """Ends the inputs and the controller's process."""
+        if self._inputs is not None:
+            self._inputs.destroy()
+            self._inputs = None
         if self._process is not None:
             self._process.stop()
 

@@ -139,6 +139,28 @@ def to_trajectory(chunk: ActionChunk) -> JointTrajectory:
     return message
 
 
+class ChunkWriter:
+    """`to_trajectory` into one message that is filled again and again.
+
+    Args:
+        joint_names: J joints of every chunk.
+        points: T of every chunk.
+        dt: s between them.
+    """
+
+    def __init__(self, joint_names: tuple[str, ...], points: int, dt: float):
+        self._message = to_trajectory(ActionChunk(0, joint_names, np.zeros((points, len(joint_names))), dt))
+        self._rows = [np.frombuffer(point.positions) for point in self._message.points]
+
+    def __call__(self, chunk: ActionChunk) -> JointTrajectory:
+        """The message for `chunk`; the same object at every call."""
+        stamp = self._message.header.stamp
+        stamp.sec, stamp.nanosec = divmod(chunk.stamp_ns, NANOSECONDS)
+        for row, values in zip(self._rows, chunk.positions):
+            row[:] = values
+        return self._message
+
+
 def to_chunk(message: JointTrajectory) -> ActionChunk:
     """Inverse of `to_trajectory`.
 

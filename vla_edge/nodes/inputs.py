@@ -50,7 +50,9 @@ class ObservationInputs:
         self.received: Counter[str] = Counter()
         self.last_problem = ""
         # Joints are looked up at the stamp of a frame, which takes longer to arrive: a few at a time are soon enough.
-        self._joints = StreamThread([Stream(node, JointState, "joint_states", self._on_joints, qos.STREAM)], rest=0.01)
+        self._streams = [
+            StreamThread([Stream(node, JointState, "joint_states", self._on_joints, qos.STREAM)], 0.01, "joint_states")
+        ]
         self._subscriptions = [
             node.create_subscription(String, "instruction", self._on_instruction, qos.LATCHED),
         ]
@@ -58,11 +60,12 @@ class ObservationInputs:
             callback = self._image_callback(camera, pacing=camera is spec.cameras[0], raw=raw)
             topic = f"{camera.name}/image" + ("" if raw else "/compressed")
             kind = Image if raw else CompressedImage
-            self._subscriptions.append(node.create_subscription(kind, topic, callback, qos.SENSOR))
+            self._streams.append(StreamThread([Stream(node, kind, topic, callback, qos.SENSOR)], name=topic))
 
     def destroy(self) -> None:
         """Ends the subscriptions."""
-        self._joints.close()
+        for stream in self._streams:
+            stream.close()
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
 

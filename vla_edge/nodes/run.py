@@ -87,12 +87,14 @@ def prioritize(priority: int) -> bool:
     return True
 
 
-def nice(increment: int) -> None:
-    """Steps back behind processes that matter more; harmless where it is not allowed."""
+def nice(level: int) -> bool:
+    """Sets how far this process stands back behind others, for every thread it has or makes; False where refused."""
     try:
-        os.nice(increment)
+        for thread in os.listdir("/proc/self/task"):
+            os.setpriority(os.PRIO_PROCESS, int(thread), level)
     except OSError:
-        pass
+        return False
+    return True
 
 
 def _handle_signals(handler) -> None:

@@ -13,7 +13,7 @@ import time
 import rclpy
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Bool, Int64, String
+from std_msgs.msg import Bool, Float64MultiArray, Int64, String
 
 from vla_edge.control.loop import DeadlineLoop
 from vla_edge.nodes import convert, qos
@@ -22,6 +22,7 @@ from vla_edge.nodes.run import prioritize, run_node
 from vla_edge.nodes.sim_camera import CameraProcess, View
 from vla_edge.nodes.stream import Stream
 from vla_edge.sim.tasks import TIERS
+from vla_edge.sim.view import state_vector
 from vla_edge.sim.world import STEP_NS, TabletopWorld
 from vla_edge.types import NANOSECONDS, VlaEdgeError
 
@@ -52,6 +53,7 @@ class SimNode(Node):
         self._instruction = self.create_publisher(String, "instruction", qos.LATCHED)
         self._episode = self.create_publisher(String, "~/episode", qos.LATCHED)
         self._outcome = self.create_publisher(String, "~/outcome", qos.LATCHED)
+        self._state = self.create_publisher(Float64MultiArray, "~/state", qos.SENSOR_OUT)
         self._success = self.create_publisher(Bool, "~/success", qos.LATCHED)
         size = (values.camera_height, values.camera_width)
         self._camera = CameraProcess(
@@ -102,7 +104,10 @@ class SimNode(Node):
         if deadline_ns >= self._next_picture_ns:
             period_ns = round(NANOSECONDS / self._values.camera_rate)
             self._next_picture_ns = max(self._next_picture_ns + period_ns, deadline_ns)
-            self._camera.show(stamp_ns, self._world.snapshot())
+            snapshot = self._world.snapshot()
+            self._camera.show(stamp_ns, snapshot)
+            if self._state.get_subscription_count():
+                self._state.publish(Float64MultiArray(data=convert.doubles(state_vector(snapshot))))
             if not self._camera.alive and not self.exit_code:
                 self.get_logger().fatal("the camera process is gone; its own message above says why")
                 self.exit_code = 1

@@ -6,6 +6,7 @@ Whatever arrives damaged is refused, counted and named in the diagnostics, and t
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from vla_edge.nodes import convert, qos
 from vla_edge.nodes.health import Health, Level, latency_values
 from vla_edge.nodes.inputs import ObservationInputs
 from vla_edge.nodes.params import Parameter, ParameterError, Parameters
-from vla_edge.nodes.run import run_node
+from vla_edge.nodes.run import nice, run_node
 from vla_edge.observe.align import Aligner, Readiness
 from vla_edge.serve.inference_loop import InferenceLoop
 from vla_edge.types import ActionChunk, VlaEdgeError
@@ -32,6 +33,7 @@ PARAMETERS = (
     Parameter("max_skew", 0.1, "s between a frame and the joint state or further frames used with it", 0.001, 10.0),
     Parameter("max_age", 0.5, "s of silence after which a source is stale", 0.01, 60.0),
     Parameter("start_on_activate", True, "serve at once; otherwise wait for ~/start"),
+    Parameter("nice", -5, "steps ahead of (below 0) or back behind other processes; ahead only where it is allowed", -20, 19),
     Parameter("status_period", 1.0, "s between diagnostics", 0.1, 60.0),
 )
 
@@ -43,6 +45,7 @@ class VlaNode(LifecycleNode):
         super().__init__("vla")
         self._table = Parameters(self, PARAMETERS)
         self._loop: InferenceLoop | None = None
+        self._inputs: ObservationInputs | None = None
         self._active = False
 
     def on_configure(self, state) -> TransitionCallbackReturn:
@@ -55,6 +58,7 @@ class VlaNode(LifecycleNode):
 
     def _configure(self, values) -> None:
         self._values = values
+        nice(values.nice)  # before the engine makes its threads, which take it over
         self._runner = open_runner(values)
         self._runner.warm_up()
         spec = self._runner.spec
@@ -63,6 +67,7 @@ class VlaNode(LifecycleNode):
         self._chunks = self.create_publisher(
             JointTrajectory, "action_chunk", qos.chunk(1.0 / values.rate, spec.chunk_size * spec.dt)
         )
+        self._write = convert.ChunkWriter(spec.joint_names, spec.chunk_size, spec.dt)
         raw = values.image_transport == "raw"
         self._inputs = ObservationInputs(
             self, spec, self._aligner, self._runner.check_instruction, self._loop.frame_arrived, raw
@@ -89,7 +94,6 @@ class VlaNode(LifecycleNode):
 
     def on_cleanup(self, state) -> TransitionCallbackReturn:
         self.close()
-        self._inputs.destroy()
         self._health.destroy()
         for service in self._switches:
             self.destroy_service(service)
@@ -99,16 +103,19 @@ class VlaNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
-        """Ends inference; no chunk is published afterwards."""
+        """Ends inference and inputs; no chunk is published afterwards."""
         if self._loop is not None:
             self._loop.stop()
+        if self._inputs is not None:
+            self._inputs.destroy()
+            self._inputs = None
 
     def _infer(self, observation):
         inference = self._runner.infer(observation, seed=self._values.seed)
         return inference.chunk, inference.timing
 
     def _publish(self, chunk: ActionChunk) -> None:
-        self._chunks.publish(convert.to_trajectory(chunk))
+        self._chunks.publish(self._write(chunk))
 
     def _warn(self, sentence: str) -> None:
         self.get_logger().warning(sentence, throttle_duration_sec=5.0)
@@ -172,4 +179,6 @@ def open_runner(values):
 
 def main(args=None) -> None:
     """Runs the node."""
+    # Inference gives the interpreter away at every stage, and must not wait 5 ms to have it back.
+    sys.setswitchinterval(0.0005)
     run_node(VlaNode, args)

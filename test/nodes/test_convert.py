@@ -1,0 +1,112 @@
+"""Messages say what the nouns say, and come back the same."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from rclpy.serialization import deserialize_message, serialize_message
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from trajectory_msgs.msg import JointTrajectory
+
+from vla_edge.nodes import convert
+from vla_edge.nodes.sinks import SINKS
+from vla_edge.types import ActionChunk, JointCommand
+from vla_edge.types import JointState as State
+
+NAMES = ("a", "b", "c")
+STAMP = 1_234_567_890_123_456_789
+
+
+def over_the_wire(message):
+    return deserialize_message(serialize_message(message), type(message))
+
+
+def chunk(seed: int = 0) -> ActionChunk:
+    return ActionChunk(STAMP + seed, NAMES, np.random.default_rng(seed).normal(size=(5, 3)), 0.05)
+
+
+def test_a_chunk_goes_over_the_wire_unchanged():
+    message = over_the_wire(convert.to_trajectory(chunk()))
+    assert [p.time_from_start.nanosec for p in message.points] == [50_000_000 * i for i in range(1, 6)]
+    back = convert.to_chunk(message)
+    assert (back.stamp_ns, back.joint_names, back.dt) == (STAMP, NAMES, 0.05)
+    np.testing.assert_array_equal(back.positions, chunk().positions)
+
+
+def test_the_reused_message_is_that_of_a_fresh_one():
+    write = convert.ChunkWriter(NAMES, 5, 0.05)
+    for seed in range(3):
+        assert serialize_message(write(chunk(seed))) == serialize_message(convert.to_trajectory(chunk(seed)))
+
+
+@pytest.mark.parametrize("damage", ("points", "length", "time", "names"))
+def test_a_trajectory_that_is_no_chunk_is_refused(damage):
+    message = convert.to_trajectory(chunk())
+    if damage == "points":
+        message.points = []
+    elif damage == "length":
+        message.points[2].positions = message.points[2].positions[:2]
+    elif damage == "time":
+        message.points[3].time_from_start.nanosec += 10_000_000
+    else:
+        message.joint_names = [*NAMES, "d"]
+    with pytest.raises(convert.ChunkMessageError):
+        convert.to_chunk(message)
+
+
+def test_pixels_go_over_the_wire_unchanged():
+    pixels = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    message = over_the_wire(convert.to_image(STAMP, "head", pixels))
+    assert isinstance(message, Image) and convert.stamp_of(message) == STAMP and message.step == 1920
+    np.testing.assert_array_equal(convert.image_decoder(message)(), pixels)
+
+
+def test_a_compressed_picture_looks_the_same():
+    gradient = np.linspace(0, 255, 64 * 48).reshape(48, 64).astype(np.uint8)
+    pixels = np.repeat(gradient[:, :, None], 3, axis=2)
+    message = over_the_wire(convert.to_jpeg(STAMP, "head", pixels, 95))
+    assert isinstance(message, CompressedImage)
+    decoded = convert.compressed_decoder(message, (48, 64))()
+    assert np.abs(decoded.astype(int) - pixels).mean() < 3
+
+
+def test_joint_states_and_commands_keep_every_value():
+    state = State(STAMP, NAMES, [1.0, 2.0, 3.0], [0.1, 0.2, 0.3], [4.0, 5.0, 6.0])
+    message = over_the_wire(convert.to_joint_state(state))
+    command = convert.to_command(message)
+    assert command.stamp_ns == STAMP and command.names == NAMES
+    for name in ("position", "velocity", "effort"):
+        np.testing.assert_array_equal(getattr(command, name), getattr(state, name))
+
+
+def test_a_command_of_unequal_lengths_is_refused():
+    with pytest.raises(ValueError, match="3 names"):
+        convert.to_command(JointState(name=list(NAMES), position=[1.0]))
+
+
+def test_arrival_is_on_the_steady_clock_whatever_the_wall_clock_does():
+    now_ns = time.monotonic_ns()
+    assert abs(convert.arrival_of({"received_timestamp": time.time_ns() - 5_000_000}) - (now_ns - 5_000_000)) < 5e6
+    for odd in (0, time.time_ns() + 10**12, time.time_ns() - 10**12):
+        assert abs(convert.arrival_of({"received_timestamp": odd}) - time.monotonic_ns()) < 5e6
+
+
+@pytest.mark.parametrize("sink", SINKS)
+def test_every_sink_tells_the_newest_command(sink):
+    fill = SINKS[sink](NAMES, 0.002)
+    for seed in range(3):
+        values = np.random.default_rng(seed).normal(size=(3, 3))
+        message = over_the_wire(fill(JointCommand(STAMP + seed, NAMES, *values)))
+        assert isinstance(message, SINKS[sink].type)
+        if sink == "joint_state":
+            assert convert.stamp_of(message) == STAMP + seed and tuple(message.name) == NAMES
+            np.testing.assert_array_equal([message.position, message.velocity, message.effort], values)
+        elif sink == "float64_multi_array":
+            np.testing.assert_array_equal(message.data, values[0])
+        else:
+            assert isinstance(message, JointTrajectory) and tuple(message.joint_names) == NAMES
+            np.testing.assert_array_equal(message.points[0].positions, values[0])
+            np.testing.assert_array_equal(message.points[0].velocities, values[1])
+            assert message.points[0].time_from_start.nanosec == 2_000_000
