@@ -23,6 +23,14 @@ def test_every_weight_lies_within_half_a_step(bits, group):
     assert (grouped == 2 ** (bits - 1) - 1).all()
 
 
+def test_a_reduced_range_keeps_two_products_within_16_bits():
+    weight = RNG.normal(size=(24, 96)).astype(np.float32)
+    found = round_to_nearest(weight, 8, reduce_range=True)
+    assert found.reduced_range and not round_to_nearest(weight, 8).reduced_range
+    assert 2 * 255 * int(np.abs(found.values.astype(int)).max()) < 2**15
+    assert (np.abs(found.dequantize() - weight) <= found.scales[:, None] / 2 * (1 + 1e-5)).all()
+
+
 def test_a_row_and_a_group_of_zeros_stay_zero():
     weight = RNG.normal(size=(4, 64)).astype(np.float32)
     weight[1] = 0

@@ -59,6 +59,8 @@ def test_an_unknown_key_is_named_with_the_nearest_valid_one(plain, wrong, neares
         ({"quantize": {"targets": ["vision"], "method": "magic"}}, "method is 'magic'"),
         ({"quantize": {"targets": ["vision"], "percentile": 12}}, "percentile is 12"),
         ({"quantize": {"targets": []}}, "must be a list of stages"),
+        ({"quantize": {"targets": ["vision"], "reduce_range": True}}, "goes with int8 weights and 8-bit activations"),
+        ({"quantize": {"targets": ["vision"], "reduce_range": "maybe"}}, "allowed is true, false, auto"),
         ({"quantize": {"weights": "int8"}}, "lacks targets"),
         ({"keep": {"targets": ["vision"], "dtype": "int8"}}, "dtype is 'int8'"),
         ({"keep": {"targets": ["a"]}, "quantize": {"targets": ["b"]}}, "each step has one"),

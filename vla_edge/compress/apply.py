@@ -13,12 +13,15 @@ from vla_edge.compress.quantize.weights import ActivationQuant, CompressedLinear
 from vla_edge.compress.recipe import WEIGHTS, Keep, Quantize
 
 
-def compress_layer(name: str, module, step: Keep | Quantize, observer: RangeObserver | None) -> CompressedLinear:
+def compress_layer(
+    name: str, module, step: Keep | Quantize, observer: RangeObserver | None, reduce_range: bool = False
+) -> CompressedLinear:
     """One `nn.Linear` as its step wants it.
 
     Args:
         name: "stage.path", for errors.
         observer: what calibration saw at the layer's input; needed for static activations.
+        reduce_range: what `reduce_range: auto` means on the machine the engine is for.
 
     Raises:
         CalibrationError: static activations without data.
@@ -27,15 +30,21 @@ def compress_layer(name: str, module, step: Keep | Quantize, observer: RangeObse
     bias = None if module.bias is None else module.bias.detach().cpu().float().numpy()
     if isinstance(step, Keep):
         return CompressedLinear(weight.astype(step.dtype), bias)
-    quantized = round_to_nearest(weight, WEIGHTS[step.weights], step.group_size)
+    reduced = reduce_range if step.reduce_range == "auto" else step.reduce_range
+    quantized = round_to_nearest(weight, WEIGHTS[step.weights], step.group_size, reduced)
     return CompressedLinear(quantized, bias, _activation(name, step, observer))
 
 
 def compress_layers(
-    modules: Mapping[str, object], plan: Mapping[str, Keep | Quantize], observers: Mapping[str, RangeObserver]
+    modules: Mapping[str, object],
+    plan: Mapping[str, Keep | Quantize],
+    observers: Mapping[str, RangeObserver],
+    reduce_range: bool = False,
 ) -> dict[str, CompressedLinear]:
     """`compress_layer` for every layer of `modules`, "stage.path" -> `nn.Linear`."""
-    return {name: compress_layer(name, modules[name], plan[name], observers.get(name)) for name in modules}
+    return {
+        name: compress_layer(name, modules[name], plan[name], observers.get(name), reduce_range) for name in modules
+    }
 
 
 def _activation(name: str, step: Quantize, observer: RangeObserver | None) -> ActivationQuant | None:

@@ -58,6 +58,8 @@ class Quantize:
         method: how the integers are chosen.
         group_size: inputs per scale, of int4; where it does not divide a layer's inputs a smaller one is taken.
         calibrator, percentile: how the grid of static activations is chosen.
+        reduce_range: int8 weights use 7 bits, which is exact and about 15 % faster on x86-64 without VNNI and costs
+            accuracy everywhere; "auto" does so where the machine of the build gains by it.
     """
 
     key: ClassVar[str] = "quantize"
@@ -68,9 +70,14 @@ class Quantize:
     group_size: int | None = None
     calibrator: str = "minmax"
     percentile: float = 99.99
+    reduce_range: bool | str = False
 
     def check(self) -> None:
         _one_of("weights", self.weights, ("int8", "int4"))
+        if self.reduce_range not in (True, False, "auto"):
+            raise ValueError(f"reduce_range is {self.reduce_range!r}, allowed is true, false, auto")
+        if self.reduce_range and (self.weights != "int8" or self.activations is None):
+            raise ValueError("reduce_range goes with int8 weights and 8-bit activations")
         _one_of("activations", self.activations, ACTIVATIONS)
         _one_of("method", self.method, METHODS)
         _one_of("calibrator", self.calibrator, CALIBRATORS)

@@ -87,13 +87,15 @@ def default_output(checkpoint: Path, recipe: str, backend: str) -> Path:
 
 def build_key(fingerprint: str, recipe: Recipe, backend: str, calibration) -> str | None:
     """What a bundle is made of: with equal keys, building again gives the same. None for loose observations."""
+    from vla_edge.engine.backends import get_backend
+
     if isinstance(calibration, CalibrationData):
         data = calibration.identity
     elif isinstance(calibration, (str, Path)):
         data = _content(Path(calibration))
     else:
         return None
-    machine = [platform.machine(), os.cpu_count()]
+    machine = [platform.machine(), os.cpu_count(), get_backend(backend).gains_by_reduced_range()]
     parts = [fingerprint, recipe.to_dict(), backend, data, versions(), _code(), machine]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -189,7 +191,7 @@ class _Build:
             observers = record_ranges(
                 reference, static, data.observations, lambda f: self.tell(0.05 + 0.25 * f, "calibrating")
             )
-        return compress_layers(modules, plan, observers)
+        return compress_layers(modules, plan, observers, self.runtime.gains_by_reduced_range())
 
     def _compile(self, stages, compressed) -> list[StageEntry]:
         from vla_edge.compress.plan import grouped_by_stage

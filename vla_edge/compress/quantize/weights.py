@@ -48,6 +48,11 @@ class QuantizedWeight:
         return grouped.reshape(rows, columns)
 
     @property
+    def reduced_range(self) -> bool:
+        """Whether one bit of 8 stays unused, see `round_to_nearest`."""
+        return self.bits == 8 and bool(np.abs(self.values.astype(np.int16)).max(initial=0) <= 63)
+
+    @property
     def nbytes(self) -> int:
         """Bytes on disk: packed integers and scales."""
         return -(-self.values.size * self.bits // 8) + self.scales.nbytes
@@ -114,6 +119,8 @@ class CompressedLinear:
         row = {"shape": list(self.shape), "weights": self.precision}
         if self.quantized and self.weight.group_size is not None:
             row["group_size"] = self.weight.group_size
+        if self.quantized and self.weight.reduced_range:
+            row["reduced_range"] = True
         row["activations"] = {None: "float32", "static": "int8", "dynamic": "int8-dynamic"}[
             self.activation and self.activation.kind
         ]

@@ -5,6 +5,7 @@ A backend module offers
     version() -> str
     build(onnx, directory, stage, options) -> BuiltStage    compile one stage into `directory`
     load(path, stage, options, threads) -> LoadedStage      ready to run
+    gains_by_reduced_range() -> bool                        whether 7-bit weights are faster than 8-bit ones here
 """
 
 from __future__ import annotations
