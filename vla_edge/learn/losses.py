@@ -1,0 +1,68 @@
+"""Training losses of a flow policy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vla_edge.policy.smolvla import PrefixCache, SmolVLA
+
+
+def flow_matching_loss(policy: SmolVLA, cache: PrefixCache, actions: Tensor, draws: int, generator=None) -> Tensor:
+    """Mean squared error of the flow velocity (Lipman et al., 2022), in LeRobot's convention: t = 1 is noise, t drawn
+    from Beta(1.5, 1), target velocity noise - action.
+
+    The prefix is by far the dearer half of a step, so every observation is used with several draws of (noise, t).
+
+    Args:
+        cache: of B observations. actions: (B, T, A) normalized and zero padded. draws: (noise, t) pairs each.
+    """
+    batch = actions.shape[0] * draws
+    actions = actions.repeat(draws, 1, 1)
+    noise = torch.randn(actions.shape, generator=generator)
+    # a Beta(1.5, 1) variate is U^(1 / 1.5)
+    time = torch.rand(batch, generator=generator).pow(1 / 1.5) * 0.999 + 0.001
+    mixed = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
+    repeated = PrefixCache(
+        cache.keys.repeat(1, draws, 1, 1, 1),
+        cache.values.repeat(1, draws, 1, 1, 1),
+        *(tensor.repeat(draws, *[1] * (tensor.ndim - 1)) for tensor in cache[2:]),
+    )
+    velocity = policy.denoise(mixed, policy.time(time)[0], *repeated)[0]
+    return (velocity - (noise - actions)).square().mean()
+
+
+def pointer_loss(attention: list[Tensor], pointer: Tensor, lang_mask: Tensor, layers: tuple[int, ...], grid: int):
+    """Cross-entropy of the text-to-image attention against where the named object is.
+
+    Grounding, not motion, is what a small policy fails to find from actions alone; the label comes from the
+    demonstration itself. One head in each of `layers` is supervised, on every word, and is free to be used by the
+    policy; the architecture is untouched.
+
+    Args:
+        attention: per text layer (B, H, P, P), image tokens first, then L words, then the state.
+        pointer: (B, 2) x, y of the object in [0, 1] of the image; frames where it lies outside do not count.
+        lang_mask: (B, L).
+        layers: indices into `attention`. grid: image tokens along a side.
+    """
+    tokens, length = grid * grid, lang_mask.shape[1]
+    target = splat(pointer, grid)
+    seen = ((pointer >= 0) & (pointer <= 1)).all(1)
+    weight = lang_mask * seen[:, None]
+    weight = weight / weight.sum().clamp(min=1)
+    loss = torch.zeros(())
+    for layer in layers:
+        probabilities = attention[layer][:, 0, -length - 1 : -1, :tokens] + 1e-6
+        share = probabilities.sum(-1, keepdim=True)
+        where = -(target[:, None] * (probabilities / share).log()).sum(-1)
+        # the share of attention that leaves the words for the image counts too, or pointing could stay faint
+        loss = loss + ((where - 0.1 * share[..., 0].log()) * weight).sum()
+    return loss / len(layers)
+
+
+def splat(point: Tensor, grid: int) -> Tensor:
+    """(B, 2) x, y in [0, 1] -> (B, grid * grid) bilinear weights of the cells around it, row by row, summing to 1."""
+    centre = (point * grid - 0.5).clamp(0, grid - 1)
+    near = 1 - (centre[:, :, None] - torch.arange(grid, dtype=centre.dtype)).abs()
+    x, y = near.clamp(min=0).unbind(1)
+    return (y[:, :, None] * x[:, None, :]).flatten(1)
