@@ -69,12 +69,12 @@ class TrainConfig:
     seed: int = 0
 
 
-def reference_shapes(words: int) -> SmolVLAConfig:
+def reference_shapes() -> SmolVLAConfig:
     """A SmolVLA that two CPU cores can train in under two hours: 36 image tokens of 16 px, about 3 M parameters."""
     return SmolVLAConfig(
         cameras=1, image_size=CAMERA.height, patch_size=8, scale_factor=2,
         vision_width=128, vision_hidden=384, vision_layers=4, vision_heads=4, vision_eps=1e-6,
-        vocabulary=words, text_width=192, text_hidden=384, text_layers=4, heads=6, kv_heads=3, head_dim=32,
+        vocabulary=len(SPECIAL_TOKENS) + len(vocabulary()), text_width=192, text_hidden=384, text_layers=4, heads=6, kv_heads=3, head_dim=32,
         text_eps=1e-5, expert_width=144, expert_hidden=512, expert_every=1, self_attention_every=2,
         cross_attention=True, chunk_size=32, max_state_dim=PADDED_JOINTS, max_action_dim=PADDED_JOINTS,
         language_length=LANGUAGE_LENGTH, min_period=4e-3, max_period=4.0,
@@ -86,12 +86,15 @@ class Trainer:
 
     Args:
         config: of the run. demonstrations: recordings. out: where the run lives.
+        shapes: of the policy; the reference policy's when None.
 
     Raises:
         TrainingError: `out` holds a run of another configuration, or a damaged one.
     """
 
-    def __init__(self, config: TrainConfig, demonstrations: list[Path], out: Path):
+    def __init__(
+        self, config: TrainConfig, demonstrations: list[Path], out: Path, shapes: SmolVLAConfig | None = None
+    ):
         self.config, self.out, self.step = config, out, 0
         self._words = vocabulary()
         out.mkdir(parents=True, exist_ok=True)
@@ -105,8 +108,7 @@ class Trainer:
             LANGUAGE_LENGTH, PROMPT, relative_actions=True, state=state, action=action,
         )  # fmt: skip
         torch.manual_seed(config.seed)
-        shapes = reference_shapes(len(SPECIAL_TOKENS) + len(self._words))
-        self.policy = SmolVLA(shapes)
+        self.policy = SmolVLA(shapes or reference_shapes())
         initialize(self.policy)
         self.average = copy.deepcopy(self.policy).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(_groups(self.policy, config.decay), lr=config.rate, betas=(0.9, 0.98))
