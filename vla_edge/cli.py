@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     sub = command("closed-loop", _closed_loop, "let an engine act in the simulated world and count successes")
     sub.add_argument("engine", type=Path, help="bundle, or a checkpoint for full precision")
     sub.add_argument("--episodes", type=int, default=100)
-    sub.add_argument("--first-seed", type=int, default=1_000_000, help="seeds count up from here")
+    sub.add_argument("--first-seed", type=int, default=100_000, help="seeds count up from here, below 1,000,000")
     sub.add_argument("--tier", default="touch", help="difficulty of the episodes")
     sub.add_argument("--shuffled", action="store_true", help="give the instruction of another goal of the scene")
     sub.add_argument("--delay", type=float, default=0.1, help="s from an observation to its chunk")
