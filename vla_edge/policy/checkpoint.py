@@ -4,28 +4,29 @@ The layout is LeRobot's `pretrained_model/`: config.json, model.safetensors, pol
 policy_postprocessor.json with their statistics in safetensors. Two things LeRobot leaves outside the directory lie in
 ours: the backbone (`vlm_model_name` names a directory beside config.json with the backbone's config.json and
 tokenizer.json) and `vla_edge.json` with what a robot must know and LeRobot does not say: joint names, time between
-points, whether actions are offsets, and how each camera's frames are cropped.
+points, whether actions are offsets, and how each camera's frames are cropped. doc/checkpoint.md lists every entry.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from vla_edge.policy.spec import ACTION, STATE, CameraSpec, Normalization, NormalizationMode, PolicySpec
-from vla_edge.types import VlaEdgeError
+from vla_edge.policy.checkpoint_files import CheckpointError, Document, read_json, read_tensors
+from vla_edge.policy.checkpoint_processors import Processing, read_processing
+from vla_edge.policy.spec import ACTION, STATE, CameraSpec, PolicySpec
+
+__all__ = ["Checkpoint", "CheckpointError", "fingerprint", "load_checkpoint", "load_policy"]
 
 ROBOT_FILE = "vla_edge.json"
 WEIGHTS_FILE = "model.safetensors"
-
-
-class CheckpointError(VlaEdgeError):
-    """A checkpoint that is missing, damaged or incomplete."""
+# what would change a SmolVLA's arithmetic and is not written here: option -> value that leaves it alone
+_UNSUPPORTED = {"adapt_to_pi_aloha": False, "use_delta_joint_actions_aloha": False, "empty_cameras": 0, "use_peft": False}
+# transformers leaves out of a config.json what equals its own defaults
+_VISION_DEFAULTS = {"intermediate_size": 3072, "num_hidden_layers": 12, "layer_norm_eps": 1e-6}
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Checkpoint:
     """
 
     directory: Path
-    config: Mapping
-    backbone: Mapping
+    config: Document
+    backbone: Document
     spec: PolicySpec
     tokenizer_path: Path
     weights_path: Path
@@ -49,7 +50,7 @@ class Checkpoint:
 
 
 def load_checkpoint(directory: str | Path) -> Checkpoint:
-    """Read and check everything but the weights' values.
+    """Read and check everything but the weights.
 
     Raises:
         CheckpointError: what is missing or wrong, in which file, and what to do.
@@ -57,41 +58,32 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
     directory = Path(directory).expanduser().resolve()
     if not directory.is_dir():
         raise CheckpointError(f"there is no checkpoint directory {directory}; give one in LeRobot's layout")
-    config = _read_json(directory, "config.json")
-    if config.get("type") != "smolvla":
-        raise CheckpointError(
-            f"{directory / 'config.json'} is of type {config.get('type')!r}; this version loads 'smolvla'"
-        )
-    robot = _read_json(directory, ROBOT_FILE)
+    config = read_json(directory / "config.json")
+    _check_supported(config)
+    robot = read_json(directory / ROBOT_FILE)
     weights = directory / WEIGHTS_FILE
     if not weights.is_file():
         pickled = sorted(p.name for p in directory.glob("*.bin")) + sorted(p.name for p in directory.glob("*.pt"))
         hint = f"convert {pickled[0]} to safetensors first" if pickled else "copy it from where the policy was trained"
         raise CheckpointError(f"{directory} has no {WEIGHTS_FILE}; {hint}")
-    backbone_directory = directory / str(config.get("vlm_model_name", ""))
-    if not (backbone_directory / "config.json").is_file():
+    backbone = directory / str(config["vlm_model_name"])
+    if not (backbone / "config.json").is_file():
         raise CheckpointError(
-            f"the backbone {config.get('vlm_model_name')!r} is not a directory inside {directory}; copy the backbone's "
+            f"the backbone {config['vlm_model_name']!r} is not a directory inside {directory}; copy the backbone's "
             "config.json and tokenizer.json there and name that directory in vlm_model_name"
         )
-    tokenizer = backbone_directory / "tokenizer.json"
+    tokenizer = backbone / "tokenizer.json"
     if not tokenizer.is_file():
-        raise CheckpointError(f"{backbone_directory} has no tokenizer.json; copy the backbone's tokenizer there")
+        raise CheckpointError(f"{backbone} has no tokenizer.json; copy the backbone's tokenizer there")
     try:
-        spec = _spec(directory, config, robot)
-    except (KeyError, TypeError, ValueError) as error:
+        spec = _spec(config, robot, read_processing(directory))
+    except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{directory} does not describe a SmolVLA that can be served: {type(error).__name__} {error}; "
+            f"{directory} does not describe a SmolVLA that can be served: {error}; "
             f"compare config.json and {ROBOT_FILE} with doc/checkpoint.md"
         ) from error
     return Checkpoint(
-        directory,
-        config,
-        _read_json(backbone_directory, "config.json"),
-        spec,
-        tokenizer,
-        weights,
-        fingerprint(directory),
+        directory, config, read_json(backbone / "config.json"), spec, tokenizer, weights, fingerprint(directory)
     )
 
 
@@ -102,27 +94,25 @@ def load_policy(checkpoint: Checkpoint):
         CheckpointError: the weights are damaged, incomplete, of another shape, or not finite.
     """
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     from vla_edge.policy.smolvla import SmolVLA
     from vla_edge.policy.smolvla_names import from_lerobot
 
     path = checkpoint.weights_path
+    policy = SmolVLA(smolvla_config(checkpoint))
+    tensors = read_tensors(path, "torch")
+    # LeRobot runs a backbone that came with weights of its own in bfloat16, and any other in float32
+    vision_dtype = torch.bfloat16 if checkpoint.config.get("load_vlm_weights") else torch.float32
     try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); copy it again") from error
-    try:
-        policy = SmolVLA(smolvla_config(checkpoint))
-        policy.load_state_dict(from_lerobot(tensors, policy))
+        policy.load_state_dict(from_lerobot(tensors, policy, vision_dtype))
     except KeyError as error:
         raise CheckpointError(
             f"{path} lacks {error}; it is of an older LeRobot layout or of another policy family"
         ) from error
-    except RuntimeError as error:
+    except (IndexError, RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} does not fit config.json and the backbone: {str(error).splitlines()[-1].strip()}"
+            f"{path} does not fit config.json and the backbone's: {str(error).splitlines()[-1].strip()}; "
+            "take all three from the same training run"
         ) from error
     broken = [name for name, tensor in policy.state_dict().items() if not torch.isfinite(tensor).all()]
     if broken:
@@ -131,41 +121,50 @@ def load_policy(checkpoint: Checkpoint):
 
 
 def smolvla_config(checkpoint: Checkpoint):
-    """Shapes for `SmolVLA` out of both config files."""
+    """Shapes for `SmolVLA` out of both config files.
+
+    Raises:
+        CheckpointError: an entry is missing, or the entries contradict each other.
+    """
     from vla_edge.policy.smolvla import SmolVLAConfig
 
-    config, text = checkpoint.config, checkpoint.backbone["text_config"]
-    vision, spec = checkpoint.backbone["vision_config"], checkpoint.spec
-    text_layers = config["num_vlm_layers"] if config["num_vlm_layers"] > 0 else text["num_hidden_layers"]
+    config, backbone, spec = checkpoint.config, checkpoint.backbone, checkpoint.spec
+    text, vision = backbone["text_config"], Document(backbone.path, _VISION_DEFAULTS | backbone["vision_config"])
+    text_layers = config["num_vlm_layers"] if config["num_vlm_layers"] > 0 else text.count("num_hidden_layers")
     expert_layers = config["num_expert_layers"] if config["num_expert_layers"] > 0 else text_layers
     if text_layers % expert_layers:
         raise CheckpointError(
-            f"config.json asks for {expert_layers} expert layers beside {text_layers} text layers; one must divide "
+            f"{config.path} asks for {expert_layers} expert layers beside {text_layers} text layers; one must divide "
             "the other"
         )
-    expert_width = int(text["hidden_size"] * config["expert_width_multiplier"])
-    sizes = {(camera.height, camera.width) for camera in spec.cameras}
-    if sizes != {(vision["image_size"],) * 2}:
-        raise CheckpointError(f"the backbone takes {vision['image_size']} px squares, but the cameras give {sizes}")
+    width, heads = text.count("hidden_size"), text.count("num_attention_heads")
+    expert_width = int(width * config["expert_width_multiplier"])
+    patch, factor = vision.count("patch_size"), backbone.get("scale_factor", 2)
+    size = spec.cameras[0].height
+    if any((camera.height, camera.width) != (size, size) for camera in spec.cameras) or size % (patch * factor):
+        raise CheckpointError(
+            f"{config.path} resizes images to {spec.cameras[0].height} x {spec.cameras[0].width} px; this version "
+            f"takes squares whose side is a multiple of {patch * factor} px (patch size times scale factor)"
+        )
     start, end = _image_markers(checkpoint) if config.get("add_image_special_tokens") else ((), ())
     return SmolVLAConfig(
         cameras=len(spec.cameras),
-        image_size=vision["image_size"],
-        patch_size=vision["patch_size"],
-        scale_factor=checkpoint.backbone["scale_factor"],
-        vision_width=vision["hidden_size"],
-        vision_hidden=vision["intermediate_size"],
-        vision_layers=vision["num_hidden_layers"],
-        vision_heads=vision["num_attention_heads"],
-        vision_eps=vision.get("layer_norm_eps", 1e-6),
-        vocabulary=text["vocab_size"],
-        text_width=text["hidden_size"],
-        text_hidden=text["intermediate_size"],
+        image_size=size,
+        patch_size=patch,
+        scale_factor=factor,
+        vision_width=vision.count("hidden_size"),
+        vision_hidden=vision.count("intermediate_size"),
+        vision_layers=vision.count("num_hidden_layers"),
+        vision_heads=vision.count("num_attention_heads"),
+        vision_eps=vision["layer_norm_eps"],
+        vocabulary=text.count("vocab_size"),
+        text_width=width,
+        text_hidden=text.count("intermediate_size"),
         text_layers=text_layers,
-        heads=text["num_attention_heads"],
-        kv_heads=text["num_key_value_heads"],
-        head_dim=text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"],
-        text_eps=text.get("rms_norm_eps", 1e-5),
+        heads=heads,
+        kv_heads=text.get("num_key_value_heads") or heads,
+        head_dim=text.get("head_dim") or width // heads,
+        text_eps=text.get("rms_norm_eps", 1e-6),
         expert_width=expert_width,
         expert_hidden=expert_hidden(expert_width),
         expert_every=text_layers // expert_layers,
@@ -196,72 +195,60 @@ def fingerprint(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def _spec(directory: Path, config: Mapping, robot: Mapping) -> PolicySpec:
-    statistics = _statistics(directory)
-    modes = config["normalization_mapping"]
+def _check_supported(config: Document) -> None:
+    if config.get("type") != "smolvla":
+        raise CheckpointError(f"{config.path} is of type {config.get('type')!r}; this version loads 'smolvla'")
+    for option, harmless in _UNSUPPORTED.items():
+        if (value := config.get(option, harmless)) != harmless:
+            raise CheckpointError(
+                f"{config.path} sets {option} to {value!r}, which this version does not do; "
+                f"train or convert the policy with {option} = {harmless!r}"
+            )
+
+
+def _spec(config: Document, robot: Document, processing: Processing) -> PolicySpec:
     width, height = config["resize_imgs_with_padding"]
-    cameras = []
-    for key, feature in config["input_features"].items():
-        if feature["type"] != "VISUAL":
-            continue
-        name = key.rpartition(".")[2]
-        camera = robot["cameras"][name]
-        crop = tuple(camera["crop"])
-        if crop[2:] != tuple(feature["shape"][1:]):
-            raise ValueError(f"camera {name}: crop {crop} does not give the feature's shape {feature['shape']}")
-        if min(crop) < 0 or crop[0] + crop[2] > camera["height"] or crop[1] + crop[3] > camera["width"]:
-            raise ValueError(f"camera {name}: crop {crop} leaves the {camera['height']} x {camera['width']} frame")
-        cameras.append(CameraSpec(name, key, camera["height"], camera["width"], crop, height, width))
+    cameras = tuple(
+        _camera(key, feature["shape"], robot["cameras"], height, width)
+        for key, feature in config["input_features"].items()
+        if feature["type"] == "VISUAL"
+    )
+    if not cameras:
+        raise ValueError("there is no camera among the input features")
     joints = tuple(robot["joint_names"])
-    for feature, shape in ((STATE, config["input_features"][STATE]), (ACTION, config["output_features"][ACTION])):
-        if tuple(shape["shape"]) != (len(joints),):
-            raise ValueError(f"{feature} has shape {shape['shape']} but {ROBOT_FILE} names {len(joints)} joints")
+    for feature, entry in ((STATE, config["input_features"][STATE]), (ACTION, config["output_features"][ACTION])):
+        if tuple(entry["shape"]) != (len(joints),):
+            raise ValueError(f"{feature} has shape {entry['shape']} but {ROBOT_FILE} names {len(joints)} joints")
+    for name, normalization in ((STATE, processing.state), (ACTION, processing.action)):
+        if any(np.shape(offset_or_scale) not in ((), (len(joints),)) for offset_or_scale in normalization.affine()):
+            raise ValueError(f"the statistics of {name} are not of {len(joints)} joints")
     return PolicySpec(
         family=config["type"],
         joint_names=joints,
-        cameras=tuple(cameras),
-        chunk_size=config["chunk_size"],
+        cameras=cameras,
+        chunk_size=config.count("chunk_size"),
         dt=float(robot["dt"]),
-        num_steps=config["num_steps"],
-        max_state_dim=config["max_state_dim"],
-        max_action_dim=config["max_action_dim"],
-        tokenizer_max_length=config["tokenizer_max_length"],
-        prompt="{instruction}\n",
+        num_steps=config.count("num_steps"),
+        max_state_dim=config.count("max_state_dim"),
+        max_action_dim=config.count("max_action_dim"),
+        tokenizer_max_length=config.count("tokenizer_max_length"),
+        prompt=processing.prompt,
         relative_actions=bool(robot["relative_actions"]),
-        state=_normalization(modes["STATE"], statistics, STATE),
-        action=_normalization(modes["ACTION"], statistics, ACTION),
+        state=processing.state,
+        action=processing.action,
     )
 
 
-def _normalization(mode: str, statistics: Mapping[str, np.ndarray], feature: str) -> Normalization:
-    prefix = f"{feature}."
-    return Normalization(
-        NormalizationMode(mode),
-        {
-            key[len(prefix) :]: tuple(map(float, values))
-            for key, values in statistics.items()
-            if key.startswith(prefix) and values.ndim == 1 and not key.endswith("count")
-        },
-    )
-
-
-def _statistics(directory: Path) -> dict[str, np.ndarray]:
-    """Statistics of the normalizing steps of the pre- and post-processor, feature.statistic -> (D,)."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    statistics: dict[str, np.ndarray] = {}
-    for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
-        for step in _read_json(directory, name)["steps"]:
-            if "state_file" in step:
-                try:
-                    statistics.update(load_file(directory / step["state_file"]))
-                except (SafetensorError, OSError) as error:
-                    raise CheckpointError(
-                        f"{directory / step['state_file']} cannot be read ({error}); the policy cannot be normalized "
-                        "without its statistics: copy the file from where the policy was trained"
-                    ) from error
-    return statistics
+def _camera(key: str, shape: list[int], facts: Document, height: int, width: int) -> CameraSpec:
+    name = key.rpartition(".")[2]
+    camera = facts[name]
+    crop = tuple(camera["crop"])
+    source = camera.count("height"), camera.count("width")
+    if crop[2:] != tuple(shape[1:]):
+        raise ValueError(f"camera {name}: crop {crop} does not give the feature's shape {shape}")
+    if min(crop) < 0 or crop[0] + crop[2] > source[0] or crop[1] + crop[3] > source[1]:
+        raise ValueError(f"camera {name}: crop {crop} leaves the {source[0]} x {source[1]} frame")
+    return CameraSpec(name, key, *source, crop, height, width)
 
 
 def _image_markers(checkpoint: Checkpoint) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -271,18 +258,7 @@ def _image_markers(checkpoint: Checkpoint) -> tuple[tuple[int, ...], tuple[int, 
     ids = [tokenizer.token_to_id(token) for token in ("<fake_token_around_image>", "<global-img>")]
     if None in ids:
         raise CheckpointError(
-            f"config.json asks for image special tokens, which {checkpoint.tokenizer_path} does not have"
+            f"config.json asks for image special tokens, which {checkpoint.tokenizer_path} does not have; "
+            "copy the tokenizer the policy was trained with"
         )
     return tuple(ids), (ids[0],)
-
-
-def _read_json(directory: Path, name: str) -> dict:
-    try:
-        content = json.loads((directory / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{directory} has no {name}; copy it from where the policy was trained") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{directory / name} cannot be read ({error}); copy it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{directory / name} does not hold a JSON object")
-    return content

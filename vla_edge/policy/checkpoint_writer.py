@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vla_edge.policy.checkpoint import ROBOT_FILE, WEIGHTS_FILE
+from vla_edge.policy.checkpoint_processors import NEW_LINE, NORMALIZER, POSTPROCESSOR, PREPROCESSOR, UNNORMALIZER
 from vla_edge.policy.spec import ACTION, STATE, NormalizationMode, PolicySpec
 
 BACKBONE = "backbone"
@@ -37,9 +38,14 @@ def write_checkpoint(directory: str | Path, policy, spec: PolicySpec, words: Ite
         _write_json(temporary / "config.json", lerobot_config(policy.config, spec))
         _write_json(temporary / BACKBONE / "config.json", backbone_config(policy.config))
         _write_json(temporary / ROBOT_FILE, _robot_facts(spec))
+        # LeRobot takes the tokenizer out of an AutoProcessor, which wants this file; no image passes through it
+        image_processor = {"image_processor_type": "SmolVLMImageProcessor", "processor_class": "SmolVLMProcessor"}
+        _write_json(temporary / BACKBONE / "preprocessor_config.json", image_processor)
         write_tokenizer(temporary / BACKBONE, words, policy.config.language_length)
         _write_processors(temporary, spec)
         temporary.chmod(0o755)
+        for path in temporary.rglob("*.safetensors"):
+            path.chmod(0o644)  # safetensors keeps them to their owner
         if directory.exists():
             shutil.rmtree(directory)
         os.replace(temporary, directory)
@@ -49,7 +55,7 @@ def write_checkpoint(directory: str | Path, policy, spec: PolicySpec, words: Ite
 
 
 def write_tokenizer(directory: Path, words: Iterable[str], max_length: int) -> None:
-    """A lower-casing word-level tokenizer.json with the files transformers' AutoTokenizer looks for."""
+    """A lower-casing word-level tokenizer.json, and beside it what transformers' AutoTokenizer looks for."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
     vocabulary = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *words))}
@@ -65,9 +71,12 @@ def write_tokenizer(directory: Path, words: Iterable[str], max_length: int) -> N
             "model_max_length": max_length,
             "pad_token": "[PAD]",
             "unk_token": "[UNK]",
-            "fake_image_token": "<fake_token_around_image>",
-            "global_image_token": "<global-img>",
-            "image_token": "<image>",
+            # SmolVLA asks the tokenizer for these by name
+            "extra_special_tokens": {
+                "fake_image_token": "<fake_token_around_image>",
+                "global_image_token": "<global-img>",
+                "image_token": "<image>",
+            },
         },
     )
 
@@ -122,6 +131,8 @@ def lerobot_config(c, spec: PolicySpec) -> dict:
 
 def backbone_config(c) -> dict:
     """The SmolVLM config.json that transformers reads."""
+    from vla_edge.policy.smolvla_positions import SPARE
+
     return {
         "model_type": "smolvlm",
         "architectures": ["SmolVLMForConditionalGeneration"],
@@ -143,7 +154,7 @@ def backbone_config(c) -> dict:
         },
         "vision_config": {
             "model_type": "smolvlm_vision",
-            "image_size": c.image_size,
+            "image_size": c.image_size + SPARE * c.patch_size,  # of the table of positions, not of the images
             "patch_size": c.patch_size,
             "hidden_size": c.vision_width,
             "intermediate_size": c.vision_hidden,
@@ -184,10 +195,10 @@ def _write_processors(directory: Path, spec: PolicySpec) -> None:
         return {"registry_name": name, "config": config}
 
     steps = {
-        "policy_preprocessor": [
+        PREPROCESSOR: [
             step("rename_observations_processor", rename_map={}),
             step("to_batch_processor"),
-            step("smolvla_new_line_processor"),
+            *([step(NEW_LINE)] if spec.prompt.endswith("\n") else []),
             step(
                 "tokenizer_processor",
                 max_length=spec.tokenizer_max_length,
@@ -198,16 +209,16 @@ def _write_processors(directory: Path, spec: PolicySpec) -> None:
                 tokenizer_name=BACKBONE,
             ),
             step("device_processor", device="cpu", float_dtype=None),
-            step("normalizer_processor", eps=spec.state.eps, features=inputs | output, norm_map=norm_map),
+            step(NORMALIZER, eps=spec.state.eps, features=inputs | output, norm_map=norm_map),
         ],
-        "policy_postprocessor": [
-            step("unnormalizer_processor", eps=spec.action.eps, features=output, norm_map=norm_map),
+        POSTPROCESSOR: [
+            step(UNNORMALIZER, eps=spec.action.eps, features=output, norm_map=norm_map),
             step("device_processor", device="cpu", float_dtype=None),
         ],
     }
     for pipeline, entries in steps.items():
         for index, entry in enumerate(entries):
-            if entry["registry_name"].endswith("normalizer_processor"):
+            if entry["registry_name"] in (NORMALIZER, UNNORMALIZER):
                 entry["state_file"] = f"{pipeline}_step_{index}_{entry['registry_name']}.safetensors"
                 save_file(statistics, directory / entry["state_file"])
         _write_json(directory / f"{pipeline}.json", {"name": pipeline, "steps": entries})

@@ -1,4 +1,4 @@
-"""LeRobot's parameter names of a SmolVLA and ours, both ways, and the shapes a checkpoint's tensors imply."""
+"""LeRobot's tensors of a SmolVLA and ours, both ways."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vla_edge.policy.smolvla import SmolVLA, SmolVLAConfig
+from vla_edge.policy.smolvla_positions import read_table, spare_table
 
 _VLM = "model.vlm_with_expert.vlm.model."
 _VISION = _VLM + "vision_model."
@@ -49,6 +50,7 @@ _SINGLE = {
     "denoise.norm": _EXPERT + "norm",
 }
 _TIME_MLP = "model.action_time_mlp_in"
+_POSITIONS = "vision.encoder.position_embedding.weight"
 
 
 def lerobot_name(name: str, config: SmolVLAConfig) -> str:
@@ -70,11 +72,17 @@ def lerobot_name(name: str, config: SmolVLAConfig) -> str:
     raise KeyError(name)
 
 
-def from_lerobot(tensors: Mapping[str, Tensor], policy: SmolVLA) -> dict[str, Tensor]:
+def from_lerobot(
+    tensors: Mapping[str, Tensor], policy: SmolVLA, vision_dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
     """Our state dict from LeRobot's tensors.
+
+    Args:
+        vision_dtype: what LeRobot runs the vision tower in, which decides the positions its patches read.
 
     Raises:
         KeyError: a tensor is missing, named as LeRobot names it.
+        ValueError, RuntimeError: a tensor cannot be of these shapes.
     """
     config, width = policy.config, policy.config.expert_width
     state = {}
@@ -85,6 +93,8 @@ def from_lerobot(tensors: Mapping[str, Tensor], policy: SmolVLA) -> dict[str, Te
             state[name] = tensors[f"{_TIME_MLP}.weight"][:, :width]
         elif name == "time.mlp_in.bias":
             state[name] = tensors[f"{_TIME_MLP}.bias"]
+        elif name == _POSITIONS:
+            state[name] = read_table(tensors[lerobot_name(name, config)], policy.vision.encoder.grid, vision_dtype)
         else:
             tensor = tensors[lerobot_name(name, config)]
             state[name] = tensor.reshape(like.shape) if name.endswith("patch_embedding.weight") else tensor
@@ -92,13 +102,18 @@ def from_lerobot(tensors: Mapping[str, Tensor], policy: SmolVLA) -> dict[str, Te
 
 
 def to_lerobot(policy: SmolVLA) -> dict[str, Tensor]:
-    """LeRobot's complete set of tensors; those it holds but never uses (the last text layer's output half, the final
-    text norm, the language model head) are written as an untrained backbone would have them."""
+    """LeRobot's complete set of tensors, the table of positions with a spare row and column (`smolvla_positions`).
+
+    Those it holds but never uses (the last text layer's output half, the final text norm, the language model head) are
+    ones where they scale and zeros elsewhere.
+    """
     c, ours = policy.config, policy.state_dict()
     halves = ("time.mlp_in.weight", "denoise.mlp_in.weight", "time.mlp_in.bias")
     tensors = {lerobot_name(name, c): tensor for name, tensor in ours.items() if name not in halves}
     patch = _VISION + "embeddings.patch_embedding.weight"
     tensors[patch] = tensors[patch].reshape(c.vision_width, 3, c.patch_size, c.patch_size)
+    positions = lerobot_name(_POSITIONS, c)
+    tensors[positions] = spare_table(tensors[positions], policy.vision.encoder.grid)
     tensors[f"{_TIME_MLP}.weight"] = torch.cat([ours["denoise.mlp_in.weight"], ours["time.mlp_in.weight"]], dim=1)
     tensors[f"{_TIME_MLP}.bias"] = ours["time.mlp_in.bias"]
 

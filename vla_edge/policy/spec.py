@@ -53,25 +53,28 @@ class Normalization:
             raise ValueError(f"normalization {self.mode.value} lacks {', '.join(sorted(missing))}")
 
     def affine(self) -> tuple[np.ndarray, np.ndarray]:
-        """(offset, scale), each (D,) float32, such that normalized = (value - offset) / scale."""
+        """(offset, scale), each (D,) float64, such that normalized = (value - offset) / scale.
+
+        float32 would lose the half `eps` that the offset of a constant dimension is above its bounds.
+        """
         if self.mode is NormalizationMode.IDENTITY:
-            return np.float32(0.0), np.float32(1.0)
+            return np.float64(0.0), np.float64(1.0)
         if self.mode is NormalizationMode.MEAN_STD:
-            mean, std = (np.asarray(self.statistics[key], np.float32) for key in ("mean", "std"))
-            return mean, std + np.float32(self.eps)
-        low, high = (np.asarray(self.statistics[key], np.float32) for key in _BOUNDS[self.mode])
-        spread = np.where(high == low, np.float32(self.eps), high - low)
+            mean, std = (np.asarray(self.statistics[key], np.float64) for key in ("mean", "std"))
+            return mean, std + self.eps
+        low, high = (np.asarray(self.statistics[key], np.float64) for key in _BOUNDS[self.mode])
+        spread = np.where(high == low, self.eps, high - low)
         return low + spread / 2, spread / 2
 
     def normalize(self, value: np.ndarray) -> np.ndarray:
         """(..., D) SI -> (..., D) float32 as the network sees it."""
         offset, scale = self.affine()
-        return ((np.asarray(value, np.float32) - offset) / scale).astype(np.float32)
+        return ((np.asarray(value, np.float32) - offset) / scale).astype(np.float32)  # the value as LeRobot holds it
 
     def unnormalize(self, value: np.ndarray) -> np.ndarray:
         """(..., D) network output -> (..., D) float64 SI."""
         offset, scale = self.affine()
-        return np.asarray(value, np.float64) * np.float64(scale) + np.float64(offset)
+        return np.asarray(value, np.float64) * scale + offset
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,76 @@
+"""The files of a checkpoint, read so that whatever is missing or damaged is named: file, entry and remedy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from vla_edge.types import VlaEdgeError
+
+
+class CheckpointError(VlaEdgeError):
+    """A checkpoint that is missing, damaged, incomplete, or asks for what this version does not do."""
+
+
+class Document(dict):
+    """A JSON object that knows its file, so that a missing entry is a sentence instead of a KeyError."""
+
+    def __init__(self, path: Path, entries: dict):
+        super().__init__(entries)
+        self.path = path
+
+    def __missing__(self, key):
+        raise CheckpointError(f"{self.path} has no entry {key!r}; copy the file from where the policy was trained")
+
+    def count(self, key: str) -> int:
+        """A whole number of at least one.
+
+        Raises:
+            CheckpointError: it is absent or anything else.
+        """
+        value = self[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise CheckpointError(f"{self.path} says {key} = {value!r}, which must be a whole number of at least 1")
+        return value
+
+
+def read_json(path: Path) -> Document:
+    """A JSON object, every object inside a `Document` too.
+
+    Raises:
+        CheckpointError: there is no such file, or no JSON object in it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda entries: Document(path, entries))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}; copy it from where the policy was trained"
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); copy it again") from error
+    if not isinstance(content, Document):
+        raise CheckpointError(f"{path} does not hold a JSON object; copy it again")
+    return content
+
+
+def read_tensors(path: Path, framework: str) -> dict:
+    """All tensors of a safetensors file, by name.
+
+    Args:
+        framework: "torch" or "numpy".
+
+    Raises:
+        CheckpointError: there is no such file, or it is damaged.
+    """
+    from importlib import import_module
+
+    from safetensors import SafetensorError
+
+    try:
+        return import_module(f"safetensors.{framework}").load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}; copy it from where the policy was trained"
+        ) from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); copy it again") from error

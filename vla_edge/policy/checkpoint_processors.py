@@ -1,0 +1,88 @@
+"""LeRobot's pre- and post-processor of a SmolVLA, as far as it is arithmetic: how text, state and actions are scaled.
+
+The steps that only move data (batch dimension, device, names of a data set) have no counterpart here. A step that is
+not known could be arithmetic too, so it is refused rather than skipped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vla_edge.policy.checkpoint_files import CheckpointError, Document, read_json, read_tensors
+from vla_edge.policy.spec import ACTION, STATE, Normalization, NormalizationMode
+
+PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
+NORMALIZER, UNNORMALIZER, NEW_LINE = "normalizer_processor", "unnormalizer_processor", "smolvla_new_line_processor"
+_MOVING = {"rename_observations_processor", "to_batch_processor", "device_processor"}
+_KNOWN = {
+    PREPROCESSOR: _MOVING | {NORMALIZER, NEW_LINE, "tokenizer_processor"},
+    POSTPROCESSOR: _MOVING | {UNNORMALIZER},
+}
+
+
+@dataclass(frozen=True)
+class Processing:
+    """What the two pipelines do to a SmolVLA's inputs and outputs.
+
+    Attributes:
+        prompt: template of the text given to the tokenizer.
+        state, action: of the (J,) state and the (T, J) actions.
+    """
+
+    prompt: str
+    state: Normalization
+    action: Normalization
+
+
+def read_processing(directory: Path) -> Processing:
+    """Both pipelines of a checkpoint directory.
+
+    Raises:
+        CheckpointError: a file, an entry or a statistic is missing, or a step is not known.
+    """
+    before, after = _steps(directory, PREPROCESSOR), _steps(directory, POSTPROCESSOR)
+    return Processing(
+        prompt="{instruction}\n" if NEW_LINE in before else "{instruction}",
+        state=_normalization(directory, PREPROCESSOR, before, NORMALIZER, STATE),
+        action=_normalization(directory, POSTPROCESSOR, after, UNNORMALIZER, ACTION),
+    )
+
+
+def _steps(directory: Path, pipeline: str) -> dict[str, Document]:
+    path = directory / f"{pipeline}.json"
+    steps = {step.get("registry_name") or step.get("class"): step for step in read_json(path)["steps"]}
+    for name in steps:
+        if name not in _KNOWN[pipeline]:
+            raise CheckpointError(
+                f"{path} has a step {name!r}, which this version does not know and so cannot reproduce; "
+                "take it out if it does not change the policy's inputs or outputs"
+            )
+    return steps
+
+
+def _normalization(
+    directory: Path, pipeline: str, steps: dict[str, Document], name: str, feature: str
+) -> Normalization:
+    path = directory / f"{pipeline}.json"
+    if name not in steps:
+        raise CheckpointError(f"{path} has no {name}, so {feature} cannot be scaled; copy it from the training run")
+    step = steps[name]
+    kind = "STATE" if feature == STATE else "ACTION"
+    modes, prefix = step["config"]["norm_map"], f"{feature}."
+    images = modes.get("VISUAL", NormalizationMode.IDENTITY.value)
+    if images != NormalizationMode.IDENTITY.value:
+        raise CheckpointError(f"{path} scales images by {images}; a SmolVLA takes them as they are (IDENTITY)")
+    statistics = read_tensors(directory / step["state_file"], "numpy") if "state_file" in step else {}
+    try:
+        return Normalization(
+            NormalizationMode(modes[kind]),
+            {
+                key.removeprefix(prefix): tuple(map(float, values))
+                for key, values in statistics.items()
+                if key.startswith(prefix) and values.ndim == 1 and key != f"{prefix}count"
+            },
+            float(step["config"].get("eps", 1e-8)),
+        )
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} does not say how to scale {feature}: {error}; write it again") from error
