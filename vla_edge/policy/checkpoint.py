@@ -24,7 +24,12 @@ __all__ = ["Checkpoint", "CheckpointError", "fingerprint", "load_checkpoint", "l
 ROBOT_FILE = "vla_edge.json"
 WEIGHTS_FILE = "model.safetensors"
 # what would change a SmolVLA's arithmetic and is not written here: option -> value that leaves it alone
-_UNSUPPORTED = {"adapt_to_pi_aloha": False, "use_delta_joint_actions_aloha": False, "empty_cameras": 0, "use_peft": False}
+_UNSUPPORTED = {
+    "adapt_to_pi_aloha": False,
+    "use_delta_joint_actions_aloha": False,
+    "empty_cameras": 0,
+    "use_peft": False,
+}
 # transformers leaves out of a config.json what equals its own defaults
 _VISION_DEFAULTS = {"intermediate_size": 3072, "num_hidden_layers": 12, "layer_norm_eps": 1e-6}
 
