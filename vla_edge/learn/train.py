@@ -22,6 +22,7 @@ import torch
 
 from vla_edge.learn.dataset import Batch, Demonstrations
 from vla_edge.learn.losses import flow_matching_loss, pointer_loss
+from vla_edge.learn.muon import Muon
 from vla_edge.policy.checkpoint_writer import SPECIAL_TOKENS, write_checkpoint, write_tokenizer
 from vla_edge.policy.smolvla import SmolVLA, SmolVLAConfig
 from vla_edge.policy.spec import CameraSpec, PolicySpec
@@ -35,6 +36,7 @@ PROMPT = "{instruction}\n"
 NUM_STEPS = 10
 LANGUAGE_LENGTH = 16
 PADDED_JOINTS = 16
+_OUTER = ("patch_embedding", "state_proj", "action_in", "action_out")
 CAMERA = CameraSpec("head", "observation.images.head", 480, 640, (0, 80, 480, 480), 96, 96)
 
 
@@ -48,16 +50,16 @@ class TrainConfig:
 
     Attributes:
         steps: optimizer steps. batch: frames each. draws: (noise, time) pairs per frame.
-        rate: peak learning rate, after `warmup` steps and before a cosine down to zero. decay: of weights.
+        rate: peak learning rate, after `warmup` steps and before a cosine down to zero. decay: of matrices.
         average: decay of the moving average of the weights, which is what is shipped.
         pointer: weight of the pointer loss. pointer_layers: text layers it supervises.
         state_noise: rad. brightness: relative.
     """
 
-    steps: int = 2600
+    steps: int = 3000
     batch: int = 64
     draws: int = 2
-    rate: float = 1e-3
+    rate: float = 2e-3
     warmup: int = 150
     decay: float = 0.02
     clip: float = 1.0
@@ -82,7 +84,7 @@ def reference_shapes() -> SmolVLAConfig:
 
 
 class Trainer:
-    """One run: policy, its average, optimizer and the demonstrations.
+    """One run: policy, its average, optimizers and the demonstrations.
 
     Args:
         config: of the run. demonstrations: recordings. out: where the run lives.
@@ -111,7 +113,7 @@ class Trainer:
         self.policy = SmolVLA(shapes or reference_shapes())
         initialize(self.policy)
         self.average = copy.deepcopy(self.policy).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(_groups(self.policy, config.decay), lr=config.rate, betas=(0.9, 0.98))
+        self.optimizers = optimizers(self.policy, config)
         self._resume()
 
     def train(self, save_every: int) -> None:
@@ -142,15 +144,17 @@ class Trainer:
         config = self.config
         rng = np.random.default_rng([config.seed, self.step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.rate * schedule(self.step, config)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = config.rate * schedule(self.step, config)
+            optimizer.zero_grad(set_to_none=True)
         flow, pointer = self.losses(self.data.draw(rng, config.batch), rng, generator)
-        self.optimizer.zero_grad(set_to_none=True)
         (flow + config.pointer * pointer).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), config.clip)
         if not torch.isfinite(norm):
             raise TrainingError(f"the gradient of step {self.step} is not finite; lower the learning rate")
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
         # the average follows closely at first, when the weights still move a lot
         keep = min(config.average, (1 + self.step) / (10 + self.step))
@@ -189,7 +193,7 @@ class Trainer:
                 "step": self.step,
                 "policy": self.policy.state_dict(),
                 "average": self.average.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             },
             temporary,
         )
@@ -210,7 +214,8 @@ class Trainer:
                 raise TrainingError(f"{self.out} holds a run with other settings ({different}); choose another --out")
             self.policy.load_state_dict(saved["policy"])
             self.average.load_state_dict(saved["average"])
-            self.optimizer.load_state_dict(saved["optimizer"])
+            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
             self.step = saved["step"]
         except TrainingError:
             raise
@@ -242,14 +247,19 @@ def schedule(step: int, config: TrainConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(config.steps - config.warmup, 1)))
 
 
-def _groups(policy: SmolVLA, decay: float) -> list[dict]:
-    """Matrices decay, norms, biases and tables do not."""
-    linear = {
-        f"{name}.weight" for name, module in policy.named_modules() if isinstance(module, torch.nn.Linear)
+def optimizers(policy: SmolVLA, config: TrainConfig) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon for the matrices inside, AdamW for what meets pixels, joints and words, and for everything else."""
+    inside = {
+        f"{name}.weight"
+        for name, module in policy.named_modules()
+        if isinstance(module, torch.nn.Linear) and not name.endswith(_OUTER)
     }
-    decayed = [parameter for name, parameter in policy.named_parameters() if name in linear]
-    others = [parameter for name, parameter in policy.named_parameters() if name not in linear]
-    return [{"params": decayed, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    matrices = [parameter for name, parameter in policy.named_parameters() if name in inside]
+    others = [parameter for name, parameter in policy.named_parameters() if name not in inside]
+    return (
+        Muon(matrices, config.rate, weight_decay=config.decay),
+        torch.optim.AdamW(others, config.rate, betas=(0.9, 0.98), weight_decay=0.0),
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
