@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_edge.policy.checkpoint_files import CheckpointError, Document, read_json, read_tensors
+from vla_edge.policy.checkpoint_files import CheckpointError, Document, read_json, read_tensors, read_tokenizer
 from vla_edge.policy.checkpoint_processors import Processing, read_processing
 from vla_edge.policy.spec import ACTION, STATE, CameraSpec, PolicySpec
 
@@ -30,8 +30,6 @@ _UNSUPPORTED = {
     "empty_cameras": 0,
     "use_peft": False,
 }
-# transformers leaves out of a config.json what equals its own defaults
-_VISION_DEFAULTS = {"intermediate_size": 3072, "num_hidden_layers": 12, "layer_norm_eps": 1e-6}
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,7 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
     tokenizer = backbone / "tokenizer.json"
     if not tokenizer.is_file():
         raise CheckpointError(f"{backbone} has no tokenizer.json; copy the backbone's tokenizer there")
+    read_tokenizer(tokenizer)
     try:
         spec = _spec(config, robot, read_processing(directory))
     except (AttributeError, TypeError, ValueError) as error:
@@ -102,9 +101,16 @@ def load_policy(checkpoint: Checkpoint):
 
     from vla_edge.policy.smolvla import SmolVLA
     from vla_edge.policy.smolvla_names import from_lerobot
+    from vla_edge.policy.smolvla_shapes import smolvla_config
 
     path = checkpoint.weights_path
-    policy = SmolVLA(smolvla_config(checkpoint))
+    try:
+        policy = SmolVLA(smolvla_config(checkpoint))
+    except (AttributeError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"{checkpoint.config.path} and {checkpoint.backbone.path} do not give the shapes of a SmolVLA: {error}; "
+            "copy both from where the policy was trained"
+        ) from error
     tensors = read_tensors(path, "torch")
     # LeRobot runs a backbone that came with weights of its own in bfloat16, and any other in float32
     vision_dtype = torch.bfloat16 if checkpoint.config.get("load_vlm_weights") else torch.float32
@@ -123,72 +129,6 @@ def load_policy(checkpoint: Checkpoint):
     if broken:
         raise CheckpointError(f"{path} holds values that are not finite, first in {broken[0]}; take an earlier save")
     return policy.float().eval()
-
-
-def smolvla_config(checkpoint: Checkpoint):
-    """Shapes for `SmolVLA` out of both config files.
-
-    Raises:
-        CheckpointError: an entry is missing, or the entries contradict each other.
-    """
-    from vla_edge.policy.smolvla import SmolVLAConfig
-
-    config, backbone, spec = checkpoint.config, checkpoint.backbone, checkpoint.spec
-    text, vision = backbone["text_config"], Document(backbone.path, _VISION_DEFAULTS | backbone["vision_config"])
-    text_layers = config["num_vlm_layers"] if config["num_vlm_layers"] > 0 else text.count("num_hidden_layers")
-    expert_layers = config["num_expert_layers"] if config["num_expert_layers"] > 0 else text_layers
-    if text_layers % expert_layers:
-        raise CheckpointError(
-            f"{config.path} asks for {expert_layers} expert layers beside {text_layers} text layers; one must divide "
-            "the other"
-        )
-    width, heads = text.count("hidden_size"), text.count("num_attention_heads")
-    expert_width = int(width * config["expert_width_multiplier"])
-    patch, factor = vision.count("patch_size"), backbone.get("scale_factor", 2)
-    size = spec.cameras[0].height
-    if any((camera.height, camera.width) != (size, size) for camera in spec.cameras) or size % (patch * factor):
-        raise CheckpointError(
-            f"{config.path} resizes images to {spec.cameras[0].height} x {spec.cameras[0].width} px; this version "
-            f"takes squares whose side is a multiple of {patch * factor} px (patch size times scale factor)"
-        )
-    start, end = _image_markers(checkpoint) if config.get("add_image_special_tokens") else ((), ())
-    return SmolVLAConfig(
-        cameras=len(spec.cameras),
-        image_size=size,
-        patch_size=patch,
-        scale_factor=factor,
-        vision_width=vision.count("hidden_size"),
-        vision_hidden=vision.count("intermediate_size"),
-        vision_layers=vision.count("num_hidden_layers"),
-        vision_heads=vision.count("num_attention_heads"),
-        vision_eps=vision["layer_norm_eps"],
-        vocabulary=text.count("vocab_size"),
-        text_width=width,
-        text_hidden=text.count("intermediate_size"),
-        text_layers=text_layers,
-        heads=heads,
-        kv_heads=text.get("num_key_value_heads") or heads,
-        head_dim=text.get("head_dim") or width // heads,
-        text_eps=text.get("rms_norm_eps", 1e-6),
-        expert_width=expert_width,
-        expert_hidden=expert_hidden(expert_width),
-        expert_every=text_layers // expert_layers,
-        self_attention_every=config["self_attn_every_n_layers"],
-        cross_attention="cross" in config["attention_mode"],
-        chunk_size=spec.chunk_size,
-        max_state_dim=spec.max_state_dim,
-        max_action_dim=spec.max_action_dim,
-        language_length=spec.tokenizer_max_length,
-        min_period=config["min_period"],
-        max_period=config["max_period"],
-        image_start_ids=start,
-        image_end_ids=end,
-    )
-
-
-def expert_hidden(width: int) -> int:
-    """Feed-forward width SmolVLA gives an expert: two thirds of four times its width, rounded up to 256."""
-    return -(-int(2 * width / 3) * 4 // 256) * 256
 
 
 def fingerprint(directory: Path) -> str:
@@ -220,7 +160,14 @@ def _spec(config: Document, robot: Document, processing: Processing) -> PolicySp
     )
     if not cameras:
         raise ValueError("there is no camera among the input features")
-    joints = tuple(robot["joint_names"])
+    joints, dt = tuple(robot["joint_names"]), float(robot["dt"])
+    if len(set(joints)) != len(joints):
+        raise ValueError(f"{ROBOT_FILE} names a joint twice")
+    if not 0 < dt < np.inf:
+        raise ValueError(f"{ROBOT_FILE} says dt = {dt} s")
+    for width_of in ("max_state_dim", "max_action_dim"):
+        if config.count(width_of) < len(joints):
+            raise ValueError(f"{width_of} is {config[width_of]} but {ROBOT_FILE} names {len(joints)} joints")
     for feature, entry in ((STATE, config["input_features"][STATE]), (ACTION, config["output_features"][ACTION])):
         if tuple(entry["shape"]) != (len(joints),):
             raise ValueError(f"{feature} has shape {entry['shape']} but {ROBOT_FILE} names {len(joints)} joints")
@@ -232,7 +179,7 @@ def _spec(config: Document, robot: Document, processing: Processing) -> PolicySp
         joint_names=joints,
         cameras=cameras,
         chunk_size=config.count("chunk_size"),
-        dt=float(robot["dt"]),
+        dt=dt,
         num_steps=config.count("num_steps"),
         max_state_dim=config.count("max_state_dim"),
         max_action_dim=config.count("max_action_dim"),
@@ -254,16 +201,3 @@ def _camera(key: str, shape: list[int], facts: Document, height: int, width: int
     if min(crop) < 0 or crop[0] + crop[2] > source[0] or crop[1] + crop[3] > source[1]:
         raise ValueError(f"camera {name}: crop {crop} leaves the {source[0]} x {source[1]} frame")
     return CameraSpec(name, key, *source, crop, height, width)
-
-
-def _image_markers(checkpoint: Checkpoint) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_path))
-    ids = [tokenizer.token_to_id(token) for token in ("<fake_token_around_image>", "<global-img>")]
-    if None in ids:
-        raise CheckpointError(
-            f"config.json asks for image special tokens, which {checkpoint.tokenizer_path} does not have; "
-            "copy the tokenizer the policy was trained with"
-        )
-    return tuple(ids), (ids[0],)

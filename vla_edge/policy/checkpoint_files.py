@@ -30,7 +30,7 @@ class Document(dict):
         """
         value = self[key]
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(f"{self.path} says {key} = {value!r}, which must be a whole number of at least 1")
+            raise CheckpointError(f"{self.path} says {key} = {value!r}; it must be a whole number of at least 1")
         return value
 
 
@@ -73,4 +73,18 @@ def read_tensors(path: Path, framework: str) -> dict:
             f"{path.parent} has no {path.name}; copy it from where the policy was trained"
         ) from None
     except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); copy it again") from error
+
+
+def read_tokenizer(path: Path):
+    """A Hugging Face `tokenizers.Tokenizer`.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers has no class of its own for it
         raise CheckpointError(f"{path} cannot be read ({error}); copy it again") from error
