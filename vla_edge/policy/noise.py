@@ -10,5 +10,6 @@ import numpy as np
 
 def noise_for(seed: int, stamp_ns: int, shape: tuple[int, ...]) -> np.ndarray:
     """Standard normal noise, `shape` float32 (Philox 4x64, Salmon et al., SC 2011)."""
-    generator = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), stamp_ns & (2**64 - 1)]))
-    return generator.standard_normal(shape, dtype=np.float32)
+    # an array: numpy makes floats of a list that holds a number beyond 2**63, and nanoseconds would be lost
+    key = np.array([seed & (2**64 - 1), stamp_ns & (2**64 - 1)], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).standard_normal(shape, dtype=np.float32)
