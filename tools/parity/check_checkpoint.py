@@ -48,12 +48,13 @@ def main() -> int:
         if previous is not None:
             changed.append(np.abs(motion - previous).mean())
         previous = motion
+    apart = np.mean(changed) if changed else float("nan")
     print(
         f"{arguments.observations} observations, {theirs.shape[0]} points of {theirs.shape[1]} joints, "
         f"{ours.num_steps} flow steps\n"
         f"largest difference {largest:.2e} rad (allowed {arguments.tolerance:.0e})\n"
-        f"for scale: a motion's standard deviation is {np.mean(moved):.3f} rad, and two observations' motions differ by "
-        f"{np.mean(changed) if changed else float('nan'):.3f} rad on average"
+        f"for scale: a motion's standard deviation is {np.mean(moved):.3f} rad, "
+        f"and the motions of two observations are {apart:.3f} rad apart on average"
     )
     return 0 if largest <= arguments.tolerance else 1
 

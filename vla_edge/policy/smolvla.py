@@ -296,9 +296,10 @@ class SmolVLA(nn.Module):
         )
         image = TensorSpec("image", (1, 3, c.image_size, c.image_size))
         tokens = TensorSpec("image_tokens", (1, c.image_tokens, c.text_width))
+        x, velocity = TensorSpec("x", actions), TensorSpec("velocity", actions)
         return (
             Stage("vision", self.vision, (image,), (tokens,)),
             Stage("prefix", self.prefix, observation, cache),
             Stage("time", self.time, (TensorSpec("time", (1,)),), (condition,)),
-            Stage("denoise", self.denoise, (TensorSpec("x", actions), condition, *cache), (TensorSpec("velocity", actions),)),
+            Stage("denoise", self.denoise, (x, condition, *cache), (velocity,)),
         )
