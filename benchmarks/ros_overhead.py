@@ -38,7 +38,7 @@ def measure(options) -> list[Row]:
     bundle = engine(options.bundle)
     with LiveNodes() as nodes, Listener() as listener:
         nodes.source("30", "250", INSTRUCTION)
-        nodes.node("vla_node", bundle=bundle, rate=options.rate, threads=1, status_period=0.5, start_on_activate="false")
+        nodes.node("vla_node", bundle=bundle, rate=options.rate, threads=1, start_on_activate="false")
         try:
             listener.conductor.bring_up("vla", 60.0)
             settle(3.0, "settling")

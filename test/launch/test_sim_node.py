@@ -13,6 +13,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Bool, Float64MultiArray, Int64, String
 
 from vla_edge.nodes import convert, qos
+from vla_edge.observe.image import decode_compressed
 from vla_edge.sim.view import RecordedView
 from vla_edge.sim.world import HOME, TabletopWorld
 
@@ -62,7 +63,7 @@ def test_the_same_seed_sets_up_the_same_scene(sim, peer):
     wait_for(lambda: len(pictures) > 3, 30.0, "pictures")
     world = TabletopWorld()
     world.reset(31)
-    seen = convert.compressed_decoder(pictures[-1], (480, 640))()
+    seen = decode_compressed(pictures[-1].data, (480, 640))
     assert np.abs(seen.astype(int) - world.render(480, 640, "head")).mean() < 6
 
 

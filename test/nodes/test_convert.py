@@ -12,6 +12,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from vla_edge.nodes import convert
 from vla_edge.nodes.sinks import SINKS
+from vla_edge.nodes.wire import WireError, read_image
 from vla_edge.types import ActionChunk, JointCommand
 from vla_edge.types import JointState as State
 
@@ -35,10 +36,13 @@ def test_a_chunk_goes_over_the_wire_unchanged():
     np.testing.assert_array_equal(back.positions, chunk().positions)
 
 
-def test_the_reused_message_is_that_of_a_fresh_one():
-    write = convert.ChunkWriter(NAMES, 5, 0.05)
+@pytest.mark.parametrize("names", (("a",), NAMES, ("a_joint_with_a_long_name", "b")))
+def test_a_chunk_written_into_place_is_the_same_to_the_last_byte(names):
+    write = convert.ChunkWriter(names, 5, 0.05)
     for seed in range(3):
-        assert serialize_message(write(chunk(seed))) == serialize_message(convert.to_trajectory(chunk(seed)))
+        positions = np.random.default_rng(seed).normal(size=(5, len(names)))
+        fresh = ActionChunk(STAMP + seed, names, positions, 0.05)
+        assert write(fresh) == serialize_message(convert.to_trajectory(fresh))
 
 
 @pytest.mark.parametrize("damage", ("points", "length", "time", "names"))
@@ -68,8 +72,30 @@ def test_a_compressed_picture_looks_the_same():
     pixels = np.repeat(gradient[:, :, None], 3, axis=2)
     message = over_the_wire(convert.to_jpeg(STAMP, "head", pixels, 95))
     assert isinstance(message, CompressedImage)
-    decoded = convert.compressed_decoder(message, (48, 64))()
+    data = serialize_message(message)
+    decoded = convert.decoder(read_image(data, compressed=True), data, (48, 64))()
     assert np.abs(decoded.astype(int) - pixels).mean() < 3
+
+
+@pytest.mark.parametrize("frame_id", ("", "a", "head", "a_long_frame_id"))
+@pytest.mark.parametrize("encoding", ("rgb8", "mono8", "yuv422_yuy2"))
+def test_an_image_read_in_place_is_the_message(frame_id, encoding):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
+    message = convert.to_image(STAMP, frame_id, pixels)
+    message.encoding, message.step = encoding, 30
+    image = read_image(serialize_message(message))
+    assert (image.stamp_ns, image.encoding) == (STAMP, encoding)
+    assert (image.height, image.width, image.step) == (6, 10, 30)
+    assert bytes(image.data) == pixels.tobytes()
+
+
+def test_bytes_that_are_no_image_are_refused_wherever_they_end():
+    whole = serialize_message(convert.to_image(STAMP, "head", np.zeros((4, 4, 3), np.uint8)))
+    for end in range(len(whole)):
+        with pytest.raises(WireError):
+            read_image(whole[:end])
+    with pytest.raises(WireError):
+        read_image(b"\x07" + whole[1:])
 
 
 def test_joint_states_and_commands_keep_every_value():

@@ -24,6 +24,7 @@ class ControlInputs:
     Args:
         node: subscribes and serves.
         process: the controller.
+        priority: of the thread that takes joint states in, see `run.prioritize`.
 
     Attributes:
         bad_joint_states, bad_chunks: messages refused before they reached the controller.
@@ -31,7 +32,7 @@ class ControlInputs:
         rearm_at_next_joints: arm once the next joint state has been handed over.
     """
 
-    def __init__(self, node, process: ControllerProcess):
+    def __init__(self, node, process: ControllerProcess, priority: int = 0):
         self._node, self._process = node, process
         self._read_joints = JointStateReader(process.joint_names)
         self.bad_joint_states = self.bad_chunks = 0
@@ -43,7 +44,8 @@ class ControlInputs:
             make(Bool, "emergency_stop", self._on_emergency_stop, qos.LATCHED),
             make(Float64, "speed_scale", self._on_speed_scale, qos.LATCHED),
         ]
-        self._joints = StreamThread([Stream(node, JointState, "joint_states", self._on_joints, qos.SENSOR)])
+        joints = Stream(node, JointState, "joint_states", self._on_joints, qos.SENSOR)
+        self._joints = StreamThread([joints], 0.0, "joint_states", priority)
         self._services = [
             serve(Trigger, f"~/{name}", lambda request, response, order=order: self._answer(order, response))
             for name, order in ORDERS.items()

@@ -73,7 +73,7 @@ class ControllerNode(LifecycleNode):
         self._process = ControllerProcess(robot, joints, config, CommandPublisher, command, realtime)
         self._process.start()
         prioritize(values.feed_priority)
-        self._inputs = ControlInputs(self, self._process)
+        self._inputs = ControlInputs(self, self._process, values.feed_priority)
         self._health = Health(self, robot.name)
         self._timer = self.create_timer(values.status_period, self._report)
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import array
 import functools
+import struct
+import sys
 import time
 from collections.abc import Callable
 
 import numpy as np
 from builtin_interfaces.msg import Duration, Time
+from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CompressedImage, Image, JointState as JointStateMessage
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from vla_edge.nodes.wire import WireImage
 from vla_edge.observe.image import ImageError, decode_compressed, decode_image
 from vla_edge.types import NANOSECONDS, ActionChunk, JointCommand, JointState, VlaEdgeError
 
@@ -69,9 +73,18 @@ def image_decoder(message: Image) -> Callable[[], np.ndarray]:
     return decode
 
 
-def compressed_decoder(message, expected: tuple[int, int]) -> Callable[[], np.ndarray]:
-    """Decodes a compressed image when called: (H, W, 3) uint8 RGB, or ImageError."""
-    return lambda: decode_compressed(message.data, expected, message.format)
+def decoder(image: WireImage, data: bytes, expected: tuple[int, int]) -> Callable[[], np.ndarray]:
+    """Decodes a received image when called: (H, W, 3) uint8 RGB, or ImageError.
+
+    Args:
+        data: the serialized message that `image` was read from; cv_bridge wants it whole.
+        expected: (height, width) of a compressed one.
+    """
+    if not image.height:
+        return lambda: decode_compressed(image.data, expected, image.encoding)
+    if _cv_bridge() is not None:
+        return lambda: image_decoder(deserialize_message(data, Image))()
+    return lambda: decode_image(image.encoding, image.height, image.width, image.step, image.data)
 
 
 def to_image(stamp_ns: int, frame_id: str, pixels: np.ndarray) -> Image:
@@ -140,7 +153,9 @@ def to_trajectory(chunk: ActionChunk) -> JointTrajectory:
 
 
 class ChunkWriter:
-    """`to_trajectory` into one message that is filled again and again.
+    """`to_trajectory`, serialized: only the stamp and the numbers of one prepared message change.
+
+    rclpy takes half a millisecond to convert and serialize 32 points of 15 joints; this takes a twentieth of it.
 
     Args:
         joint_names: J joints of every chunk.
@@ -149,16 +164,21 @@ class ChunkWriter:
     """
 
     def __init__(self, joint_names: tuple[str, ...], points: int, dt: float):
-        self._message = to_trajectory(ActionChunk(0, joint_names, np.zeros((points, len(joint_names))), dt))
-        self._rows = [np.frombuffer(point.positions) for point in self._message.points]
+        # A number for every place, none of them like another or like anything else in the message, shows where it lies.
+        places = np.pi * np.arange(1.0, points * len(joint_names) + 1).reshape(points, len(joint_names))
+        self._data = bytearray(serialize_message(to_trajectory(ActionChunk(0, joint_names, places, dt))))
+        starts = [self._data.index(row.tobytes()) for row in places]
+        self._rows = [np.frombuffer(self._data, np.float64, len(joint_names), start) for start in starts]
+        if sys.byteorder != "little" or not self._data[1] & 1:
+            raise RuntimeError("the middleware does not serialize little-endian numbers; publish `to_trajectory` instead")
 
-    def __call__(self, chunk: ActionChunk) -> JointTrajectory:
-        """The message for `chunk`; the same object at every call."""
-        stamp = self._message.header.stamp
-        stamp.sec, stamp.nanosec = divmod(chunk.stamp_ns, NANOSECONDS)
+    def __call__(self, chunk: ActionChunk) -> bytes:
+        """The serialized message for `chunk`."""
+        # After the four bytes that tell the encoding, a message with a header begins with its stamp.
+        struct.pack_into("<iI", self._data, 4, *divmod(chunk.stamp_ns, NANOSECONDS))
         for row, values in zip(self._rows, chunk.positions):
             row[:] = values
-        return self._message
+        return bytes(self._data)
 
 
 def to_chunk(message: JointTrajectory) -> ActionChunk:

@@ -10,6 +10,7 @@ from std_msgs.msg import String
 
 from vla_edge.nodes import convert, qos
 from vla_edge.nodes.stream import Stream, StreamThread
+from vla_edge.nodes.wire import read_image
 from vla_edge.observe.align import Aligner, Frame
 from vla_edge.observe.image import check_image
 from vla_edge.observe.joints import JointStateReader
@@ -27,6 +28,7 @@ class ObservationInputs:
         check_instruction: raises VlaEdgeError on an instruction the policy cannot be given.
         on_frame: called with the arrival (steady clock, ns) of each good frame of the first camera.
         raw: subscribe to raw images, otherwise to compressed ones.
+        priority: of the threads that take joint states and images in, see `run.prioritize`.
 
     Attributes:
         rejected: source -> messages refused.
@@ -42,6 +44,7 @@ class ObservationInputs:
         check_instruction: Callable[[str], object],
         on_frame: Callable[[int], None],
         raw: bool,
+        priority: int = 0,
     ):
         self._node, self._aligner, self._on_frame = node, aligner, on_frame
         self._check_instruction = check_instruction
@@ -51,7 +54,9 @@ class ObservationInputs:
         self.last_problem = ""
         # Joints are looked up at the stamp of a frame, which takes longer to arrive: a few at a time are soon enough.
         self._streams = [
-            StreamThread([Stream(node, JointState, "joint_states", self._on_joints, qos.STREAM)], 0.01, "joint_states")
+            StreamThread(
+                [Stream(node, JointState, "joint_states", self._on_joints, qos.STREAM)], 0.01, "joint_states", priority
+            )
         ]
         self._subscriptions = [
             node.create_subscription(String, "instruction", self._on_instruction, qos.LATCHED),
@@ -60,7 +65,7 @@ class ObservationInputs:
             callback = self._image_callback(camera, pacing=camera is spec.cameras[0], raw=raw)
             topic = f"{camera.name}/image" + ("" if raw else "/compressed")
             kind = Image if raw else CompressedImage
-            self._streams.append(StreamThread([Stream(node, kind, topic, callback, qos.SENSOR)], name=topic))
+            self._streams.append(StreamThread([Stream(node, kind, topic, callback, qos.SENSOR, raw=True)], 0.0, topic, priority))
 
     def destroy(self) -> None:
         """Ends the subscriptions."""
@@ -72,20 +77,18 @@ class ObservationInputs:
     def _image_callback(self, camera: CameraSpec, pacing: bool, raw: bool):
         expected, source = (camera.source_height, camera.source_width), f"camera {camera.name}"
 
-        def on_image(message, info):
+        def on_image(data: bytes, info):
             self.received[source] += 1
             try:
+                image = read_image(data, compressed=not raw)
                 if raw:
-                    m = message
-                    check_image(m.encoding, m.height, m.width, m.step, len(m.data), expected)
-                    decode = convert.image_decoder(m)
-                else:
-                    decode = convert.compressed_decoder(message, expected)
+                    check_image(image.encoding, image.height, image.width, image.step, len(image.data), expected)
+                decode = convert.decoder(image, data, expected)
             except VlaEdgeError as error:
                 self._reject(source, error)
                 return
             arrival_ns = convert.arrival_of(info)
-            self._aligner.add_frame(camera.name, Frame(convert.stamp_of(message), arrival_ns, decode))
+            self._aligner.add_frame(camera.name, Frame(image.stamp_ns, arrival_ns, decode))
             if pacing:
                 self._on_frame(arrival_ns)
 

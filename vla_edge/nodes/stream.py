@@ -15,6 +15,8 @@ import rclpy
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.qos import QoSProfile
 
+from vla_edge.nodes.run import prioritize
+
 
 class Stream:
     """One subscription outside any executor.
@@ -63,10 +65,11 @@ class StreamThread:
     Args:
         streams: drained as soon as one has a message.
         rest: s to sleep after each round; what comes meanwhile is taken together, at the cost of its age.
+        priority: of SCHED_FIFO for the thread, where it is granted; 0 for none.
     """
 
-    def __init__(self, streams: Sequence[Stream], rest: float = 0.0, name: str = "streams"):
-        self._streams, self._rest = list(streams), rest
+    def __init__(self, streams: Sequence[Stream], rest: float = 0.0, name: str = "streams", priority: int = 0):
+        self._streams, self._rest, self._priority = list(streams), rest, priority
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -79,6 +82,7 @@ class StreamThread:
             stream.destroy()
 
     def _run(self) -> None:
+        prioritize(self._priority, [0])
         context = self._streams[0]._node.context
         wait_set = rclpy_implementation.WaitSet(len(self._streams), 0, 0, 0, 0, 0, context.handle)
         while not self._end.is_set() and context.ok():

@@ -7,19 +7,18 @@ Whatever arrives damaged is refused, counted and named in the diagnostics, and t
 from __future__ import annotations
 
 import sys
-import time
-from pathlib import Path
 
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from vla_edge.nodes import convert, qos
-from vla_edge.nodes.health import Health, Level, latency_values
 from vla_edge.nodes.inputs import ObservationInputs
-from vla_edge.nodes.params import Parameter, ParameterError, Parameters
-from vla_edge.nodes.run import nice, run_node
-from vla_edge.observe.align import Aligner, Readiness
+from vla_edge.nodes.open_runner import open_runner
+from vla_edge.nodes.params import Parameter, Parameters
+from vla_edge.nodes.run import prioritize, run_node
+from vla_edge.nodes.vla_status import VlaStatus
+from vla_edge.observe.align import Aligner
 from vla_edge.serve.inference_loop import InferenceLoop
 from vla_edge.types import ActionChunk, VlaEdgeError
 
@@ -33,7 +32,7 @@ PARAMETERS = (
     Parameter("max_skew", 0.1, "s between a frame and the joint state or further frames used with it", 0.001, 10.0),
     Parameter("max_age", 0.5, "s of silence after which a source is stale", 0.01, 60.0),
     Parameter("start_on_activate", True, "serve at once; otherwise wait for ~/start"),
-    Parameter("nice", -5, "steps ahead of (below 0) or back behind other processes; ahead only where it is allowed", -20, 19),
+    Parameter("priority", 10, "SCHED_FIFO priority asked for, to be below the controller's; 0 for none", 0, 98),
     Parameter("status_period", 1.0, "s between diagnostics", 0.1, 60.0),
 )
 
@@ -58,27 +57,30 @@ class VlaNode(LifecycleNode):
 
     def _configure(self, values) -> None:
         self._values = values
-        nice(values.nice)  # before the engine makes its threads, which take it over
-        self._runner = open_runner(values)
+        prioritize(values.priority)  # the middleware's threads, and not those the engine will make
+        self._runner = open_runner(values.bundle, values.num_steps or None, values.threads or None)
         self._runner.warm_up()
         spec = self._runner.spec
         self._aligner = Aligner([camera.name for camera in spec.cameras], values.max_skew, values.max_age)
-        self._loop = InferenceLoop(self._aligner.align, self._infer, self._publish, values.rate, self._warn)
+        self._loop = InferenceLoop(
+            self._aligner.align, self._infer, self._publish, values.rate, self._warn,
+            lambda: prioritize(values.priority, [0]),
+        )
         self._chunks = self.create_publisher(
             JointTrajectory, "action_chunk", qos.chunk(1.0 / values.rate, spec.chunk_size * spec.dt)
         )
         self._write = convert.ChunkWriter(spec.joint_names, spec.chunk_size, spec.dt)
         raw = values.image_transport == "raw"
         self._inputs = ObservationInputs(
-            self, spec, self._aligner, self._runner.check_instruction, self._loop.frame_arrived, raw
+            self, spec, self._aligner, self._runner.check_instruction, self._loop.frame_arrived, raw,
+            values.priority,
         )
-        self._health = Health(self, str(self._runner.description().get("name", "")))
+        self._status = VlaStatus(self, self._runner, self._loop, self._inputs, self._aligner, values.rate)
         self._switches = [
             self.create_service(Trigger, "~/start", self._on_start),
             self.create_service(Trigger, "~/stop", self._on_stop),
         ]
         self._timer = self.create_timer(values.status_period, self._report)
-        self._last_report = (time.monotonic(), 0)
         self.get_logger().info(f"ready: {values.bundle}, {values.rate:g} chunks/s")
 
     def on_activate(self, state) -> TransitionCallbackReturn:
@@ -94,7 +96,7 @@ class VlaNode(LifecycleNode):
 
     def on_cleanup(self, state) -> TransitionCallbackReturn:
         self.close()
-        self._health.destroy()
+        self._status.destroy()
         for service in self._switches:
             self.destroy_service(service)
         self.destroy_timer(self._timer)
@@ -135,50 +137,11 @@ class VlaNode(LifecycleNode):
         return response
 
     def _report(self) -> None:
-        loop, inputs, now = self._loop, self._inputs, time.monotonic()
-        (before, chunks), self._last_report = self._last_report, (now, loop.chunks)
-        alignment, rate = loop.state, (loop.chunks - chunks) / (now - before)
-        values = {"state": alignment.readiness.value, "serving": loop.running, "chunks": loop.chunks, "rate_hz": rate}
-        for name, latency in (
-            ("observation_to_chunk", loop.arrival_to_chunk), ("overhead", loop.overhead), ("waited", loop.waited),
-        ):
-            values |= latency_values(name, latency.summary())
-        for stage, summary in loop.stages.summaries().items():
-            values |= latency_values(f"stage.{stage}", summary)
-        values |= {f"received.{source}": count for source, count in inputs.received.items()}
-        values |= {f"rejected.{source}": count for source, count in inputs.rejected.items()}
-        values |= {"rejected.observations": loop.refused.total() + self._aligner.rejected.total()}
-        values |= {"last_problem": inputs.last_problem}
-        values |= {f"engine.{key}": value for key, value in self._runner.description().items()}
-        slow = loop.running and loop.stages.summaries().get("engine")
-        if not loop.running:
-            self._health.publish(Level.OK, "stopped", values)
-        elif alignment.readiness is not Readiness.READY:
-            self._health.publish(Level.WARN, alignment.reason, values)
-        elif slow and slow.p95 > 1.0 / self._values.rate:
-            self._health.publish(Level.WARN, f"the engine needs {1e3 * slow.p95:.0f} ms, longer than a period", values)
-        else:
-            self._health.publish(Level.OK, f"{rate:.1f} chunks/s", values)
-
-
-def open_runner(values):
-    """The engine that the parameters name, as a Runner.
-
-    Raises:
-        ParameterError, BundleError, CheckpointError, RunnerError: there is none, or it cannot be run here.
-    """
-    from vla_edge.engine.runner import Runner
-
-    if not values.bundle:
-        raise ParameterError("parameter bundle is '', allowed is the directory of an engine bundle; build one first")
-    steps = values.num_steps or None
-    if (Path(values.bundle) / "config.json").is_file():
-        return Runner.from_checkpoint(values.bundle, steps)
-    return Runner.from_bundle(values.bundle, steps, values.threads or None)
+        self._status.report(self._active)
 
 
 def main(args=None) -> None:
     """Runs the node."""
     # Inference gives the interpreter away at every stage, and must not wait 5 ms to have it back.
-    sys.setswitchinterval(0.0005)
+    sys.setswitchinterval(0.0002)
     run_node(VlaNode, args)

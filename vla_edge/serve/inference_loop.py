@@ -50,6 +50,7 @@ class InferenceLoop:
         publish: takes the chunk; called from the loop's thread.
         rate_hz: inferences per second, as long as the engine keeps up.
         on_problem: called with a sentence when an observation was refused or the engine failed.
+        on_thread: called first in the loop's thread, for example to ask for its priority.
 
     Attributes:
         chunks: published so far.
@@ -66,8 +67,10 @@ class InferenceLoop:
         publish: Callable[[ActionChunk], None],
         rate_hz: float,
         on_problem: Callable[[str], None] = lambda sentence: None,
+        on_thread: Callable[[], object] = lambda: None,
     ):
         self._align, self._infer, self._publish, self._on_problem = align, infer, publish, on_problem
+        self._on_thread = on_thread
         self._period_ns = NANOSECONDS / rate_hz
         self._condition = threading.Condition()
         self._due = False
@@ -116,6 +119,7 @@ class InferenceLoop:
             self._thread.join(timeout)
 
     def _serve(self) -> None:
+        self._on_thread()
         while True:
             with self._condition:
                 # The timeout keeps `state` true while no frame comes at all.

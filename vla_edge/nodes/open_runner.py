@@ -1,0 +1,27 @@
+"""The engine that a parameter names: a bundle, or the checkpoint itself in full precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vla_edge.nodes.params import ParameterError
+
+
+def open_runner(directory: str, num_steps: int | None, threads: int | None):
+    """A Runner, not yet warmed up.
+
+    Args:
+        directory: bundle, or checkpoint (which needs torch).
+        num_steps: flow steps; its own when None.
+        threads: of a bundle's stages; as measured at build time when None.
+
+    Raises:
+        ParameterError, BundleError, CheckpointError, RunnerError: there is none, or it cannot be run here.
+    """
+    from vla_edge.engine.runner import Runner
+
+    if not directory:
+        raise ParameterError("parameter bundle is '', allowed is the directory of an engine bundle; build one first")
+    if (Path(directory) / "config.json").is_file():
+        return Runner.from_checkpoint(directory, num_steps)
+    return Runner.from_bundle(directory, num_steps, threads)

@@ -1,0 +1,83 @@
+"""Image messages read in place, from their serialized form: a frame that is not used costs one copy and no more.
+
+The layout is OMG CDR (version 1, as every ROS 2 middleware sends it): four bytes that tell the byte order, then the
+fields in the order of the message definition, each aligned to its own size.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from vla_edge.observe.image import ImageError
+from vla_edge.types import NANOSECONDS
+
+
+class WireError(ImageError):
+    """Bytes that are not the message they came as."""
+
+
+@dataclass(frozen=True)
+class WireImage:
+    """sensor_msgs/Image or CompressedImage; `data` is a view of the bytes that were received.
+
+    Attributes:
+        stamp_ns: of the header.
+        encoding: of pixels, or the `format` of a compressed image.
+        height, width, step: zero for a compressed image.
+    """
+
+    stamp_ns: int
+    encoding: str
+    height: int
+    width: int
+    step: int
+    data: memoryview
+
+
+class _Reader:
+    def __init__(self, data: bytes):
+        self._data, self._at = memoryview(data), 4
+        if len(data) < 4 or data[0] != 0 or data[1] not in (0, 1):
+            raise WireError("an image message is not in CDR; is its publisher another middleware's?")
+        self._order = "<" if data[1] else ">"
+
+    def number(self, kind: str) -> int:
+        size = struct.calcsize(kind)
+        self._at += -(self._at - 4) % size
+        (value,) = struct.unpack_from(self._order + kind, self._data, self._at)
+        self._at += size
+        return value
+
+    def block(self) -> memoryview:
+        length = self.number("I")
+        block = self._data[self._at : self._at + length]
+        if len(block) != length:
+            raise WireError(f"an image message announces {length} bytes and has {len(block)}; it was cut on its way")
+        self._at += length
+        return block
+
+    def text(self) -> str:
+        return bytes(self.block()).rstrip(b"\0").decode(errors="replace")
+
+    def stamp_ns(self) -> int:
+        return self.number("i") * NANOSECONDS + self.number("I")
+
+
+def read_image(data: bytes, compressed: bool = False) -> WireImage:
+    """The image in a serialized message.
+
+    Raises:
+        WireError: the bytes are not such a message.
+    """
+    try:
+        reader = _Reader(data)
+        stamp_ns = reader.stamp_ns()
+        reader.text()  # frame_id
+        if compressed:
+            return WireImage(stamp_ns, reader.text(), 0, 0, 0, reader.block())
+        height, width, encoding = reader.number("I"), reader.number("I"), reader.text()
+        reader.number("B")  # is_bigendian means nothing for bytes
+        return WireImage(stamp_ns, encoding, height, width, reader.number("I"), reader.block())
+    except struct.error as error:
+        raise WireError(f"an image message is cut short: {error}; it was damaged on its way") from None
