@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterable, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,6 +25,8 @@ from vla_edge.types import Observation
 
 Progress = Callable[[float, str], None]
 PROFILE_REPEATS = 20
+# Below this, PyTorch's threads wait for each other longer than they work, and far longer on a busy machine.
+PARAMETERS_WORTH_THREADS = 50_000_000
 
 
 def build(
@@ -70,7 +73,9 @@ def build(
         return target.expanduser().resolve()
     with writing(target) as directory:
         job = _Build(loaded, recipe, backend, runtime, directory, tell, {} if traced is None else traced)
-        write_manifest(directory, {**job.run(calibration), "build_key": key})
+        with _torch_threads(loaded.weights_path.stat().st_size // 4):
+            manifest = job.run(calibration)
+        write_manifest(directory, {**manifest, "build_key": key})
         tell(1.0, "writing the bundle")
     return target.expanduser().resolve()
 
@@ -222,6 +227,19 @@ class _Build:
                 )
             )
         return entries
+
+
+@contextmanager
+def _torch_threads(parameters: int):
+    """As many threads as a policy of that size keeps busy."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if parameters >= PARAMETERS_WORTH_THREADS else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _calibration_source(calibration, checkpoint: Path):
