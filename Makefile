@@ -8,7 +8,6 @@ SHELL := /bin/bash
 ENV := source tools/env.sh
 PYTEST := python -m pytest
 ARGS ?=
-CI_PYTEST ?=
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
