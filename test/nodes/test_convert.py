@@ -13,6 +13,7 @@ from trajectory_msgs.msg import JointTrajectory
 from vla_edge.nodes import convert
 from vla_edge.nodes.sinks import SINKS
 from vla_edge.nodes.wire import WireError, read_image
+from vla_edge.observe.image import decode_image
 from vla_edge.types import ActionChunk, JointCommand
 from vla_edge.types import JointState as State
 
@@ -136,3 +137,12 @@ def test_every_sink_tells_the_newest_command(sink):
             np.testing.assert_array_equal(message.points[0].positions, values[0])
             np.testing.assert_array_equal(message.points[0].velocities, values[1])
             assert message.points[0].time_from_start.nanosec == 2_000_000
+
+
+@pytest.mark.skipif(convert._cv_bridge() is None, reason="this distribution has no cv_bridge")
+def test_cv_bridge_gives_the_pixels_that_are_read_without_it():
+    for encoding, channels in (("rgb8", 3), ("bgr8", 3), ("rgba8", 4), ("bgra8", 4), ("mono8", 1), ("yuv422", 2)):
+        pixels = np.random.default_rng(0).integers(0, 256, 6 * 10 * channels, dtype=np.uint8).tobytes()
+        message = Image(height=6, width=10, encoding=encoding, step=10 * channels, data=pixels)
+        expected = decode_image(encoding, 6, 10, 10 * channels, pixels)
+        np.testing.assert_array_equal(convert.image_decoder(message)(), expected, err_msg=encoding)

@@ -18,6 +18,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar
 
+from vla_edge.resources import share_directory
 from vla_edge.types import VlaEdgeError
 
 WEIGHTS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4}
@@ -196,16 +197,8 @@ def parse_recipe(plain, where: str = "recipe", name: str = "custom") -> Recipe:
 
 
 def recipe_directory() -> Path:
-    """Where the shipped recipes are: in a source checkout, or installed with the package."""
-    source = Path(__file__).resolve().parents[2] / "config" / "recipes"
-    if source.is_dir():
-        return source
-    try:
-        from ament_index_python.packages import get_package_share_directory
-
-        return Path(get_package_share_directory("vla_edge")) / "config" / "recipes"
-    except (ImportError, LookupError):
-        return source
+    """Where the shipped recipes are."""
+    return share_directory() / "config" / "recipes"
 
 
 def _build(kind: type, plain, where: str):
