@@ -134,8 +134,8 @@ def check(result: Verification, accept: Accept) -> None:
             stage = max(result.stages, key=lambda s: max(row["relative_l2"] for row in result.stages[s].values()))
             raise VerifyError(
                 f"the engine is too far from full precision: {name} is {value:.4g}, {side} the recipe's {limit:g} "
-                f"({result.frames} observations; stage {stage} errs most); keep more layers in higher precision or "
-                "change accept"
+                f"({result.frames} observations, action error {100 * result.action_error_rel:.2f} % of the motion; "
+                f"stage {stage} errs most); keep more layers in higher precision or change accept"
             )
 
 
