@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from tiny import JOINTS, make_observations
@@ -9,6 +11,7 @@ from tiny import JOINTS, make_observations
 from vla_edge.compress.recipe import Accept
 from vla_edge.engine.runner import Inference, Runner
 from vla_edge.engine.verify import VerifyError, check, compare, compare_stages
+from vla_edge.policy.preprocess import positions_by_name
 from vla_edge.types import ActionChunk, InferenceTiming
 
 
@@ -48,6 +51,37 @@ def test_a_known_error_is_found_in_radians_and_relative_to_the_motion(reference)
     assert found.motion_std_rad == pytest.approx(np.std(motions))
     assert found.action_error_rel == pytest.approx(0.01 / np.std(motions))
     assert found.relative_l2 == pytest.approx(np.sqrt(5 * 8 * 0.03**2 / np.square(motions).sum()))
+
+
+class Moving:
+    """A policy that moves joint 0 by the amount an observation's stamp stands for; `error` more in joint 1."""
+
+    stages: dict = {}
+    spec = SimpleNamespace(joint_names=JOINTS)
+
+    def __init__(self, amounts, error: float = 0.0):
+        self._amounts, self._error = amounts, error
+
+    def infer(self, observation, seed):
+        motion = np.zeros((8, 3))
+        motion[:, 0], motion[:, 1] = self._amounts[observation.stamp_ns], self._error
+        positions = positions_by_name(observation.joints, JOINTS) + motion
+        return Inference(ActionChunk(observation.stamp_ns, JOINTS, positions, 0.05), InferenceTiming(0.0))
+
+    def stage_inputs(self, observation, seed):
+        return ()
+
+
+def test_a_robot_at_rest_does_not_fail_an_engine_and_a_wrong_direction_does():
+    observations = make_observations(8)
+    stamps = [o.stamp_ns for o in observations]
+    at_rest = dict.fromkeys(stamps, 0.2) | {stamps[-1]: 0.001}
+    found = compare(Moving(at_rest, 0.002), Moving(at_rest), observations)
+    assert found.cosine_min < 0.5 and found.cosine > 0.999
+    check(found, Accept(cosine=0.995))
+    backwards = at_rest | {stamps[3]: -0.2}
+    found = compare(Moving(backwards), Moving(at_rest), observations)
+    assert found.cosine == pytest.approx(5 / 7, abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ class Accept:
 
     Attributes:
         action_error_rel: mean absolute difference of the chunks over the standard deviation of the motion, at most.
-        cosine: smallest cosine between the motions, over observations, at least.
+        cosine: cosine between the motions, all observations together, at least.
         relative_l2: norm of the difference over the norm of the motion, at most.
         joint_error_rad: mean absolute difference of the worst joint, rad, at most.
     """

@@ -34,7 +34,9 @@ class Verification:
         motion_std_rad: standard deviation of the reference's motion (targets minus current positions), rad.
         action_error_rel: the first over the second.
         frame_error_rel: 5th and 95th percentile over frames of the same ratio.
-        cosine_min, cosine_mean: between the two motions, over frames.
+        cosine: between the two motions, all frames together.
+        cosine_min, cosine_mean: the same of single frames. At rest there is hardly a motion and so no direction to
+            keep: a frame there can have a low cosine at an error that no joint shows.
         relative_l2: norm of the difference over the norm of the motion, all frames together.
         per_joint: joint -> mean absolute difference, rad.
         per_step: (T,) mean absolute difference at each point of the chunk, rad.
@@ -46,6 +48,7 @@ class Verification:
     motion_std_rad: float
     action_error_rel: float
     frame_error_rel: tuple[float, float]
+    cosine: float
     cosine_min: float
     cosine_mean: float
     relative_l2: float
@@ -73,14 +76,15 @@ def compare(
     Raises:
         VlaEdgeError: one of them refuses an observation.
     """
-    errors, cosines, scale, squares = [], [], MotionScale(), np.zeros(2)
+    errors, motions, cosines, scale, squares = [], [], [], MotionScale(), np.zeros(2)
     for index, observation in enumerate(observations):
         ours = engine.infer(observation, seed=seed).chunk.positions
         theirs = reference.infer(observation, seed=seed).chunk.positions
         current = positions_by_name(observation.joints, reference.spec.joint_names)
         scale.add(theirs, current)
         errors.append(np.abs(ours - theirs))
-        cosines.append(cosine(ours - current, theirs - current))
+        motions.append((ours - current, theirs - current))
+        cosines.append(cosine(*motions[-1]))
         squares += ((ours - theirs) ** 2).sum(), ((theirs - current) ** 2).sum()
         if progress is not None:
             progress((index + 1) / len(observations))
@@ -92,6 +96,7 @@ def compare(
         motion_std_rad=float(motion),
         action_error_rel=float(error.mean() / motion),
         frame_error_rel=(float(np.percentile(per_frame, 5)), float(np.percentile(per_frame, 95))),
+        cosine=cosine(*map(np.stack, zip(*motions))),
         cosine_min=float(min(cosines)),
         cosine_mean=float(np.mean(cosines)),
         relative_l2=float(np.sqrt(squares[0] / squares[1])),
@@ -126,7 +131,7 @@ def check(result: Verification, accept: Accept) -> None:
         ("action_error_rel", result.action_error_rel, accept.action_error_rel, "above"),
         ("relative_l2", result.relative_l2, accept.relative_l2, "above"),
         (f"joint_error_rad of {joint}", joint_error, accept.joint_error_rad, "above"),
-        ("cosine", result.cosine_min, accept.cosine, "below"),
+        ("cosine", result.cosine, accept.cosine, "below"),
     )
     for name, value, limit, side in figures:
         # written so that NaN fails
