@@ -22,12 +22,25 @@ class Serving:
     """The chunks that arrived in one stretch of serving.
 
     Attributes:
-        arrivals: s, steady clock.
+        begin, end: s, steady clock. arrivals: the same, of each chunk.
         ages: s from each chunk's observation to its arrival here, in another process.
     """
 
+    begin: float
+    end: float | None = None
     arrivals: list[float] = field(default_factory=list)
     ages: list[float] = field(default_factory=list)
+
+    def rate(self) -> tuple[int, float]:
+        """(periods between chunks, s they took). Silence before the first and after the last counts where it is longer
+        than a period: an engine that falls silent is slow, an episode that ends between two chunks is not."""
+        end = self.arrivals[-1] if self.end is None and self.arrivals else self.end or self.begin
+        if len(self.arrivals) < 2:
+            return 0, end - self.begin
+        periods = len(self.arrivals) - 1
+        between = self.arrivals[-1] - self.arrivals[0]
+        silences = (self.arrivals[0] - self.begin, end - self.arrivals[-1])
+        return periods, between + sum(max(0.0, silence - between / periods) for silence in silences)
 
 
 class Monitor:
@@ -57,12 +70,14 @@ class Monitor:
     def begin(self) -> None:
         """From now on chunks count."""
         with self._lock:
-            self._serving = Serving()
+            self._serving = Serving(time.monotonic())
             self.servings.append(self._serving)
 
     def end(self) -> None:
         """From now on they do not."""
         with self._lock:
+            if self._serving is not None:
+                self._serving.end = time.monotonic()
             self._serving = None
 
     def joints(self) -> JointState | None:
@@ -71,10 +86,9 @@ class Monitor:
         return self._joints
 
     def chunk_rate_hz(self) -> float:
-        """Chunks per second of serving, from the first chunk of each stretch to its last."""
-        pairs = [(len(s.arrivals) - 1, s.arrivals[-1] - s.arrivals[0]) for s in self.servings if len(s.arrivals) > 1]
-        seconds = sum(pair[1] for pair in pairs)
-        return sum(pair[0] for pair in pairs) / seconds if seconds else 0.0
+        """Chunks per second of serving, over all stretches."""
+        periods, seconds = map(sum, zip((0, 0.0), *(serving.rate() for serving in self.servings)))
+        return periods / seconds if seconds else 0.0
 
     def observation_to_chunk_ms(self) -> dict[str, float]:
         """p50, p95, p99 from an observation's stamp to its chunk in this process; `n` chunks."""

@@ -122,9 +122,11 @@ def attempt(problems: list[str], step: str, work, *arguments):
     """The result of a step, or None with the problem noted: one failed step must not hide the others."""
     try:
         return work(*arguments)
-    except (VlaEdgeError, OSError, ValueError) as error:
+    except VlaEdgeError as error:
         problems.append(f"{step}: {error}")
-        return None
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is a failed step and no reason to lose the report
+        problems.append(f"{step}: {type(error).__name__}: {error}")
+    return None
 
 
 def _text(value: float | None) -> str:
