@@ -56,7 +56,7 @@ class TrainConfig:
         state_noise: rad. brightness: relative.
     """
 
-    steps: int = 3000
+    steps: int = 2350
     batch: int = 64
     draws: int = 2
     rate: float = 2e-3
