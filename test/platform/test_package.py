@@ -19,6 +19,12 @@ ROS = {
     "trajectory_msgs",
 }
 """ROS packages that vla_edge.nodes imports, by the names of package.xml."""
+ROSDEP = {
+    "python3-hypothesis", "python3-numpy", "python3-opencv", "python3-pil", "python3-pytest",
+    "python3-pytest-timeout", "python3-scipy", "python3-tqdm", "python3-yaml",
+}  # fmt: skip
+"""Keys that rosdep's python.yaml defines for Ubuntu and Debian: look there before adding one. A key it lacks
+(python3-zstandard, python3-lz4) ends `rosdep install` before it has installed anything."""
 PYPI = {"cv2": "opencv-python-headless", "yaml": "pyyaml", "PIL": "pillow"}
 
 
@@ -66,6 +72,21 @@ def test_every_import_is_a_declared_dependency():
     assert (wanted & ROS) - {"rosidl_runtime_py"} <= exec_depends
 
 
+def test_every_dependency_is_imported_by_something():
+    # torch's exporter imports onnxscript; the meshes' package is installed apart from the others.
+    used = set().union(*map(imports, SOURCES), *map(imports, (ROOT / "test").rglob("*.py")), {"onnxscript"})
+    used |= {"setuptools", "rosbags_image", "pytest_timeout"}  # by import of rosbags.image, and by pytest
+    idle = {name for name in declared() if name.replace("-", "_") not in used} - set(PYPI.values())
+    assert idle == set(), "no file imports it"
+
+
+def test_rosdep_knows_every_key_of_package_xml():
+    package = ElementTree.parse(ROOT / "package.xml").getroot()
+    keys = {element.text for kind in ("exec_depend", "test_depend") for element in package.iter(kind)}
+    assert package.get("format") == "3"
+    assert keys - ROS - {"ros2launch"} <= ROSDEP
+
+
 def test_core_folders_know_nothing_of_ros():
     for path in SOURCES:
         if "nodes" not in path.relative_to(ROOT).parts:
@@ -102,9 +123,13 @@ def test_every_pin_is_exact_and_every_dependency_pinned():
     assert declared() - pinned - {"setuptools"} == set()
 
 
-def test_every_dependency_has_its_licence_written_down():
+def test_every_dependency_has_its_version_and_licence_written_down():
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
     text = (ROOT / "doc/dependencies.md").read_text()
-    assert [name for name in sorted(declared() - {"setuptools"}) if name not in text] == []
+    rows = re.findall(r"^\| ([a-z0-9-]+) \| (\d[^ ]*) \| [^|]+ \| ([^|]+) \|$", text, re.M)
+    written = {name: version for name, version, licence in rows}
+    assert declared() - set(written) == set()
+    assert {name: version for name, version in written.items() if pins.get(name) != version} == {}
 
 
 def test_no_file_names_a_machine():
