@@ -228,3 +228,18 @@ def test_it_tells_what_it_is(engine, reference):
     assert (ours["precision"], ours["backend"], ours["num_steps"]) == ("int8", "onnxruntime", 3)
     assert (theirs["precision"], theirs["backend"]) == ("float32", "torch")
     assert ours["bytes"] > 0 and theirs["bytes"] > 0
+
+
+def test_the_stages_inputs_are_those_of_the_inference(reference, observation):
+    from vla_edge.policy.preprocess import Postprocessor
+
+    inputs = list(reference.stage_inputs(observation, seed=3))
+    assert [name for name, _ in inputs] == ["vision", "prefix", "time", "denoise", "time", "denoise"]
+    last = inputs[-1][1]
+    (velocity,) = reference.stages["denoise"].run(last).values()
+    actions = last["x"] - velocity / np.float32(reference.num_steps)
+    np.testing.assert_allclose(
+        Postprocessor(reference.spec)(actions, observation.joints),
+        reference.infer(observation, seed=3).chunk.positions,
+        atol=1e-5,
+    )

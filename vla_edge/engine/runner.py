@@ -212,11 +212,15 @@ class Runner:
         for picture in images:
             yield "vision", {image: picture}
         yield "prefix", buffers
-        noise = noise_for(seed, observation.stamp_ns, self.noise_shape)
-        for step, x in ((0, noise), (self.num_steps - 1, buffers["x"])):
+        x = noise_for(seed, observation.stamp_ns, self.noise_shape)
+        for step in range(self.num_steps):
             moment = {"time": np.array([1.0 - step / self.num_steps], np.float32)}
-            yield "time", moment
-            yield "denoise", buffers | {"x": x} | self.stages["time"].run(moment)
+            inputs = buffers | {"x": x} | self.stages["time"].run(moment)
+            if step in (0, self.num_steps - 1):
+                yield "time", moment
+                yield "denoise", inputs
+            (velocity,) = self.stages["denoise"].run(inputs).values()
+            x = x - velocity / np.float32(self.num_steps)
 
     def _run_stages(self) -> dict[str, float]:
         """Everything between the input buffers and `self._x`; stage name -> s."""
