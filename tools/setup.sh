@@ -51,7 +51,8 @@ system_packages() {
         installed "$package" || missing+=("$package")
     done
     [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}" ||
-        say "the simulation renders more slowly, or not at all, without these packages; as root: apt-get install ${missing[*]}"
+        say "without some system packages the simulation renders slowly or not at all; as root:" \
+            "apt-get install ${missing[*]}"
 }
 
 installed() { [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
@@ -66,16 +67,19 @@ apt_install() {
 
 # environment: .venv with an interpreter the pins are made for.
 environment() {
-    [ -x .venv/bin/python ] && return 0
-    local python options=()
+    local python=.venv/bin/python options=()
+    # One without pip was interrupted while it was made.
+    if [ -x $python ] && { [ -f .venv/.vla_edge_packages ] || $python -c 'import pip' 2>/dev/null; }; then
+        return 0
+    fi
     python=$(interpreter)
     [ "$ros" = wheels ] || options=(--system-site-packages)
     if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         apt_install "python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv" ||
             fail "$python cannot make virtual environments; as root: apt-get install python3-venv"
     fi
-    say "making .venv with $("$python" --version), ROS 2 $([ "$ros" = wheels ] && echo 'Jazzy from PyPI wheels' || echo "$ros, as sourced")"
-    "$python" -m venv "${options[@]}" .venv
+    say "making .venv with $("$python" --version), ROS 2: $ros"
+    "$python" -m venv --clear "${options[@]}" .venv
 }
 
 interpreter() {
