@@ -22,12 +22,16 @@ def make_node():
     import rclpy
     from rclpy.parameter import Parameter
 
-    rclpy.init()
+    # A context of its own: the tests of whole nodes keep the default one until the session ends.
+    context = rclpy.Context()
+    rclpy.init(context=context)
     made = []
 
     def make(**overrides):
         node = rclpy.create_node(
-            "tested", parameter_overrides=[Parameter(key, value=value) for key, value in overrides.items()]
+            "tested",
+            context=context,
+            parameter_overrides=[Parameter(key, value=value) for key, value in overrides.items()],
         )
         made.append(node)
         return node
@@ -35,4 +39,4 @@ def make_node():
     yield make
     for node in made:
         node.destroy_node()
-    rclpy.shutdown()
+    rclpy.shutdown(context=context)
