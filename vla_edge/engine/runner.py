@@ -219,8 +219,9 @@ class Runner:
             if step in (0, self.num_steps - 1):
                 yield "time", moment
                 yield "denoise", inputs
-            (velocity,) = self.stages["denoise"].run(inputs).values()
-            x = x - velocity / np.float32(self.num_steps)
+            if step < self.num_steps - 1:
+                (velocity,) = self.stages["denoise"].run(inputs).values()
+                x = x - velocity / np.float32(self.num_steps)
 
     def _run_stages(self) -> dict[str, float]:
         """Everything between the input buffers and `self._x`; stage name -> s."""
