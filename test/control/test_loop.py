@@ -1,14 +1,18 @@
 """The loop keeps its grid, counts what it missed, and the histogram of lateness is right to its resolution."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 
 import numpy as np
 import pytest
 
+from vla_edge.control.exchange import layout
 from vla_edge.control.lateness import LatenessHistogram
 from vla_edge.control.loop import AbsoluteSleep, DeadlineLoop
-from vla_edge.control.realtime import RealtimeRequest, request_realtime
+from vla_edge.control.realtime import RealtimeRequest, keep_awake, request_realtime
 
 MS = 1_000_000
 
@@ -111,11 +115,28 @@ def test_what_the_system_refuses_is_reported_with_the_recipe(monkeypatch):
         raise PermissionError("no")
 
     monkeypatch.setattr("os.sched_setscheduler", refuse)
+    monkeypatch.setattr("os.open", refuse)
+    keep_awake.cache_clear()
     grant = request_realtime(RealtimeRequest(priority=50, cpu=10_000, lock_memory=False))
-    assert not grant.scheduler and not grant.affinity and grant.memory
-    assert "rtprio" in grant.recipe and "10000" in grant.recipe
+    assert not grant.scheduler and not grant.affinity and grant.memory and not grant.awake
+    assert "rtprio" in grant.recipe and "10000" in grant.recipe and "udev" in grant.recipe
+    assert len(grant.recipe) < layout(1)["report"]["recipe"].itemsize
+
+
+def test_processors_stay_awake_for_as_long_as_the_process_that_asked_lives():
+    ask = """
+import struct, sys
+from vla_edge.control.realtime import RealtimeRequest, request_realtime
+grant = request_realtime(RealtimeRequest(priority=0, lock_memory=False))
+with open("/dev/cpu_dma_latency", "rb") as file:
+    print(grant.awake, struct.unpack("i", file.read(4))[0])
+"""
+    if not os.access("/dev/cpu_dma_latency", os.W_OK):
+        pytest.skip("/dev/cpu_dma_latency may not be written here")
+    said = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["True", "0"]
 
 
 def test_nothing_asked_is_nothing_refused():
-    grant = request_realtime(RealtimeRequest(priority=0, cpu=None, lock_memory=False))
-    assert grant.scheduler and grant.affinity and grant.memory and not grant.recipe
+    grant = request_realtime(RealtimeRequest(priority=0, cpu=None, lock_memory=False, stay_awake=False))
+    assert grant.scheduler and grant.affinity and grant.memory and grant.awake and not grant.recipe

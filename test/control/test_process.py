@@ -19,7 +19,7 @@ from vla_edge.control.screening import RejectedChunk
 from vla_edge.robots.g1 import DRIVEN_JOINTS, g1
 from vla_edge.types import ActionChunk, JointState
 
-GENTLE = RealtimeRequest(priority=0, lock_memory=False)
+GENTLE = RealtimeRequest(priority=0, lock_memory=False, stay_awake=False)
 # Other tests may have the processors; what is promised here are messages, not milliseconds.
 PATIENCE = dict(start_ramp=0.0, joint_state_timeout=5.0, late_ticks=100, pause_ticks=1000, catch_up_ticks=100)
 PATIENT = ControlConfig(**PATIENCE)

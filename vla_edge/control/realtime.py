@@ -1,9 +1,11 @@
-"""Real-time scheduling, processor affinity and locked memory: asked for, and reported when refused."""
+"""Real-time scheduling, affinity, locked memory and awake processors: asked for, and reported when refused."""
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
+import struct
 from dataclasses import dataclass
 
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
@@ -16,6 +18,11 @@ _MEMORY_RECIPE = (
     "memory locking was refused: add '<user> - memlock unlimited' to /etc/security/limits.d/ and log in again, "
     "or start the container with --ulimit memlock=-1"
 )
+_WAKEFUL = "/dev/cpu_dma_latency"
+_WAKEFUL_RECIPE = (
+    f"processors may sleep: let the user write {_WAKEFUL} (udev: KERNEL==\"cpu_dma_latency\", GROUP=\"realtime\", "
+    f"MODE=\"0660\"), or start the container with --device {_WAKEFUL}"
+)
 
 
 @dataclass(frozen=True)
@@ -26,11 +33,15 @@ class RealtimeRequest:
         priority: SCHED_FIFO priority 1 to 98, 0 for none; 50 is that of ros2_control.
         cpu: processor to stay on, None for any.
         lock_memory: keep every page once touched in memory.
+        stay_awake: keep idle processors out of sleep states that take time to leave. It costs power, and is worth most
+            on a mostly idle machine: waking a halted virtual processor took 0.8 to 3 ms at the 99th percentile where a
+            polling one took 60 to 120 us.
     """
 
     priority: int = 50
     cpu: int | None = None
     lock_memory: bool = True
+    stay_awake: bool = True
 
 
 @dataclass(frozen=True)
@@ -38,20 +49,21 @@ class RealtimeGrant:
     """What was granted.
 
     Attributes:
-        scheduler, affinity, memory: granted, or not asked for.
+        scheduler, affinity, memory, awake: granted, or not asked for.
         recipe: what to do about each refusal, empty when everything was granted.
     """
 
     scheduler: bool
     affinity: bool
     memory: bool
+    awake: bool
     recipe: str
 
 
 def request_realtime(request: RealtimeRequest) -> RealtimeGrant:
-    """Ask for the calling thread (memory: the process). Refusals are reported, never raised."""
+    """Ask for the calling thread (memory and awake: until the process ends). Refusals are reported, never raised."""
     recipe = []
-    scheduler = affinity = memory = True
+    scheduler = affinity = memory = awake = True
     if request.priority:
         try:
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(request.priority))
@@ -74,4 +86,19 @@ def request_realtime(request: RealtimeRequest) -> RealtimeGrant:
         )
         if not memory:
             recipe.append(_MEMORY_RECIPE)
-    return RealtimeGrant(scheduler, affinity, memory, "; ".join(recipe))
+    if request.stay_awake:
+        awake = keep_awake()
+        if not awake:
+            recipe.append(_WAKEFUL_RECIPE)
+    return RealtimeGrant(scheduler, affinity, memory, awake, "; ".join(recipe))
+
+
+@functools.cache
+def keep_awake() -> bool:
+    """No processor takes longer than it must to wake, until this process ends; False where that is refused."""
+    try:
+        # The kernel keeps to it for as long as the file is open, so nobody closes it.
+        os.write(os.open(_WAKEFUL, os.O_WRONLY | os.O_CLOEXEC), struct.pack("i", 0))
+    except OSError:
+        return False
+    return True

@@ -186,8 +186,9 @@ class Worker:
         fields["rejection"][...] = self._rejection
         fields["refusal"][...] = self._refusal
         if self._grant is not None:
-            fields["granted"][:] = self._grant.scheduler, self._grant.affinity, self._grant.memory
-            fields["recipe"][...] = self._grant.recipe.encode()
+            grant = self._grant
+            fields["granted"][:] = grant.scheduler, grant.affinity, grant.memory, grant.awake
+            fields["recipe"][...] = grant.recipe.encode()
         fields["lateness"][:] = self._late_counts
         fields["work"][:] = self._work_counts
         self._report.post()

@@ -36,6 +36,7 @@ PARAMETERS = (
               0, 98),
     Parameter("cpu", -1, "processor to stay on; -1 for any", -1, 1023),
     Parameter("lock_memory", True, "keep the controller's memory from being paged out"),
+    Parameter("stay_awake", True, "keep idle processors out of sleep states that are slow to leave; costs power"),
     Parameter("status_period", 0.5, "s between diagnostics", 0.1, 60.0),
     *CONTROL,
 )
@@ -69,7 +70,9 @@ class ControllerNode(LifecycleNode):
             self.resolve_topic_name("joint_command"), values.sink, joints, 1.0 / config.command_rate,
             self.get_namespace(), self.get_name(),
         )
-        realtime = RealtimeRequest(values.priority, values.cpu if values.cpu >= 0 else None, values.lock_memory)
+        realtime = RealtimeRequest(
+            values.priority, values.cpu if values.cpu >= 0 else None, values.lock_memory, values.stay_awake
+        )
         self._process = ControllerProcess(robot, joints, config, CommandPublisher, command, realtime)
         self._process.start()
         prioritize(values.feed_priority)

@@ -12,6 +12,7 @@ from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
+from vla_edge.control.realtime import keep_awake
 from vla_edge.nodes import convert, qos
 from vla_edge.nodes.inputs import ObservationInputs
 from vla_edge.nodes.open_runner import open_runner
@@ -33,6 +34,7 @@ PARAMETERS = (
     Parameter("max_age", 0.5, "s of silence after which a source is stale", 0.01, 60.0),
     Parameter("start_on_activate", True, "serve at once; otherwise wait for ~/start"),
     Parameter("priority", 10, "SCHED_FIFO priority asked for, to be below the controller's; 0 for none", 0, 98),
+    Parameter("stay_awake", True, "keep idle processors out of sleep states that are slow to leave; costs power"),
     Parameter("status_period", 1.0, "s between diagnostics", 0.1, 60.0),
 )
 
@@ -57,6 +59,8 @@ class VlaNode(LifecycleNode):
 
     def _configure(self, values) -> None:
         self._values = values
+        if values.stay_awake:
+            keep_awake()
         prioritize(values.priority)  # the middleware's threads, and not those the engine will make
         self._runner = open_runner(values.bundle, values.num_steps or None, values.threads or None)
         self._runner.warm_up()
