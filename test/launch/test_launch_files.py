@@ -7,11 +7,15 @@ import inspect
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from rosbags.highlevel import AnyReader
 
 from vla_edge.nodes import build_node, replay_node, sim_node
 from vla_edge.nodes.launching import arguments, values
@@ -123,6 +127,60 @@ def test_the_demonstration_runs_from_the_build_to_its_report_and_ends_by_itself(
     assert len(report["replay"]["per_joint"]) == 15
     for file in ("report.html", "demo.mcap", "demo.gif", "demo/metadata.yaml"):
         assert (out / file).stat().st_size > 1000, file
+    counts = read_strictly(out / "demo")
+    assert min(counts[topic] for topic in ("/action_chunk", "/joint_command", "/joint_states", "/diagnostics")) > 5
+
+
+def test_ctrl_c_ends_the_demonstration_with_every_process_it_started(installed, checkpoint, tmp_path):
+    """The terminal sends SIGINT to the whole foreground group; so does this."""
+    command = [
+        sys.executable, "-c", RUN, str(LAUNCH / "demo.launch.py"), f"checkpoint:={checkpoint}", "recipe:=fp32",
+        f"output:={tmp_path / 'engine'}", f"calibration:={calibration_bag(tmp_path)}", f"out:={tmp_path / 'out'}",
+    ]
+    log = tmp_path / "log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            command, env=installed, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 120.0
+        while '1/12  "' not in log.read_text(errors="replace"):  # the first episode is over: everything runs
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")
+            time.sleep(0.2)
+        assert len(members(process.pid)) >= 8
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(30.0)
+        deadline = time.monotonic() + 10.0
+        while (left := members(process.pid)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not left, left
+        assert "Traceback" not in log.read_text(errors="replace")
+    finally:
+        for pid in members(process.pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def members(session: int) -> dict[int, str]:
+    """Process -> command line of all of a session that have not ended, whatever group they moved to."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, sid = stat.read_text().rsplit(")", 1)[1].split()[:4]
+            if int(sid) == session and state != "Z":
+                found[int(stat.parent.name)] = (stat.parent / "cmdline").read_text().replace("\0", " ")
+        except (OSError, ValueError):
+            continue  # it ended while it was looked at
+    return found
+
+
+def read_strictly(bag: Path) -> Counter:
+    """Topic -> messages, each decoded by a reader that is not ours and takes no byte too many."""
+    with AnyReader([bag]) as reader:
+        counts = Counter()
+        for connection, _, data in reader.messages():
+            reader.deserialize(data, connection.msgtype)
+            counts[connection.topic] += 1
+    return counts
 
 
 def calibration_bag(tmp_path: Path) -> Path:

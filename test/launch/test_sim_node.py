@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,6 +54,22 @@ def test_joint_states_come_fast_and_pictures_do_not_hold_them_up(sim, peer):
     # A picture carries the stamp of a state that was published, and is not old.
     stamps = {convert.stamp_of(message) for message in states}
     assert sum(convert.stamp_of(picture) in stamps for picture in pictures) >= len(pictures) // 2
+
+
+def test_a_camera_that_stands_still_holds_nobody_up(sim, peer):
+    pictures = peer.listen(Image, "head/image", qos.SENSOR)
+    wait_for(lambda: pictures, 60.0, "pictures")
+    children = Path(f"/proc/{sim.pid}/task/{sim.pid}/children").read_text().split()
+    (camera,) = [int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+    os.kill(camera, signal.SIGSTOP)
+    try:
+        time.sleep(6.0)  # at 15 states a second the pipe to it is full after 4 s
+        count, drawn = len(peer.heard["joint_states"]), len(pictures)
+        time.sleep(1.0)
+        assert len(peer.heard["joint_states"]) > count + 50
+    finally:
+        os.kill(camera, signal.SIGCONT)
+    wait_for(lambda: len(pictures) > drawn + 2, 20.0, "further pictures")
 
 
 def test_the_same_seed_sets_up_the_same_scene(sim, peer):

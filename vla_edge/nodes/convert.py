@@ -166,8 +166,13 @@ class ChunkWriter:
     def __init__(self, joint_names: tuple[str, ...], points: int, dt: float):
         # A number for every place, none of them like another or like anything else in the message, shows where it lies.
         places = np.pi * np.arange(1.0, points * len(joint_names) + 1).reshape(points, len(joint_names))
-        self._data = bytearray(serialize_message(to_trajectory(ActionChunk(0, joint_names, places, dt))))
+        message = to_trajectory(ActionChunk(0, joint_names, places, dt))
+        self._data = bytearray(serialize_message(message))
         starts = [self._data.index(row.tobytes()) for row in places]
+        # The message ends with its last point's time; rclpy estimates the size and leaves rubbish behind that.
+        last = message.points[-1].time_from_start
+        end = struct.pack("<iI", last.sec, last.nanosec)
+        del self._data[self._data.index(end, starts[-1] + places[-1].nbytes) + len(end) :]
         self._rows = [np.frombuffer(self._data, np.float64, len(joint_names), start) for start in starts]
         if sys.byteorder != "little" or not self._data[1] & 1:
             raise RuntimeError("the middleware does not serialize little-endian numbers; publish `to_trajectory` instead")

@@ -104,6 +104,11 @@ class Monitor:
         except (KeyError, ValueError):
             return None
 
+    def pictures(self) -> int:
+        """Images the VLA node has received from its cameras."""
+        values = self.diagnostics.get("vla", {})
+        return sum(int(count) for key, count in values.items() if key.startswith("received.camera "))
+
     def _on_joints(self, message: JointState, info) -> None:
         self._joints = message
 

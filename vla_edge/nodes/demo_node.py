@@ -56,6 +56,8 @@ class Demo:
             self._conductor.wait_active(name, self._values.start_timeout)
         if not Conductor.wait(self.monitor.joints, 30.0):
             raise ConductError("no joint state arrives; is the robot, or its simulation, running?")
+        if not Conductor.wait(lambda: self.monitor.pictures() > 0, 60.0):
+            raise ConductError("no picture reaches the VLA node; is the camera running?")
         for number, seed in enumerate(self._values.seeds):
             try:
                 row = self._episode(int(seed), first=number == 0)
