@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from vla_edge.clocks import offset_ns
 from vla_edge.control.config import ControlConfig
 from vla_edge.control.exchange import ORDERS_KEPT, Order, State, WorkerPlan, layout, text
 from vla_edge.control.kernel import ControlError, ControlKernel
@@ -128,10 +129,11 @@ class ControllerProcess:
                 self._refused_joints += 1
                 return False
             self._order, self._order_of = np.array(order), state.names
-        now, steady = self._clock(), time.monotonic_ns()
+        offset = offset_ns(self._clock)
         box = self._block["joints"]
-        box.fields["offset"][...] = now - steady
-        box.fields["stamp"][...] = state.stamp_ns - now + steady if state.stamp_ns and self._joint_stamps else steady
+        box.fields["offset"][...] = offset
+        believed = state.stamp_ns and self._joint_stamps
+        box.fields["stamp"][...] = state.stamp_ns - offset if believed else time.monotonic_ns()
         np.take(state.position, self._order, out=box.fields["position"])
         box.post()
         return True
@@ -152,7 +154,7 @@ class ControllerProcess:
         if chunk.joint_names != names:
             positions = positions[:, [chunk.joint_names.index(name) for name in names]]
         box = self._block["chunk"]
-        box.fields["stamp"][...] = chunk.stamp_ns - self._clock() + time.monotonic_ns()
+        box.fields["stamp"][...] = chunk.stamp_ns - offset_ns(self._clock)
         box.fields["dt"][...] = chunk.dt
         box.fields["points"][...] = points
         box.fields["positions"][:points] = positions

@@ -15,6 +15,7 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CompressedImage, Image, JointState as JointStateMessage
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from vla_edge.clocks import offset_ns
 from vla_edge.nodes.wire import WireImage
 from vla_edge.observe.image import ImageError, decode_compressed, decode_image
 from vla_edge.types import NANOSECONDS, ActionChunk, JointCommand, JointState, VlaEdgeError
@@ -42,7 +43,7 @@ def arrival_of(info) -> int:
         info: the MessageInfo dictionary that rclpy gives a callback with two arguments.
     """
     now_ns, received_ns = time.monotonic_ns(), info.get("received_timestamp", 0)
-    age_ns = time.time_ns() - received_ns if received_ns else 0
+    age_ns = now_ns + offset_ns() - received_ns if received_ns else 0
     # A wall clock that was set meanwhile must not put the arrival into the future or the far past.
     return now_ns - age_ns if 0 <= age_ns < NANOSECONDS else now_ns
 
