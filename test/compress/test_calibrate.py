@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vla_edge.compress.calibrate import CalibrationError, Sample, collect, load_calibration, record_ranges
+from vla_edge.compress.calibrate import CalibrationError, Sample, collect, load_calibration, watch_inputs
+from vla_edge.compress.quantize.ranges import RangeObserver
 from vla_edge.types import JointState, Observation
 
 
@@ -98,7 +99,7 @@ def test_ranges_are_those_of_the_layers_input():
     from torch import nn
 
     layer = nn.Linear(2, 3)
-    observers = record_ranges(Stub(layer), {"denoise.in": layer}, [1.0, 4.0, 2.5])
+    observers = watch_inputs(Stub(layer), {"denoise.in": layer}, RangeObserver, [1.0, 4.0, 2.5])
     assert (observers["denoise.in"].low, observers["denoise.in"].high) == (-4.0, 4.0)
     assert observers["denoise.in"].counts.sum() == 6
     assert not layer._forward_pre_hooks, "the policy is left as it was"
@@ -109,5 +110,5 @@ def test_an_input_that_is_not_finite_names_the_layer():
 
     layer = nn.Linear(2, 3)
     with pytest.raises(CalibrationError, match="layer denoise.in has values that are not finite"):
-        record_ranges(Stub(layer), {"denoise.in": layer}, [float("nan")])
+        watch_inputs(Stub(layer), {"denoise.in": layer}, RangeObserver, [float("nan")])
     assert not layer._forward_pre_hooks

@@ -45,7 +45,7 @@ def test_the_manifest_says_what_was_built_of_what(bundle):
     assert manifest["policy"]["state"]["statistics"]["mean"] == pytest.approx([0.1, -0.2, 0.0])
     assert len(manifest["checkpoint"]["fingerprint"]) == 64 and len(manifest["calibration"]["identity"]) == 64
     assert {"torch", "onnx", "onnxruntime", "python"} <= set(manifest["versions"])
-    assert manifest["recipe"]["steps"][0]["quantize"]["weights"] == "int8"
+    assert manifest["recipe"]["steps"][1]["quantize"]["weights"] == "int8"
     vision = manifest["stages"]["vision"]
     assert vision["backend"] == "onnxruntime" and vision["precision"] == {"int8": 1.0}
     assert vision["inputs"] == [{"name": "image", "shape": [1, 3, 32, 32], "dtype": "float32"}]

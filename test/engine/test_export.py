@@ -78,8 +78,8 @@ def test_integers_are_stored_as_integers(toy, tmp_path):
 
 def test_layers_that_read_the_same_tensor_share_its_rounding(toy):
     stage, graph = toy
-    static = [node.op_type for node in lower(graph, compressed(stage, "int8 static"), "toy").graph.node]
-    dynamic = [node.op_type for node in lower(graph, compressed(stage, "int8 dynamic"), "toy").graph.node]
+    static = [node.op_type for node in lower(graph, compressed(stage, "int8 static"), {}, "toy").graph.node]
+    dynamic = [node.op_type for node in lower(graph, compressed(stage, "int8 dynamic"), {}, "toy").graph.node]
     # five layers read three tensors
     assert static.count("QuantizeLinear") == dynamic.count("DynamicQuantizeLinear") == 3
     assert dynamic.count("MatMulInteger") == 5

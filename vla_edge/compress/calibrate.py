@@ -1,6 +1,6 @@
 """Robot data -> activation ranges: the policy is run end to end on recorded observations while its inputs are watched.
 
-Observations are streamed; what stays in memory is one histogram per layer and a bounded sample of observations.
+Observations are streamed; what stays in memory is an observer per layer and a bounded sample of observations.
 """
 
 from __future__ import annotations
@@ -9,16 +9,22 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from vla_edge.compress.quantize.ranges import RangeObserver
 from vla_edge.types import NANOSECONDS, Observation, VlaEdgeError
 
 CALIBRATION_FRAMES, HELD_OUT_FRAMES = 96, 32
 # every fourth episode is kept for verification
 HELD_OUT_EVERY = 4
 EPISODE_GAP_NS = 2 * NANOSECONDS
+
+
+class Observer(Protocol):
+    """Takes in what reaches a layer."""
+
+    def update(self, values: np.ndarray) -> None: ...
 
 
 class CalibrationError(VlaEdgeError):
@@ -134,22 +140,24 @@ def load_calibration(source, spec, **limits) -> CalibrationData:
     return collect(source, **limits)
 
 
-def record_ranges(
+def watch_inputs(
     runner,
     modules: Mapping[str, object],
+    observer: Callable[[], Observer],
     observations: Sequence[Observation],
     progress: Callable[[float], None] | None = None,
-) -> dict[str, RangeObserver]:
+) -> dict[str, Observer]:
     """What reaches the input of each layer while the policy acts on `observations`, all flow steps included.
 
     Args:
-        runner: the full-precision `Runner` whose stages contain `modules`.
+        runner: a `Runner` in PyTorch whose stages contain `modules`.
         modules: "stage.path" -> `nn.Linear`.
+        observer: makes what watches one layer: its `update` takes each input (..., in) and raises ValueError.
 
     Raises:
         CalibrationError: a layer's input is not finite.
     """
-    observers = {name: RangeObserver() for name in modules}
+    observers = {name: observer() for name in modules}
 
     def watch(name: str):
         def hook(_module, inputs) -> None:

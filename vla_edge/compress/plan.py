@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from vla_edge.compress.recipe import Keep, Quantize, Recipe, RecipeError
+from vla_edge.compress.recipe import Keep, Quantize, Recipe, RecipeError, Smooth
 
 
 def plan_layers(recipe: Recipe, layers: Sequence[str]) -> dict[str, Keep | Quantize]:
-    """ "stage.path" of every linear layer -> the step it falls under.
+    """ "stage.path" of every linear layer -> the step that says how it is stored.
 
     A `keep` step takes layers out of `quantize` steps, as their exception; apart from that a layer may fall under one
     step only.
@@ -35,6 +35,33 @@ def plan_layers(recipe: Recipe, layers: Sequence[str]) -> dict[str, Keep | Quant
             _claim(owners, left, number, recipe)
     rest = Keep(("*",))
     return {name: _step(recipe, owners[name]) if name in owners else rest for name in layers}
+
+
+def plan_smoothing(recipe: Recipe, plan: Mapping[str, Keep | Quantize]) -> dict[str, Smooth]:
+    """ "stage.path" -> the `smooth` step whose target it is, for the layers that have one.
+
+    Args:
+        plan: result of `plan_layers`.
+
+    Raises:
+        RecipeError: two steps smooth the same layer, or a layer is smoothed that is not quantized or is quantized by
+            awq, which finds scales of its own.
+    """
+    found: dict[str, Smooth] = {}
+    for number, step in enumerate(recipe.steps, 1):
+        if not isinstance(step, Smooth):
+            continue
+        where = f"recipe {recipe.name}, step {number}"
+        for name in _matches(step.targets, list(plan), where):
+            storage = plan[name]
+            if name in found:
+                raise RecipeError(f"{where} smooths {name}, as another step does; make their targets disjoint")
+            if isinstance(storage, Keep):
+                raise RecipeError(f"{where} smooths {name}, which stays in {storage.dtype}; leave it out")
+            if storage.method == "awq":
+                raise RecipeError(f"{where} smooths {name}, for which awq finds scales itself; drop one")
+            found[name] = step
+    return found
 
 
 def _step(recipe: Recipe, number: int | None):

@@ -2,6 +2,7 @@
 
     name: int8
     steps:
+      - smooth: {targets: [vision]}
       - quantize: {targets: [vision, prefix], weights: int8, activations: int8, calibrator: mse}
       - keep: {targets: [denoise.action_out], dtype: float16}
     accept: {action_error_rel: 0.03, cosine: 0.995}
@@ -21,9 +22,10 @@ from typing import ClassVar
 from vla_edge.resources import share_directory
 from vla_edge.types import VlaEdgeError
 
-WEIGHTS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4}
+WEIGHTS = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "int4": 4}
+FLOATS = ("float32", "float16", "bfloat16")
 ACTIVATIONS = (None, "int8", "int8-dynamic")
-METHODS = ("rtn",)
+METHODS = ("rtn", "awq", "gptq")
 CALIBRATORS = ("minmax", "percentile", "mse")
 
 
@@ -37,7 +39,7 @@ class Keep:
 
     Attributes:
         targets: which layers.
-        dtype: "float32" or "float16"; half precision is for storage, products are computed in float32.
+        dtype: "float32", "float16" or "bfloat16"; 16 bits are for storage, products are computed in float32.
     """
 
     key: ClassVar[str] = "keep"
@@ -45,7 +47,26 @@ class Keep:
     dtype: str = "float32"
 
     def check(self) -> None:
-        _one_of("dtype", self.dtype, ("float32", "float16"))
+        _one_of("dtype", self.dtype, FLOATS)
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """Move outliers of activations into weights before either is rounded (SmoothQuant).
+
+    Attributes:
+        targets: which layers; those whose input no norm or layer of the policy can be rescaled for stay as they are.
+        alpha: share that moves, 0 to 1, or "auto" to find each input's own.
+    """
+
+    key: ClassVar[str] = "smooth"
+    targets: tuple[str, ...]
+    alpha: float | str = "auto"
+
+    def check(self) -> None:
+        number = isinstance(self.alpha, (int, float)) and not isinstance(self.alpha, bool)
+        if self.alpha != "auto" and not (number and 0 <= self.alpha <= 1):
+            raise ValueError(f"alpha is {self.alpha!r}, allowed is 0 to 1, or auto")
 
 
 @dataclass(frozen=True)
@@ -56,7 +77,10 @@ class Quantize:
         targets: which layers.
         weights: "int8" (one scale per output channel, unless a group size is given) or "int4" (one per group).
         activations: None for float32, "int8" for a grid fixed by calibration, "int8-dynamic" for one found at run time.
-        method: how the integers are chosen.
+        method: how the integers are chosen: "rtn" (nearest), "awq" (channels scaled and groups clipped first), "gptq"
+            (errors made up for by weights not yet rounded).
+        damping, activation_order: of gptq, see `quantize.gptq`.
+        correct_bias: add to the bias what rounding the weights takes from the layer's mean output.
         group_size: inputs per scale, of int4; where it does not divide a layer's inputs a smaller one is taken.
         calibrator, percentile: how the grid of static activations is chosen.
         reduce_range: int8 weights use 7 bits, which is exact and about 15 % faster on x86-64 without VNNI and costs
@@ -72,6 +96,9 @@ class Quantize:
     calibrator: str = "minmax"
     percentile: float = 99.99
     reduce_range: bool | str = False
+    damping: float = 0.01
+    activation_order: bool = True
+    correct_bias: bool = False
 
     def check(self) -> None:
         _one_of("weights", self.weights, ("int8", "int4"))
@@ -86,12 +113,17 @@ class Quantize:
             raise ValueError(f"group_size is {self.group_size!r}, allowed is a positive whole number or null")
         if self.weights == "int4" and self.group_size is None:
             raise ValueError("weights int4 need a group_size (32, 64 or 128)")
-        if self.activations is not None and self.group_size is not None:
-            raise ValueError(
-                "group_size goes with float32 activations: no runtime multiplies groups by 8-bit inputs here"
-            )
         if not isinstance(self.percentile, (int, float)) or not 50 < self.percentile <= 100:
             raise ValueError(f"percentile is {self.percentile!r}, allowed is 50 to 100")
+        if not isinstance(self.damping, (int, float)) or not 0 < self.damping <= 1:
+            raise ValueError(f"damping is {self.damping!r}, allowed is above 0, to 1")
+        for name in ("activation_order", "correct_bias"):
+            _one_of(name, getattr(self, name), (True, False), booleans=True)
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether the weights are chosen by what reaches them."""
+        return self.method != "rtn" or self.correct_bias
 
 
 @dataclass(frozen=True)
@@ -117,7 +149,7 @@ class Accept:
                 raise ValueError(f"{entry.name} is {value!r}, allowed is a number, 0 or above")
 
 
-STEPS = {step.key: step for step in (Keep, Quantize)}
+STEPS = {step.key: step for step in (Keep, Smooth, Quantize)}
 
 
 @dataclass(frozen=True)
@@ -131,8 +163,12 @@ class Recipe:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether a step fixes ranges from data."""
-        return any(isinstance(step, Quantize) and step.activations == "int8" for step in self.steps)
+        """Whether a step looks at data."""
+        return any(
+            isinstance(step, Smooth)
+            or isinstance(step, Quantize) and (step.activations == "int8" or step.needs_statistics)
+            for step in self.steps
+        )
 
     def to_dict(self) -> dict:
         """Plain types, for the manifest; `parse_recipe` reads them back."""
@@ -239,7 +275,7 @@ def _known_keys(plain: Mapping, known, where: str) -> None:
             raise RecipeError(f"{where} has the unknown key {key!r}; did you mean {nearest!r}?")
 
 
-def _one_of(name: str, value, allowed: Sequence) -> None:
-    if value not in allowed or isinstance(value, bool):
+def _one_of(name: str, value, allowed: Sequence, booleans: bool = False) -> None:
+    if value not in allowed or isinstance(value, bool) is not booleans:
         words = ", ".join("null" if item is None else str(item) for item in allowed)
         raise ValueError(f"{name} is {value!r}, allowed is {words}")

@@ -6,6 +6,7 @@ recipe accepts leaves nothing behind.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -132,6 +133,7 @@ class _Build:
 
     def run(self, source) -> dict:
         """Everything into `self.directory`; returns the manifest."""
+        from vla_edge.compress.apply import compress_policy, rescales
         from vla_edge.compress.calibrate import load_calibration
         from vla_edge.compress.plan import plan_layers
         from vla_edge.engine.profile import profile
@@ -142,13 +144,19 @@ class _Build:
 
         checkpoint, spec = self.checkpoint, self.checkpoint.spec
         policy = load_policy(checkpoint)
+        reference = subject = Runner.from_policy(policy, checkpoint)
+        if rescales(self.recipe):
+            policy = copy.deepcopy(policy)
+            subject = Runner.from_policy(policy, checkpoint)
         stages = policy.stages()
         modules = {f"{s.name}.{path}": module for s in stages for path, module in linear_layers(s).items()}
         plan = plan_layers(self.recipe, list(modules))
         self.tell(0.03, "reading observations")
         data = load_calibration(source, spec)
-        reference = Runner.from_policy(policy, checkpoint)
-        compressed = self._compress(modules, plan, reference, data)
+        compressed = compress_policy(
+            self.recipe, plan, modules, stages, subject, data.observations,
+            lambda fraction, step: self.tell(0.05 + 0.25 * fraction, step), self.runtime.gains_by_reduced_range(),
+        )  # fmt: skip
         entries = self._compile(stages, compressed)
         shutil.copyfile(checkpoint.tokenizer_path, self.directory / TOKENIZER)
         loaded = {
@@ -180,23 +188,6 @@ class _Build:
             "machine": {"architecture": platform.machine(), "processors": os.cpu_count()},
             "versions": versions(),
         }
-
-    def _compress(self, modules, plan, reference, data: CalibrationData):
-        from vla_edge.compress.apply import compress_layers
-        from vla_edge.compress.calibrate import record_ranges
-        from vla_edge.compress.recipe import Quantize
-
-        static = {
-            name: modules[name]
-            for name, step in plan.items()
-            if isinstance(step, Quantize) and step.activations == "int8"
-        }
-        observers = {}
-        if static:
-            observers = record_ranges(
-                reference, static, data.observations, lambda f: self.tell(0.05 + 0.25 * f, "calibrating")
-            )
-        return compress_layers(modules, plan, observers, self.runtime.gains_by_reduced_range())
 
     def _compile(self, stages, compressed) -> list[StageEntry]:
         from vla_edge.compress.plan import grouped_by_stage

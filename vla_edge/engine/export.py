@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vla_edge.compress.quantize.weights import CompressedLinear
 from vla_edge.engine.lower import lower
-from vla_edge.engine.trace import ExportError, linear_layers, trace
+from vla_edge.engine.trace import ExportError, linear_layers, rescalable_norms, trace
 from vla_edge.policy.stages import Stage
 
 __all__ = ["ExportError", "as_it_is", "export_stage", "linear_layers", "trace"]
@@ -23,7 +23,8 @@ def export_stage(
 
     Args:
         layers: linear layers by their name within the stage; those not named stay in float32.
-        traced: result of `trace(stage)`, to write several recipes from one trace.
+        traced: result of `trace` for this stage, or for one that differs in layers and norms only, to write several
+            recipes from one trace.
 
     Raises:
         ExportError: torch cannot export the stage, or a layer would be lost.
@@ -34,7 +35,12 @@ def export_stage(
     if unknown:
         raise ExportError(f"stage {stage.name!r} has no linear layer {sorted(unknown)[0]!r}, for which there is a plan")
     everything = {name: layers.get(name) or as_it_is(module) for name, module in linear_layers(stage).items()}
-    model = lower(trace(stage) if traced is None else traced, everything, stage.name)
+    norms = {
+        f"{name}.{key}": value.detach().cpu().float().numpy()
+        for name, norm in rescalable_norms(stage.module).items()
+        for key, value in norm.named_parameters(recurse=False)
+    }
+    model = lower(trace(stage) if traced is None else traced, everything, norms, stage.name)
     onnx.checker.check_model(model, full_check=True)
     path = Path(path)
     path.write_bytes(model.SerializeToString(deterministic=True))

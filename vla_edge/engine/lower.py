@@ -24,15 +24,16 @@ from vla_edge.engine.trace import MARKER_DOMAIN, OPSET, ExportError
 LARGEST_ANONYMOUS_CONSTANT = 1024
 
 
-def lower(graph, layers: Mapping[str, CompressedLinear], stage: str):
+def lower(graph, layers: Mapping[str, CompressedLinear], norms: Mapping[str, np.ndarray], stage: str):
     """A traced model with every marker replaced, ready to be saved.
 
     Args:
         graph: `onnx.ModelProto` of `trace`; it is not changed.
         layers: every linear layer of the stage by name.
+        norms: constant of `rescalable_norms` by name -> its value.
 
     Raises:
-        ExportError: a layer is not in the graph, the graph holds one that is not in `layers`, or a large constant
+        ExportError: a norm or a layer is not in the graph, the graph holds one that is not in `layers`, or a large constant
             product is no `nn.Linear`.
     """
     import onnx
@@ -40,6 +41,7 @@ def lower(graph, layers: Mapping[str, CompressedLinear], stage: str):
     model = onnx.ModelProto()
     model.CopyFrom(graph)
     _check_complete(model, layers, stage)
+    _fill(model, norms, stage)
     builder = _Builder(model)
     for node in list(model.graph.node):
         if node.domain == MARKER_DOMAIN:
@@ -74,6 +76,16 @@ def _check_complete(model, layers: Mapping[str, CompressedLinear], stage: str) -
                         f"stage {stage!r} multiplies by the constant {operand!r} without an nn.Linear, so it would "
                         "never be compressed; write it as one"
                     )
+
+
+def _fill(model, norms: Mapping[str, np.ndarray], stage: str) -> None:
+    import onnx
+
+    constants = {constant.name: constant for constant in model.graph.initializer}
+    for name, value in norms.items():
+        if name not in constants or tuple(constants[name].dims) != value.shape:
+            raise ExportError(f"the norm {name!r} of stage {stage!r} did not survive the export")
+        constants[name].CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(value), name))
 
 
 def _divide_by_root(node, builder: _Builder):

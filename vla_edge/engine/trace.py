@@ -2,6 +2,7 @@
 
 No weight of a layer passes through the exporter, so none has to be recognized afterwards among transposed and renamed
 constants: what each marker becomes is decided later, by name (see `lower`), and one traced graph serves every recipe.
+Norms whose channels a recipe may rescale keep their names and get their values then, too.
 """
 
 from __future__ import annotations
@@ -28,8 +29,17 @@ def linear_layers(stage: Stage) -> dict:
     return {name: module for name, module in stage.module.named_modules() if isinstance(module, nn.Linear)}
 
 
+def rescalable_norms(module) -> dict:
+    """Name -> norm whose output channels can be rescaled, see `policy.blocks.Fold`."""
+    from torch import nn
+
+    folds = [fold for block in module.modules() if hasattr(block, "folds") for fold in block.folds()]
+    norms = {id(fold.producer) for fold in folds if not isinstance(fold.producer, nn.Linear)}
+    return {name: child for name, child in module.named_modules() if id(child) in norms}
+
+
 def trace(stage: Stage):
-    """The stage as an `onnx.ModelProto` with static shapes and marker nodes.
+    """The stage as an `onnx.ModelProto` with static shapes and marker nodes; its norms hold no values worth having.
 
     Raises:
         ExportError: torch cannot export it.
@@ -56,6 +66,11 @@ def trace(stage: Stage):
     # deepcopy copies no weight of a layer: each is replaced through the memo
     memo = {id(layer): Marker(name, layer.out_features) for name, layer in layers.items()}
     module = copy.deepcopy(stage.module, memo).eval()
+    # Equal constants become one in the exporter; these have to stay apart until they get their values.
+    chance = torch.Generator().manual_seed(0)
+    for norm in rescalable_norms(module).values():
+        for parameter in norm.parameters(recurse=False):
+            parameter.data = torch.rand(parameter.shape, generator=chance)
     arguments = tuple(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in stage.inputs)
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -6,11 +6,26 @@ static: what is written here is what the exporter, the quantizers and every runt
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 MASKED = -1e4  # additive; exp(-1e4) is 0 in float32 and the value itself still fits float16
+
+
+class Fold(NamedTuple):
+    """A tensor whose channels may be divided where it is made, if they are multiplied where it is read.
+
+    Attributes:
+        producer: makes the tensor: a norm with weights, or a linear layer whose outputs reach the consumers channel by
+            channel.
+        consumers: the linear layers that read it; nothing else does.
+    """
+
+    producer: nn.Module
+    consumers: tuple[nn.Linear, ...]
 
 
 class RMSNorm(nn.Module):
@@ -36,6 +51,10 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
+
+    def folds(self) -> tuple[Fold, ...]:
+        """See `Fold`; every block whose channels can be rescaled has this method."""
+        return (Fold(self.up, (self.down,)),)
 
 
 class MLP(nn.Module):
@@ -133,6 +152,13 @@ class QueryLayer(nn.Module):
         x = x + self.out(attended)
         return x + self.mlp(self.mlp_norm(x))
 
+    def folds(self) -> tuple[Fold, ...]:
+        """Values are read by other layers too, so what they feed cannot be rescaled here."""
+        return Fold(self.attention_norm, self._readers()), Fold(self.mlp_norm, (self.mlp.gate, self.mlp.up))
+
+    def _readers(self) -> tuple[nn.Linear, ...]:
+        return (self.q,)
+
 
 class DecoderLayer(QueryLayer):
     """A whole Llama-style layer with grouped-query self-attention."""
@@ -145,6 +171,9 @@ class DecoderLayer(QueryLayer):
     def project(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """(B, P, width) twice -> keys and values (B, KVH, P, hd)."""
         return split_heads(self.k(k), self.head_dim), split_heads(self.v(v), self.head_dim)
+
+    def _readers(self) -> tuple[nn.Linear, ...]:
+        return self.q, self.k, self.v
 
 
 class EncoderLayer(nn.Module):
@@ -166,6 +195,13 @@ class EncoderLayer(nn.Module):
         q, k, v = (split_heads(project(normed), self.head_dim) for project in (self.q, self.k, self.v))
         x = x + self.out(attend(q, k, v)[0])
         return x + self.mlp(self.mlp_norm(x))
+
+    def folds(self) -> tuple[Fold, ...]:
+        return (
+            Fold(self.attention_norm, (self.q, self.k, self.v)),
+            Fold(self.v, (self.out,)),  # attention mixes tokens and never channels
+            Fold(self.mlp_norm, (self.mlp.up,)),
+        )
 
 
 class VisionTransformer(nn.Module):

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from vla_edge.policy.blocks import (
     MASKED,
     DecoderLayer,
+    Fold,
     KeyValue,
     QueryLayer,
     RMSNorm,
@@ -193,6 +194,9 @@ class PrefixEncoder(nn.Module):
         keys, values = (torch.stack(tensors) for tensors in zip(*cache))
         return PrefixCache(keys, values, mask, *rotary(suffix, c.head_dim)), probabilities
 
+    def folds(self) -> tuple[Fold, ...]:
+        return (Fold(self.last_norm, (self.last.k, self.last.v)),)
+
     def _with_markers(self, image_tokens: Tensor) -> Tensor:
         c = self.config
         if not (c.image_start_ids or c.image_end_ids):
@@ -261,6 +265,9 @@ class ActionExpert(nn.Module):
                 attended, _ = attend(rotate(q, cos, sin), k, v, joint_bias)
             h = layer.finish(h, attended)
         return (self.action_out(self.norm(h)),)
+
+    def folds(self) -> tuple[Fold, ...]:
+        return (Fold(self.norm, (self.action_out,)),)
 
 
 class SmolVLA(nn.Module):

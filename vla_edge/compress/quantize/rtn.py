@@ -25,15 +25,30 @@ def round_to_nearest(
             (2 * 63 * 255 < 2**15), which is what the fast instructions of x86-64 without VNNI add up in.
     """
     weight = np.asarray(weight, np.float32)
+    group = fitting_group(weight.shape[1], group_size) if group_size is not None else None
+    return round_on_grid(weight, grid_scales(weight, bits, group, reduce_range), bits, group, reduce_range)
+
+
+def grid_scales(weight: np.ndarray, bits: int, group: int | None, reduce_range: bool = False) -> np.ndarray:
+    """(out,) or (out, in / group) float32 size of a step, with which the largest weight of a group is the last point of
+    its grid. `group` must divide the inputs."""
     rows, columns = weight.shape
-    group = fitting_group(columns, group_size) if group_size is not None else None
-    grouped = weight.reshape(rows, -1, group or columns)
-    limit = 2 ** (bits - 1 - reduce_range) - 1
-    scales = (np.abs(grouped).max(axis=-1) / np.float32(limit)).astype(np.float32)
+    largest = np.abs(weight.reshape(rows, -1, group or columns)).max(axis=-1)
+    scales = (largest / np.float32(2 ** (bits - 1 - reduce_range) - 1)).astype(np.float32)
     # a group of zeros has no scale of its own; any will do, but none may be 0
     scales = np.where(scales < np.finfo(np.float32).tiny, np.float32(1.0), scales)
-    values = np.clip(np.rint(grouped / scales[:, :, None]), -limit, limit).astype(np.int8)
-    return QuantizedWeight(values.reshape(rows, columns), scales if group else scales[:, 0], bits, group)
+    return scales if group else scales[:, 0]
+
+
+def round_on_grid(
+    weight: np.ndarray, scales: np.ndarray, bits: int, group: int | None, reduce_range: bool = False
+) -> QuantizedWeight:
+    """(out, in) weights to the nearest points of the grid that `scales` span; what lies beyond goes to its end."""
+    rows, columns = weight.shape
+    limit = 2 ** (bits - 1 - reduce_range) - 1
+    grouped = weight.reshape(rows, -1, group or columns)
+    values = np.clip(np.rint(grouped / scales.reshape(rows, -1, 1)), -limit, limit).astype(np.int8)
+    return QuantizedWeight(values.reshape(rows, columns), scales, bits, group)
 
 
 def fitting_group(columns: int, group_size: int) -> int:

@@ -1,0 +1,168 @@
+"""Whole recipes on a tiny policy: rescaling changes nothing, every layer gets what its step says, and errors fall."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vla_edge.compress.apply import compress_policy, rescales
+from vla_edge.compress.calibrate import CalibrationError
+from vla_edge.compress.fold import InputGroup, input_groups, rescale
+from vla_edge.compress.plan import plan_layers
+from vla_edge.compress.recipe import RecipeError, load_recipe, parse_recipe, recipe_directory
+from vla_edge.engine.runner import Runner
+from vla_edge.engine.trace import linear_layers
+from vla_edge.policy.checkpoint import load_checkpoint, load_policy
+from vla_edge.policy.checkpoint_writer import write_checkpoint
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "engine"))
+from tiny import WORDS, make_observations, tiny_policy, tiny_spec  # noqa: E402
+
+
+class Subject:
+    """A policy with its layers and a runner over them."""
+
+    def __init__(self, policy, checkpoint):
+        self.policy, self.stages = policy, policy.stages()
+        self.modules = {f"{s.name}.{path}": m for s in self.stages for path, m in linear_layers(s).items()}
+        self.runner = Runner.from_policy(policy, checkpoint)
+
+    def chunks(self) -> np.ndarray:
+        self.runner.set_num_steps(self.runner.num_steps)
+        return np.array([self.runner.infer(o, seed=3).chunk.positions for o in make_observations(4, seed=9)])
+
+    def compress(self, *steps, observations=6, **options):
+        recipe = parse_recipe({"name": "test", "steps": list(steps)})
+        plan = plan_layers(recipe, list(self.modules))
+        return compress_policy(
+            recipe, plan, self.modules, self.stages, self.runner, make_observations(observations), lambda *_: None,
+            **options,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    found = load_checkpoint(write_checkpoint(directory, tiny_policy(), tiny_spec(), WORDS))
+    return load_policy(found), found
+
+
+@pytest.fixture
+def subject(loaded):
+    policy, checkpoint = loaded
+    return Subject(copy.deepcopy(policy), checkpoint)
+
+
+def quantize(**options):
+    return {"quantize": {"targets": ["*"], **options}}
+
+
+def test_every_layer_is_in_one_group_and_rescaling_any_of_them_changes_nothing(subject):
+    groups = input_groups(subject.modules, subject.stages)
+    names = [name for group in groups for name in group.names]
+    assert sorted(names) == sorted(subject.modules) and len(set(names)) == len(names)
+    scalable = [group for group in groups if group.producer is not None]
+    assert len(scalable) >= 8
+    before, rng = subject.chunks(), np.random.default_rng(0)
+    weights = {name: module.weight.detach().numpy().copy() for name, module in subject.modules.items()}
+    for group in scalable:
+        width = subject.modules[group.names[0]].in_features
+        rescale(group, subject.modules, rng.uniform(0.2, 5.0, width))
+    assert all((weights[name] != subject.modules[name].weight.detach().numpy()).any() for g in scalable for name in g.names)
+    np.testing.assert_allclose(subject.chunks(), before, atol=2e-5)
+
+
+def test_a_scale_that_cannot_be_is_refused(subject):
+    alone = InputGroup(("vision.connector",))
+    with pytest.raises(ValueError, match="cannot be rescaled"):
+        rescale(alone, subject.modules, np.ones(4))
+    group = next(g for g in input_groups(subject.modules, subject.stages) if g.producer is not None)
+    with pytest.raises(ValueError, match="cannot be rescaled"):
+        rescale(group, subject.modules, np.zeros(subject.modules[group.names[0]].in_features))
+
+
+def output_error(subject, layers) -> float:
+    """Of the chunks, with the layers' weights in place of the policy's."""
+    import torch
+
+    before = subject.chunks()
+    with torch.no_grad():
+        for name, layer in layers.items():
+            module = subject.modules[name]
+            module.weight.copy_(torch.from_numpy(np.array(layer.effective_weight())))
+            if layer.bias is not None:
+                module.bias = torch.nn.Parameter(torch.from_numpy(np.array(layer.bias, np.float32)))
+    return float(np.abs(subject.chunks() - before).mean())
+
+
+@pytest.mark.parametrize("method", ("awq", "gptq"))
+def test_methods_that_look_at_data_lose_less_than_rounding(loaded, method):
+    errors = {}
+    for name in ("rtn", method):
+        subject = Subject(copy.deepcopy(loaded[0]), loaded[1])
+        errors[name] = output_error(subject, subject.compress(quantize(weights="int4", group_size=32, method=name)))
+    assert errors[method] < 0.95 * errors["rtn"], errors
+
+
+def test_corrected_biases_restore_the_mean_output(subject):
+    plain = subject.compress(quantize(weights="int4", group_size=32))
+    corrected = subject.compress(quantize(weights="int4", group_size=32, correct_bias=True))
+    assert all(layer.bias is not None for layer in corrected.values())
+    assert any(layer.bias is None for layer in plain.values())
+    name = "denoise.action_out"
+    seen = []
+    module = subject.modules[name]
+    handle = module.register_forward_pre_hook(lambda _, x: seen.append(x[0].detach().numpy().reshape(-1, x[0].shape[-1])))
+    for observation in make_observations(6):
+        subject.runner.infer(observation)
+    handle.remove()
+    x = np.concatenate(seen)
+    want = x @ module.weight.detach().numpy().T + module.bias.detach().numpy()
+
+    def mean_error(layer):
+        return np.abs((x @ layer.effective_weight().T + layer.bias - want).mean(0)).max()
+
+    assert mean_error(corrected[name]) < 1e-5 < mean_error(plain[name])
+
+
+def test_smoothing_moves_the_policy_and_keeps_what_it_computes(subject):
+    before = subject.chunks()
+    layers = subject.compress({"smooth": {"targets": ["*"]}}, quantize(weights="int8", activations="int8"))
+    np.testing.assert_allclose(subject.chunks(), before, atol=2e-5)
+    assert all(layer.activation.kind == "static" for layer in layers.values())
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ([{"smooth": {"targets": ["vision"]}}, {"keep": {"targets": ["*"]}}], "stays in float32"),
+        ([{"smooth": {"targets": ["*"]}}, quantize(weights="int4", group_size=32, method="awq")], "drop one"),
+        ([{"smooth": {"targets": ["*"]}}, {"smooth": {"targets": ["vision"]}}, quantize()], "disjoint"),
+        ([{"smooth": {"targets": ["visoin"]}}, quantize()], "did you mean"),
+    ],
+)
+def test_smoothing_that_contradicts_the_rest_is_an_error(subject, steps, said):
+    with pytest.raises(RecipeError, match=said):
+        subject.compress(*steps)
+
+
+def test_no_data_for_a_method_that_needs_them_is_an_error(subject):
+    with pytest.raises(CalibrationError, match="never reached"):
+        subject.compress(quantize(weights="int4", group_size=32, method="gptq"), observations=0)
+
+
+@pytest.mark.parametrize("file", sorted(recipe_directory().glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_shipped_recipe_applies_to_every_layer(loaded, file):
+    policy, checkpoint = loaded
+    recipe = load_recipe(file.stem)
+    subject = Subject(copy.deepcopy(policy) if rescales(recipe) else policy, checkpoint)
+    plan = plan_layers(recipe, list(subject.modules))
+    layers = compress_policy(
+        recipe, plan, subject.modules, subject.stages, subject.runner, make_observations(4), lambda *_: None
+    )
+    assert set(layers) == set(subject.modules)
+    assert recipe.description and recipe.name == file.stem

@@ -1,0 +1,144 @@
+"""AWQ, GPTQ, SmoothQuant: each is held to the error it promises to lower, on data with the outliers it is made for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vla_edge.compress.quantize.awq import clipped_scales, search_scale
+from vla_edge.compress.quantize.gptq import gptq
+from vla_edge.compress.quantize.rtn import grid_scales, round_on_grid, round_to_nearest
+from vla_edge.compress.quantize.smoothquant import best_smoothing, smoothing_scale
+from vla_edge.compress.statistics import InputStatistics, output_error
+
+ROWS, COLUMNS = 48, 96
+
+
+@pytest.fixture(scope="module")
+def inputs() -> np.ndarray:
+    """Correlated channels, a few of them thirty times as large as the others, as in language models."""
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(COLUMNS, COLUMNS)) / np.sqrt(COLUMNS) + np.eye(COLUMNS)
+    scale = np.where(rng.random(COLUMNS) < 0.05, 30.0, 1.0)
+    return np.float32(rng.normal(size=(2000, COLUMNS)) @ mix * scale + 0.3 * scale)
+
+
+@pytest.fixture(scope="module")
+def statistics(inputs) -> InputStatistics:
+    statistics = InputStatistics()
+    for part in np.split(inputs, [0, 300, 900]):  # empty and uneven parts
+        statistics.update(part.reshape(-1, 1, COLUMNS))
+    return statistics
+
+
+@pytest.fixture(scope="module")
+def weight() -> np.ndarray:
+    return np.float32(np.random.default_rng(1).normal(size=(ROWS, COLUMNS)) * 0.05)
+
+
+def error(quantized, weight, inputs) -> float:
+    """Of the output, straight from the data."""
+    return float(np.square(inputs.astype(np.float64) @ (quantized.dequantize() - weight).T).sum(1).mean())
+
+
+def test_moments_of_a_stream_are_those_of_the_whole(statistics, inputs):
+    assert statistics.count == len(inputs)
+    np.testing.assert_allclose(statistics.mean, inputs.mean(0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(statistics.mean_magnitude, np.abs(inputs).mean(0), rtol=1e-5)
+    np.testing.assert_allclose(statistics.second_moment, inputs.T @ inputs / len(inputs), rtol=1e-3, atol=1e-2)
+    np.testing.assert_array_equal(statistics.largest, np.abs(inputs).max(0))
+    with pytest.raises(ValueError, match="not finite"):
+        statistics.update(np.full((1, COLUMNS), np.nan))
+
+
+def test_the_moments_of_rescaled_vectors_need_no_second_pass(statistics, inputs):
+    factor = np.random.default_rng(2).uniform(0.1, 4, COLUMNS).astype(np.float32)
+    again = InputStatistics()
+    again.update(inputs * factor)
+    scaled = statistics.scaled(factor)
+    np.testing.assert_allclose(scaled.second_moment, again.second_moment, rtol=1e-3, atol=1e-2)
+    np.testing.assert_allclose(scaled.largest, again.largest, rtol=1e-6)
+
+
+def test_the_error_from_the_second_moment_is_the_error_over_the_data(statistics, weight, inputs):
+    quantized = round_to_nearest(weight, 4, 32)
+    ours = output_error(quantized.dequantize() - weight, statistics.second_moment)
+    assert ours == pytest.approx(error(quantized, weight, inputs), rel=1e-3)
+
+
+@pytest.mark.parametrize("bits", (4, 8))
+@pytest.mark.parametrize("group", (None, 32))
+def test_gptq_errs_less_than_rounding_and_stays_on_the_same_grid(weight, statistics, inputs, bits, group):
+    nearest = round_to_nearest(weight, bits, group)
+    found = gptq(weight, statistics.second_moment, bits, group)
+    assert error(found, weight, inputs) < 0.8 * error(nearest, weight, inputs)
+    np.testing.assert_array_equal(found.scales, nearest.scales)
+
+
+def test_gptq_without_correlation_is_rounding(weight):
+    found = gptq(weight, np.eye(COLUMNS), 4, 32)
+    np.testing.assert_array_equal(found.values, round_to_nearest(weight, 4, 32).values)
+
+
+def test_gptq_beats_greedy_rounding_by_the_book(statistics, weight):
+    """Against the definition: quantize a column, then give the rest the least-squares correction (OBQ's update)."""
+    columns = 12
+    moment = statistics.second_moment[:columns, :columns].astype(np.float64)
+    moment += 0.01 * np.diag(moment).mean() * np.eye(columns)
+    scales = grid_scales(weight[:, :columns], 4, None)
+    left, expected = weight[:, :columns].astype(np.float64), np.zeros((ROWS, columns))
+    for i in range(columns):
+        rounded = np.clip(np.rint(left[:, i] / scales), -7, 7)
+        expected[:, i] = rounded
+        inverse = np.linalg.inv(moment[i:, i:])
+        left[:, i:] -= np.outer((left[:, i] - rounded * scales) / inverse[0, 0], inverse[0])
+    undamped = statistics.second_moment[:columns, :columns]
+    found = gptq(weight[:, :columns], undamped, 4, None, damping=0.01, activation_order=False)
+    assert (found.values != expected).mean() < 0.01  # float32 may decide a tie the other way
+
+
+def test_gptq_takes_inputs_that_never_speak_and_moments_of_low_rank(weight):
+    moment = np.zeros((COLUMNS, COLUMNS))
+    moment[0, 0] = 1.0
+    found = gptq(weight, moment, 4, 32, damping=1e-9)
+    np.testing.assert_array_equal(found.values, round_to_nearest(weight, 4, 32).values)
+    assert gptq(weight, 0 * moment, 4, 32).values.any()
+
+
+def test_clipping_never_errs_more_within_its_groups(weight, statistics):
+    heavy = weight.copy()
+    heavy[:, ::40] *= 12
+    moment = statistics.second_moment
+    blocks = np.kron(np.eye(COLUMNS // 32), np.ones((32, 32))) * moment
+    whole = output_error(round_to_nearest(heavy, 4, 32).dequantize() - heavy, blocks)
+    clipped = round_on_grid(heavy, clipped_scales(heavy, moment, 4, 32), 4, 32)
+    assert output_error(clipped.dequantize() - heavy, blocks) < 0.95 * whole
+    assert (clipped.scales <= grid_scales(heavy, 4, 32)).all()
+
+
+def test_awq_finds_a_scale_that_protects_what_large_inputs_meet(weight, statistics, inputs):
+    def quantize(w):
+        return round_to_nearest(w, 4, 32)
+
+    scale = search_scale(statistics, [weight], [quantize])
+    plain, scaled = quantize(weight), quantize(weight * scale)
+    difference = scaled.dequantize() / scale - weight
+    assert output_error(difference, statistics.second_moment) < 0.7 * error(plain, weight, inputs)
+    large = statistics.mean_magnitude > 5 * np.median(statistics.mean_magnitude)
+    assert scale[large].min() > np.median(scale[~large])
+
+
+def test_smoothing_follows_the_paper_and_auto_is_never_worse_than_a_fixed_strength(weight, statistics, inputs):
+    half = smoothing_scale(statistics, [weight], 0.5)
+    np.testing.assert_allclose(half, np.sqrt(np.abs(inputs).max(0) / np.abs(weight).max(0)), rtol=1e-5)
+
+    def whole_error(scale):
+        smooth, moved = inputs / scale, weight * scale
+        step = 2 * np.abs(smooth).max() / 255
+        seen = np.rint(smooth / step) * step
+        return np.square(seen @ round_to_nearest(moved, 8).dequantize().T - inputs @ weight.T).mean()
+
+    best, alpha = best_smoothing(statistics, [weight])
+    assert 0 < alpha < 1
+    assert whole_error(best) < 0.5 * whole_error(np.ones(COLUMNS, np.float32))
+    assert whole_error(best) < 1.05 * min(whole_error(smoothing_scale(statistics, [weight], a)) for a in (0.3, 0.5, 0.7))

@@ -1,0 +1,79 @@
+"""GPTQ (Frantar et al., 2022, arXiv:2210.17323): weights are rounded one input after the other, and those not yet
+rounded make up for the error at the layer's output.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vla_edge.compress.quantize.rtn import grid_scales
+from vla_edge.compress.quantize.weights import QuantizedWeight
+
+BLOCK = 128
+"""Inputs whose corrections are applied to the rest in one product."""
+
+
+def gptq(
+    weight: np.ndarray,
+    second_moment: np.ndarray,
+    bits: int,
+    group: int | None,
+    scales: np.ndarray | None = None,
+    damping: float = 0.01,
+    activation_order: bool = True,
+    reduce_range: bool = False,
+) -> QuantizedWeight:
+    """Symmetric quantization of (out, in) weights.
+
+    Args:
+        second_moment: (in, in) E[x x^T], half the Hessian of the squared output error.
+        group: inputs per scale; must divide them. None for the whole channel.
+        scales: of the grid; those of round to nearest when None. They are fixed beforehand, so that the order of
+            rounding leaves the groups where they are.
+        damping: share of the mean of the diagonal that is added to it.
+        activation_order: begin with the inputs of largest energy, whose errors most others can make up for.
+    """
+    import torch
+
+    rows, columns = weight.shape
+    scales = grid_scales(weight, bits, group, reduce_range) if scales is None else scales
+    steps = torch.from_numpy(np.repeat(scales.reshape(rows, -1), group or columns, axis=1).T.copy())
+    limit = 2 ** (bits - 1 - reduce_range) - 1
+    left = torch.from_numpy(np.array(weight.T, np.float32, order="C"))  # (in, out): a row is one input's weights
+    hessian = torch.from_numpy(np.asarray(second_moment, np.float64))
+    energy = hessian.diagonal().clone()
+    silent = energy <= 0
+    order = torch.argsort(energy, descending=True, stable=True) if activation_order else torch.arange(columns)
+    factor = _inverse_factor(hessian[order][:, order], silent[order], damping).float()
+    left, steps = left[order], steps[order]
+    values = torch.empty(columns, rows, dtype=torch.int8)
+    for begin in range(0, columns, BLOCK):
+        end = min(begin + BLOCK, columns)
+        errors = torch.empty(end - begin, rows)
+        for i in range(begin, end):
+            rounded = torch.round(left[i] / steps[i]).clamp_(-limit, limit)
+            values[i] = rounded.to(torch.int8)
+            errors[i - begin] = (left[i] - rounded * steps[i]) / factor[i, i]
+            left[i + 1 : end] -= factor[i, i + 1 : end, None] * errors[i - begin]
+        left[end:] -= factor[begin:end, end:].T @ errors
+    restored = torch.empty_like(values)
+    restored[order] = values
+    return QuantizedWeight(restored.T.contiguous().numpy(), scales, bits, group)
+
+
+def _inverse_factor(hessian, silent, damping: float):
+    """Upper Cholesky factor of the inverse, float64; damping is raised until the matrix is positive definite."""
+    import torch
+
+    mean = hessian.diagonal().mean().clamp_min(1e-30)
+    hessian = hessian.clone()
+    hessian.diagonal()[silent] = mean
+    while True:
+        damped = hessian.clone()
+        damped.diagonal().add_(damping * mean)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not failed:
+                return factor
+        damping = max(10 * damping, 1e-6)

@@ -1,0 +1,54 @@
+"""SmoothQuant (Xiao et al., 2022, arXiv:2211.10438): outliers of activations are moved into the weights, where a scale
+for each output channel can hold them, so that both fit 8 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vla_edge.compress.quantize.rtn import round_to_nearest
+from vla_edge.compress.statistics import InputStatistics, output_error
+
+STRENGTHS = tuple(np.linspace(0.0, 1.0, 21))
+_SMALLEST = 1e-5
+
+
+def smoothing_scale(statistics: InputStatistics, weights: Sequence[np.ndarray], alpha: float) -> np.ndarray:
+    """(in,) s_j = max|x_j|^alpha / max|w_j|^(1 - alpha): x is divided by it, the columns of the weights multiplied.
+
+    Args:
+        weights: (out, in) of every layer that reads x.
+        alpha: how much of the difficulty moves from activations to weights, 0 to 1.
+    """
+    columns = np.max([np.abs(weight).max(0) for weight in weights], axis=0)
+    # a channel that carries nothing needs no protection
+    used = (statistics.largest > _SMALLEST) & (columns > _SMALLEST)
+    scale = np.ones_like(columns)
+    scale[used] = statistics.largest[used] ** alpha / columns[used] ** (1 - alpha)
+    return np.clip(scale, _SMALLEST, 1 / _SMALLEST).astype(np.float32)
+
+
+def best_smoothing(
+    statistics: InputStatistics, weights: Sequence[np.ndarray], reduce_range: bool = False
+) -> tuple[np.ndarray, float]:
+    """The scale of the alpha that leaves the least error at the outputs, and that alpha.
+
+    The paper tunes one alpha for a whole model. Here each input gets its own, from the two errors it trades: rounding
+    of weights, exact through the second moment, and of activations, taken as noise uniform within a step.
+    """
+    best = None
+    for alpha in (None, *STRENGTHS):
+        scale = np.ones(len(statistics.largest), np.float32) if alpha is None else smoothing_scale(
+            statistics, weights, alpha
+        )
+        smooth = statistics.scaled(1 / scale)
+        step = 2 * float(smooth.largest.max()) / 255
+        error, moment = 0.0, smooth.second_moment
+        for weight in weights:
+            seen = round_to_nearest(weight * scale, 8, None, reduce_range).dequantize()
+            error += output_error(seen - weight * scale, moment) + step**2 / 12 * float(np.square(seen).sum())
+        if best is None or error < best[0]:
+            best = error, scale, alpha
+    return best[1], best[2]
