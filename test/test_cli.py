@@ -156,3 +156,23 @@ def test_the_bar_is_redrawn_in_a_terminal_and_a_line_a_step_elsewhere(monkeypatc
         bar.close()
     assert screen.getvalue().count("\r") == 5 and "\n" not in screen.getvalue() and " 75 %" in screen.getvalue()
     assert [line.split()[-1] for line in log.getvalue().splitlines()] == ["calibrating", "comparing"]
+
+
+def test_sensitivity_writes_a_recipe_that_builds_and_its_report(robot, tmp_path, capsys):
+    recipe = tmp_path / "found.yaml"
+    told = json.loads(
+        printed(capsys, "sensitivity", robot / "checkpoint", "--bits", "9", "--frames", "2", "--output", recipe, "--json")
+    )
+    assert told["average_bits"] <= 9 and len(told["layers"]) > 1 and told["measured_error_rel"] > 0
+    assert {file.name for file in tmp_path.iterdir()} == {"found.yaml", "found.html", "found.json"}
+    assert "sensitivity by layer" in recipe.with_suffix(".html").read_text()
+    printed(capsys, "build", robot / "checkpoint", "--recipe", recipe, "--output", tmp_path / "bundle")
+    told = json.loads(printed(capsys, "inspect", tmp_path / "bundle", "--json"))
+    assert told["recipe"]["name"] == "found"
+
+
+def test_a_budget_that_cannot_be_kept_is_one_sentence(robot, tmp_path, capsys):
+    command = ["sensitivity", str(robot / "checkpoint"), "--bits", "3", "--frames", "1", "--output", str(tmp_path / "r.yaml")]
+    assert main(command) == 2
+    assert "cannot be kept to" in capsys.readouterr().err
+    assert not (tmp_path / "r.yaml").exists()

@@ -97,6 +97,15 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--rounds", type=int, default=30)
     sub.add_argument("--threads", type=int, help="at most this many for each stage, and for PyTorch")
+    sub = command("sensitivity", _sensitivity, "find which layers need their bits, and write the recipe of a budget")
+    sub.add_argument("checkpoint", type=Path, help="directory in LeRobot's layout")
+    budget = sub.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--bits", type=float, help="most bits per weight on average, scales included")
+    budget.add_argument("--error", type=float, help="most action error, as a share of the motion's standard deviation")
+    sub.add_argument("--calibration", type=Path, help="bag; by default calibration/ beside the checkpoint")
+    sub.add_argument("--frames", type=int, default=16, help="observations the error is measured on")
+    sub.add_argument("--output", type=Path, default=Path("mixed.yaml"), help="recipe to write, its report beside it")
+
     return top
 
 
@@ -125,6 +134,41 @@ def _build(options):
         f"{bundle.manifest['profile']['total']['p50']:.1f} ms a chunk here"
     )
     return {"bundle": str(path), "bytes": bundle.bytes, **_manifest(bundle, layers=False)}, 0, text
+
+
+def _sensitivity(options):
+    import yaml
+
+    from vla_edge.engine.search import search
+    from vla_edge.evaluate.page import write_text
+    from vla_edge.evaluate.sensitivity_report import write_sensitivity_report
+
+    output, directory = options.output, options.checkpoint.resolve()
+    name = directory.parent.name or directory.name
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = output.with_suffix(".progress.json")
+    progress = Bar()
+    try:
+        recipe, choice, found, measured = search(
+            options.checkpoint, options.calibration, options.bits, options.error, options.frames, output.stem, progress,
+            unfinished,
+        )  # fmt: skip
+    finally:
+        progress.close()
+    write_text(output, yaml.safe_dump(recipe.concise(), sort_keys=False, width=120))
+    report = write_sensitivity_report(found, choice, measured, output.with_suffix(".html"), name)
+    unfinished.unlink(missing_ok=True)
+    counts = {option: list(choice.options.values()).count(option) for option in dict.fromkeys(choice.options.values())}
+    layers = ", ".join(f"{count} layers in {option}" for option, count in counts.items())
+    text = (
+        f"{output}: {choice.average_bits:.2f} bits per weight, {layers}; action error {100 * measured:.2f} % of the "
+        f"motion on calibration data (predicted {100 * choice.predicted_error_rel:.2f} %); why: {report}"
+    )
+    result = {
+        "recipe": str(output), "report": str(report), "average_bits": choice.average_bits, "layers": counts,
+        "predicted_error_rel": choice.predicted_error_rel, "measured_error_rel": measured,
+    }  # fmt: skip
+    return result, 0, text
 
 
 def _inspect(options):

@@ -3,52 +3,22 @@
 from __future__ import annotations
 
 import copy
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_subject import Subject, load_tiny, make_observations
 
 from vla_edge.compress.apply import compress_policy, rescales
 from vla_edge.compress.calibrate import CalibrationError
 from vla_edge.compress.fold import InputGroup, input_groups, rescale
 from vla_edge.compress.plan import plan_layers
-from vla_edge.compress.recipe import RecipeError, load_recipe, parse_recipe, recipe_directory
-from vla_edge.engine.runner import Runner
-from vla_edge.engine.trace import linear_layers
-from vla_edge.policy.checkpoint import load_checkpoint, load_policy
-from vla_edge.policy.checkpoint_writer import write_checkpoint
+from vla_edge.compress.recipe import RecipeError, load_recipe, recipe_directory
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "engine"))
-from tiny import WORDS, make_observations, tiny_policy, tiny_spec  # noqa: E402
-
-
-class Subject:
-    """A policy with its layers and a runner over them."""
-
-    def __init__(self, policy, checkpoint):
-        self.policy, self.stages = policy, policy.stages()
-        self.modules = {f"{s.name}.{path}": m for s in self.stages for path, m in linear_layers(s).items()}
-        self.runner = Runner.from_policy(policy, checkpoint)
-
-    def chunks(self) -> np.ndarray:
-        self.runner.set_num_steps(self.runner.num_steps)
-        return np.array([self.runner.infer(o, seed=3).chunk.positions for o in make_observations(4, seed=9)])
-
-    def compress(self, *steps, observations=6, **options):
-        recipe = parse_recipe({"name": "test", "steps": list(steps)})
-        plan = plan_layers(recipe, list(self.modules))
-        return compress_policy(
-            recipe, plan, self.modules, self.stages, self.runner, make_observations(observations), lambda *_: None,
-            **options,
-        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tiny") / "checkpoint"
-    found = load_checkpoint(write_checkpoint(directory, tiny_policy(), tiny_spec(), WORDS))
-    return load_policy(found), found
+    return load_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
@@ -72,7 +42,8 @@ def test_every_layer_is_in_one_group_and_rescaling_any_of_them_changes_nothing(s
     for group in scalable:
         width = subject.modules[group.names[0]].in_features
         rescale(group, subject.modules, rng.uniform(0.2, 5.0, width))
-    assert all((weights[name] != subject.modules[name].weight.detach().numpy()).any() for g in scalable for name in g.names)
+    changed = [name for group in scalable for name in group.names]
+    assert all((weights[name] != subject.modules[name].weight.detach().numpy()).any() for name in changed)
     np.testing.assert_allclose(subject.chunks(), before, atol=2e-5)
 
 
@@ -116,7 +87,7 @@ def test_corrected_biases_restore_the_mean_output(subject):
     name = "denoise.action_out"
     seen = []
     module = subject.modules[name]
-    handle = module.register_forward_pre_hook(lambda _, x: seen.append(x[0].detach().numpy().reshape(-1, x[0].shape[-1])))
+    handle = module.register_forward_pre_hook(lambda _, x: seen.append(x[0].detach().flatten(0, -2).numpy()))
     for observation in make_observations(6):
         subject.runner.infer(observation)
     handle.remove()

@@ -154,7 +154,8 @@ def _scale(
     storage = [plan[name] for name in group.names]
     if all(isinstance(step, Quantize) and step.method == "awq" for step in storage):
         quantizers = [
-            lambda weight, step=step: round_to_nearest(weight, WEIGHTS[step.weights], step.group_size) for step in storage
+            lambda weight, step=step: round_to_nearest(weight, WEIGHTS[step.weights], step.group_size)
+            for step in storage
         ]
         return search_scale(statistics, weights, quantizers)
     return None

@@ -1,4 +1,4 @@
-"""Robot data -> activation ranges: the policy is run end to end on recorded observations while its inputs are watched.
+"""Robot data -> what reaches each layer: the policy is run end to end on recorded observations and watched.
 
 Observations are streamed; what stays in memory is an observer per layer and a bounded sample of observations.
 """

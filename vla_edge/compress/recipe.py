@@ -177,6 +177,17 @@ class Recipe:
         return {"name": self.name, "description": self.description, "steps": steps, "accept": accept}
 
 
+    def concise(self) -> dict:
+        """As `to_dict`, without what need not be said: for people to read and edit."""
+        plain = self.to_dict()
+        for entry, step in zip(plain["steps"], self.steps):
+            defaults = {field.name: field.default for field in fields(step)}
+            entry[step.key] = {
+                key: value for key, value in entry[step.key].items() if key == "weights" or value != defaults[key]
+            }
+        return plain
+
+
 def load_recipe(source: str | Path) -> Recipe:
     """The shipped recipe of that name, or the one in a YAML file.
 

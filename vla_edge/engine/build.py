@@ -67,14 +67,14 @@ def build(
     runtime = get_backend(backend)
     loaded = load_checkpoint(checkpoint)
     target = Path(output) if output else default_output(loaded.directory, recipe.name, backend)
-    calibration = _calibration_source(calibration, loaded.directory)
+    calibration = calibration_source(calibration, loaded.directory)
     key = build_key(loaded.fingerprint, recipe, backend, calibration)
     if not force and key is not None and _is_valid(target, key):
         tell(1.0, "the bundle is there already")
         return target.expanduser().resolve()
     with writing(target) as directory:
         job = _Build(loaded, recipe, backend, runtime, directory, tell, {} if traced is None else traced)
-        with _torch_threads(loaded.weights_path.stat().st_size // 4):
+        with torch_threads(loaded.weights_path.stat().st_size // 4):
             manifest = job.run(calibration)
         write_manifest(directory, {**manifest, "build_key": key})
         tell(1.0, "writing the bundle")
@@ -221,7 +221,7 @@ class _Build:
 
 
 @contextmanager
-def _torch_threads(parameters: int):
+def torch_threads(parameters: int):
     """As many threads as a policy of that size keeps busy."""
     import torch
 
@@ -233,7 +233,8 @@ def _torch_threads(parameters: int):
         torch.set_num_threads(before)
 
 
-def _calibration_source(calibration, checkpoint: Path):
+def calibration_source(calibration, checkpoint: Path):
+    """What to calibrate on: what was given, or the recording beside the checkpoint. Raises CalibrationError."""
     if calibration is not None:
         return calibration
     beside = checkpoint.parent / "calibration"
