@@ -160,9 +160,8 @@ def test_the_bar_is_redrawn_in_a_terminal_and_a_line_a_step_elsewhere(monkeypatc
 
 def test_sensitivity_writes_a_recipe_that_builds_and_its_report(robot, tmp_path, capsys):
     recipe = tmp_path / "found.yaml"
-    told = json.loads(
-        printed(capsys, "sensitivity", robot / "checkpoint", "--bits", "9", "--frames", "2", "--output", recipe, "--json")
-    )
+    command = ("sensitivity", robot / "checkpoint", "--bits", "9", "--frames", "2", "--output", recipe, "--json")
+    told = json.loads(printed(capsys, *command))
     assert told["average_bits"] <= 9 and len(told["layers"]) > 1 and told["measured_error_rel"] > 0
     assert {file.name for file in tmp_path.iterdir()} == {"found.yaml", "found.html", "found.json"}
     assert "sensitivity by layer" in recipe.with_suffix(".html").read_text()
@@ -172,7 +171,10 @@ def test_sensitivity_writes_a_recipe_that_builds_and_its_report(robot, tmp_path,
 
 
 def test_a_budget_that_cannot_be_kept_is_one_sentence(robot, tmp_path, capsys):
-    command = ["sensitivity", str(robot / "checkpoint"), "--bits", "3", "--frames", "1", "--output", str(tmp_path / "r.yaml")]
-    assert main(command) == 2
+    recipe = tmp_path / "r.yaml"
+    command = ("sensitivity", robot / "checkpoint", "--bits", "3", "--frames", "1", "--output", recipe)
+    assert main([str(argument) for argument in command]) == 2
     assert "cannot be kept to" in capsys.readouterr().err
-    assert not (tmp_path / "r.yaml").exists()
+    assert main([*(str(argument) for argument in command), "--frames", "0"]) == 2
+    assert "at least one observation" in capsys.readouterr().err
+    assert not recipe.exists()

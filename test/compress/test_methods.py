@@ -141,4 +141,5 @@ def test_smoothing_follows_the_paper_and_auto_is_never_worse_than_a_fixed_streng
     best, alpha = best_smoothing(statistics, [weight])
     assert 0 < alpha < 1
     assert whole_error(best) < 0.5 * whole_error(np.ones(COLUMNS, np.float32))
-    assert whole_error(best) < 1.05 * min(whole_error(smoothing_scale(statistics, [weight], a)) for a in (0.3, 0.5, 0.7))
+    fixed = [whole_error(smoothing_scale(statistics, [weight], strength)) for strength in (0.3, 0.5, 0.7)]
+    assert whole_error(best) < 1.05 * min(fixed)

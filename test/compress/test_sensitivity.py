@@ -120,6 +120,8 @@ def test_a_budget_of_error_takes_the_fewest_bits():
 def test_a_budget_nothing_keeps_to_is_an_error_that_says_what_is_nearest():
     with pytest.raises(RecipeError, match="the nearest is 4"):
         choose(toy(), max_bits=3.9)
+    with pytest.raises(RecipeError, match="the nearest is 4"):
+        choose(toy(), max_bits=0.0)
     with pytest.raises(RecipeError, match="cannot be kept"):
         choose(toy(), max_error_rel=1e-12)
     with pytest.raises(RecipeError, match="one budget"):

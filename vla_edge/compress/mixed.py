@@ -38,12 +38,13 @@ def choose(found: Sensitivity, max_bits: float | None = None, max_error_rel: flo
     if (max_bits is None) == (max_error_rel is None):
         raise RecipeError("give one budget: average bits per weight, or the error that is allowed")
     low, high = -60.0, 60.0  # logarithm of the price of a bit in squared rad: from none to any
-    within = (lambda c: c.average_bits <= max_bits) if max_bits else (lambda c: c.predicted_error_rel <= max_error_rel)
+    by_bits = max_bits is not None
+    within = (lambda c: c.average_bits <= max_bits) if by_bits else (lambda c: c.predicted_error_rel <= max_error_rel)
     # a higher price gives fewer bits and more error
-    feasible, other = (high, low) if max_bits else (low, high)
+    feasible, other = (high, low) if by_bits else (low, high)
     best = _at(found, math.exp(feasible))
     if not within(best):
-        what = f"{max_bits:g} bits" if max_bits else f"an error of {max_error_rel:g}"
+        what = f"{max_bits:g} bits" if by_bits else f"an error of {max_error_rel:g}"
         raise RecipeError(
             f"{what} cannot be kept to: the nearest is {best.average_bits:.2f} bits at an error of "
             f"{best.predicted_error_rel:.4f} of the motion; allow more"
@@ -55,7 +56,7 @@ def choose(found: Sensitivity, max_bits: float | None = None, max_error_rel: flo
             feasible, best = middle, tried
         else:
             other = middle
-    return _improve(found, best, max_bits) if max_bits else best
+    return _improve(found, best, max_bits) if by_bits else best
 
 
 def to_recipe(

@@ -8,7 +8,7 @@ from vla_edge.compress.apply import compress_policy
 from vla_edge.compress.calibrate import load_calibration
 from vla_edge.compress.mixed import Choice, choose, to_recipe
 from vla_edge.compress.plan import plan_layers
-from vla_edge.compress.recipe import Accept, Recipe
+from vla_edge.compress.recipe import Accept, Recipe, RecipeError
 from vla_edge.compress.sensitivity import OPTIONS, Sensitivity, Trial, measure
 from vla_edge.engine.build import Progress, calibration_source, torch_threads
 from vla_edge.engine.runner import Runner
@@ -41,6 +41,8 @@ def search(
 
     tell = progress or (lambda fraction, step: None)
     loaded = load_checkpoint(checkpoint)
+    if frames < 1:
+        raise RecipeError(f"frames is {frames}; the error has to be measured on at least one observation")
     data = load_calibration(calibration_source(calibration, loaded.directory), loaded.spec)
     every = -(-len(data.observations) // frames)
     observations = data.observations[::every]
@@ -55,7 +57,8 @@ def search(
         choice = choose(found, max_bits, max_error_rel)
         tell(0.9, "measuring the whole")
         accept = Accept(action_error_rel=round(max(2 * choice.predicted_error_rel, 0.005), 4))
-        budget = f"{max_bits:g} bits per weight" if max_bits else f"an error of {100 * max_error_rel:g} % of the motion"
+        bits = None if max_bits is None else f"{max_bits:g} bits per weight"
+        budget = bits or f"an error of {100 * max_error_rel:g} % of the motion"
         recipe = to_recipe(choice, name, accept, f"Precisions by sensitivity of the action chunk, for {budget}.")
         plan = plan_layers(recipe, list(modules))
         layers = compress_policy(recipe, plan, modules, stages, runner, data.observations, lambda *_: None)
