@@ -11,7 +11,7 @@ from vla_edge.compress.apply import compress_policy
 from vla_edge.compress.plan import plan_layers
 from vla_edge.compress.recipe import parse_recipe
 from vla_edge.engine.runner import Runner
-from vla_edge.engine.trace import linear_layers
+from vla_edge.engine.trace import policy_layers
 from vla_edge.policy.checkpoint import load_checkpoint, load_policy
 from vla_edge.policy.checkpoint_writer import write_checkpoint
 
@@ -30,7 +30,7 @@ class Subject:
 
     def __init__(self, policy, checkpoint):
         self.policy, self.stages = policy, policy.stages()
-        self.modules = {f"{s.name}.{path}": m for s in self.stages for path, m in linear_layers(s).items()}
+        self.modules = policy_layers(self.stages)
         self.runner = Runner.from_policy(policy, checkpoint)
 
     def chunks(self) -> np.ndarray:

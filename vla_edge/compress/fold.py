@@ -26,14 +26,15 @@ class InputGroup:
 
 def input_groups(modules: Mapping[str, object], stages: Iterable) -> list[InputGroup]:
     """Every layer of `modules` ("stage.path" -> `nn.Linear`) in exactly one group, in the order of the policy."""
+    from vla_edge.policy.blocks import folds_in
+
     names = {id(module): name for name, module in modules.items()}
     groups, taken = [], set()
     for stage in stages:
-        for block in stage.module.modules():
-            for producer, consumers in block.folds() if hasattr(block, "folds") else ():
-                group = InputGroup(tuple(names[id(layer)] for layer in consumers), producer)
-                groups.append(group)
-                taken.update(group.names)
+        for producer, consumers in folds_in(stage.module):
+            group = InputGroup(tuple(names[id(layer)] for layer in consumers), producer)
+            groups.append(group)
+            taken.update(group.names)
     groups += [InputGroup((name,)) for name in modules if name not in taken]
     order = {name: place for place, name in enumerate(modules)}
     return sorted(groups, key=lambda group: order[group.names[0]])

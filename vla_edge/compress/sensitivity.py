@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_edge.compress.apply import compress_layer
+from vla_edge.compress.apply import Tell, compress_layer
 from vla_edge.compress.calibrate import watch_inputs
 from vla_edge.compress.fold import input_groups
 from vla_edge.compress.quantize.weights import CompressedLinear
 from vla_edge.compress.recipe import Keep, Quantize, RecipeError
 from vla_edge.compress.statistics import InputStatistics
 from vla_edge.evaluate.metrics import MotionScale
+from vla_edge.evaluate.page import write_text
 from vla_edge.policy.preprocess import positions_by_name
 from vla_edge.types import Observation, VlaEdgeError
 
@@ -32,8 +33,6 @@ OPTIONS: dict[str, Keep | Quantize] = {
     "float16": Keep(EVERYTHING, "float16"),
 }
 """Precisions to choose from by name, coarsest first."""
-
-Tell = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -170,9 +169,7 @@ class _Known:
         if name not in self._values:
             self._values[name] = work()
             if self._path is not None:
-                fresh = self._path.with_name(self._path.name + ".new")
-                fresh.write_text(json.dumps({"question": self._question, "values": self._values}), encoding="utf-8")
-                fresh.replace(self._path)
+                write_text(self._path, json.dumps({"question": self._question, "values": self._values}))
         return self._values[name]
 
 

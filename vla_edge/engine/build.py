@@ -138,7 +138,7 @@ class _Build:
         from vla_edge.compress.plan import plan_layers
         from vla_edge.engine.profile import profile
         from vla_edge.engine.runner import Runner
-        from vla_edge.engine.trace import linear_layers
+        from vla_edge.engine.trace import policy_layers
         from vla_edge.engine.verify import check, compare
         from vla_edge.policy.checkpoint import load_policy
 
@@ -149,7 +149,7 @@ class _Build:
             policy = copy.deepcopy(policy)
             subject = Runner.from_policy(policy, checkpoint)
         stages = policy.stages()
-        modules = {f"{s.name}.{path}": module for s in stages for path, module in linear_layers(s).items()}
+        modules = policy_layers(stages)
         plan = plan_layers(self.recipe, list(modules))
         self.tell(0.03, "reading observations")
         data = load_calibration(source, spec)

@@ -12,7 +12,7 @@ from vla_edge.compress.recipe import Accept, Recipe, RecipeError
 from vla_edge.compress.sensitivity import OPTIONS, Sensitivity, Trial, measure
 from vla_edge.engine.build import Progress, calibration_source, torch_threads
 from vla_edge.engine.runner import Runner
-from vla_edge.engine.trace import linear_layers
+from vla_edge.engine.trace import policy_layers
 from vla_edge.policy.checkpoint import load_checkpoint
 
 
@@ -49,7 +49,7 @@ def search(
     with torch_threads(loaded.weights_path.stat().st_size // 4):
         policy = load_policy(loaded)
         stages, runner = policy.stages(), Runner.from_policy(policy, loaded)
-        modules = {f"{s.name}.{path}": module for s in stages for path, module in linear_layers(s).items()}
+        modules = policy_layers(stages)
         found = measure(
             stages, modules, runner, data.observations, observations, OPTIONS,
             lambda f, what: tell(0.9 * f, what), progress_file,

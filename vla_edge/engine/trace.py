@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
+from collections.abc import Iterable
 
 from vla_edge.policy.stages import Stage
 from vla_edge.types import VlaEdgeError
@@ -29,12 +30,18 @@ def linear_layers(stage: Stage) -> dict:
     return {name: module for name, module in stage.module.named_modules() if isinstance(module, nn.Linear)}
 
 
+def policy_layers(stages: Iterable[Stage]) -> dict:
+    """ "stage.path" -> `nn.Linear`, of all stages."""
+    return {f"{stage.name}.{name}": layer for stage in stages for name, layer in linear_layers(stage).items()}
+
+
 def rescalable_norms(module) -> dict:
     """Name -> norm whose output channels can be rescaled, see `policy.blocks.Fold`."""
     from torch import nn
 
-    folds = [fold for block in module.modules() if hasattr(block, "folds") for fold in block.folds()]
-    norms = {id(fold.producer) for fold in folds if not isinstance(fold.producer, nn.Linear)}
+    from vla_edge.policy.blocks import folds_in
+
+    norms = {id(fold.producer) for fold in folds_in(module) if not isinstance(fold.producer, nn.Linear)}
     return {name: child for name, child in module.named_modules() if id(child) in norms}
 
 

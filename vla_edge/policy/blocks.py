@@ -28,6 +28,11 @@ class Fold(NamedTuple):
     consumers: tuple[nn.Linear, ...]
 
 
+def folds_in(module: nn.Module) -> list[Fold]:
+    """Those of every block in `module`; a block whose channels can be rescaled has a method `folds`."""
+    return [fold for block in module.modules() if hasattr(block, "folds") for fold in block.folds()]
+
+
 class RMSNorm(nn.Module):
     """Root mean square normalization (Zhang & Sennrich, 2019)."""
 
@@ -53,7 +58,7 @@ class GatedMLP(nn.Module):
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
     def folds(self) -> tuple[Fold, ...]:
-        """See `Fold`; every block whose channels can be rescaled has this method."""
+        """See `Fold`."""
         return (Fold(self.up, (self.down,)),)
 
 
