@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from tiny_subject import Subject, load_tiny, make_observations
 
-from vla_edge.compress.apply import compress_policy, rescales
+from vla_edge.compress.apply import compress_policy
 from vla_edge.compress.calibrate import CalibrationError
 from vla_edge.compress.fold import InputGroup, input_groups, rescale
 from vla_edge.compress.plan import plan_layers
 from vla_edge.compress.recipe import RecipeError, load_recipe, recipe_directory
-
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +109,7 @@ def test_smoothing_moves_the_policy_and_keeps_what_it_computes(subject):
 @pytest.mark.parametrize(
     ("steps", "said"),
     [
-        ([{"smooth": {"targets": ["vision"]}}, {"keep": {"targets": ["*"]}}], "stays in float32"),
+        ([{"smooth": {"targets": ["vision"]}}, {"keep": {"targets": ["*"]}}], "not quantized"),
         ([{"smooth": {"targets": ["*"]}}, quantize(weights="int4", group_size=32, method="awq")], "drop one"),
         ([{"smooth": {"targets": ["*"]}}, {"smooth": {"targets": ["vision"]}}, quantize()], "disjoint"),
         ([{"smooth": {"targets": ["visoin"]}}, quantize()], "did you mean"),
@@ -130,7 +129,7 @@ def test_no_data_for_a_method_that_needs_them_is_an_error(subject):
 def test_every_shipped_recipe_applies_to_every_layer(loaded, file):
     policy, checkpoint = loaded
     recipe = load_recipe(file.stem)
-    subject = Subject(copy.deepcopy(policy) if rescales(recipe) else policy, checkpoint)
+    subject = Subject(copy.deepcopy(policy) if recipe.changes_policy else policy, checkpoint)
     plan = plan_layers(recipe, list(subject.modules))
     layers = compress_policy(
         recipe, plan, subject.modules, subject.stages, subject.runner, make_observations(4), lambda *_: None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vla_edge.compress.quantize.awq import clipped_scales, search_scale
+from vla_edge.compress.quantize.awq import clipped_steps, search_scale
+from vla_edge.compress.quantize.formats import FP8, INT4, INT8
 from vla_edge.compress.quantize.gptq import gptq
-from vla_edge.compress.quantize.rtn import grid_scales, round_on_grid, round_to_nearest
+from vla_edge.compress.quantize.rtn import grid_steps, round_on_grid, round_to_nearest
 from vla_edge.compress.quantize.smoothquant import best_smoothing, smoothing_scale
 from vla_edge.compress.statistics import InputStatistics, output_error
 
@@ -61,23 +62,23 @@ def test_the_moments_of_rescaled_vectors_need_no_second_pass(statistics, inputs)
 
 
 def test_the_error_from_the_second_moment_is_the_error_over_the_data(statistics, weight, inputs):
-    quantized = round_to_nearest(weight, 4, 32)
+    quantized = round_to_nearest(weight, INT4, 32)
     ours = output_error(quantized.dequantize() - weight, statistics.second_moment)
     assert ours == pytest.approx(error(quantized, weight, inputs), rel=1e-3)
 
 
-@pytest.mark.parametrize("bits", (4, 8))
+@pytest.mark.parametrize("grid", (INT4, INT8, FP8), ids=lambda grid: grid.name)
 @pytest.mark.parametrize("group", (None, 32))
-def test_gptq_errs_less_than_rounding_and_stays_on_the_same_grid(weight, statistics, inputs, bits, group):
-    nearest = round_to_nearest(weight, bits, group)
-    found = gptq(weight, statistics.second_moment, bits, group)
+def test_gptq_errs_less_than_rounding_and_stays_on_the_same_grid(weight, statistics, inputs, grid, group):
+    nearest = round_to_nearest(weight, grid, group)
+    found = gptq(weight, statistics.second_moment, grid, group)
     assert error(found, weight, inputs) < 0.8 * error(nearest, weight, inputs)
     np.testing.assert_array_equal(found.scales, nearest.scales)
 
 
 def test_gptq_without_correlation_is_rounding(weight):
-    found = gptq(weight, np.eye(COLUMNS), 4, 32)
-    np.testing.assert_array_equal(found.values, round_to_nearest(weight, 4, 32).values)
+    found = gptq(weight, np.eye(COLUMNS), INT4, 32)
+    np.testing.assert_array_equal(found.values, round_to_nearest(weight, INT4, 32).values)
 
 
 def test_gptq_beats_greedy_rounding_by_the_book(statistics, weight):
@@ -85,7 +86,7 @@ def test_gptq_beats_greedy_rounding_by_the_book(statistics, weight):
     columns = 12
     moment = statistics.second_moment[:columns, :columns].astype(np.float64)
     moment += 0.01 * np.diag(moment).mean() * np.eye(columns)
-    scales = grid_scales(weight[:, :columns], 4, None)
+    scales = grid_steps(weight[:, :columns], INT4, None)
     left, expected = weight[:, :columns].astype(np.float64), np.zeros((ROWS, columns))
     for i in range(columns):
         rounded = np.clip(np.rint(left[:, i] / scales), -7, 7)
@@ -93,16 +94,16 @@ def test_gptq_beats_greedy_rounding_by_the_book(statistics, weight):
         inverse = np.linalg.inv(moment[i:, i:])
         left[:, i:] -= np.outer((left[:, i] - rounded * scales) / inverse[0, 0], inverse[0])
     undamped = statistics.second_moment[:columns, :columns]
-    found = gptq(weight[:, :columns], undamped, 4, None, damping=0.01, activation_order=False)
+    found = gptq(weight[:, :columns], undamped, INT4, None, damping=0.01, activation_order=False)
     assert (found.values != expected).mean() < 0.01  # float32 may decide a tie the other way
 
 
 def test_gptq_takes_inputs_that_never_speak_and_moments_of_low_rank(weight):
     moment = np.zeros((COLUMNS, COLUMNS))
     moment[0, 0] = 1.0
-    found = gptq(weight, moment, 4, 32, damping=1e-9)
-    np.testing.assert_array_equal(found.values, round_to_nearest(weight, 4, 32).values)
-    assert gptq(weight, 0 * moment, 4, 32).values.any()
+    found = gptq(weight, moment, INT4, 32, damping=1e-9)
+    np.testing.assert_array_equal(found.values, round_to_nearest(weight, INT4, 32).values)
+    assert gptq(weight, 0 * moment, INT4, 32).values.any()
 
 
 def test_clipping_never_errs_more_within_its_groups(weight, statistics):
@@ -110,15 +111,15 @@ def test_clipping_never_errs_more_within_its_groups(weight, statistics):
     heavy[:, ::40] *= 12
     moment = statistics.second_moment
     blocks = np.kron(np.eye(COLUMNS // 32), np.ones((32, 32))) * moment
-    whole = output_error(round_to_nearest(heavy, 4, 32).dequantize() - heavy, blocks)
-    clipped = round_on_grid(heavy, clipped_scales(heavy, moment, 4, 32), 4, 32)
+    whole = output_error(round_to_nearest(heavy, INT4, 32).dequantize() - heavy, blocks)
+    clipped = round_on_grid(heavy, clipped_steps(heavy, moment, INT4, 32), INT4, 32)
     assert output_error(clipped.dequantize() - heavy, blocks) < 0.95 * whole
-    assert (clipped.scales <= grid_scales(heavy, 4, 32)).all()
+    assert (clipped.scales <= grid_steps(heavy, INT4, 32)).all()
 
 
 def test_awq_finds_a_scale_that_protects_what_large_inputs_meet(weight, statistics, inputs):
     def quantize(w):
-        return round_to_nearest(w, 4, 32)
+        return round_to_nearest(w, INT4, 32)
 
     scale = search_scale(statistics, [weight], [quantize])
     plain, scaled = quantize(weight), quantize(weight * scale)
@@ -136,9 +137,9 @@ def test_smoothing_follows_the_paper_and_auto_is_never_worse_than_a_fixed_streng
         smooth, moved = inputs / scale, weight * scale
         step = 2 * np.abs(smooth).max() / 255
         seen = np.rint(smooth / step) * step
-        return np.square(seen @ round_to_nearest(moved, 8).dequantize().T - inputs @ weight.T).mean()
+        return np.square(seen @ round_to_nearest(moved, INT8).dequantize().T - inputs @ weight.T).mean()
 
-    best, alpha = best_smoothing(statistics, [weight])
+    best, alpha = best_smoothing(statistics, [weight], [lambda w: round_to_nearest(w, INT8)])
     assert 0 < alpha < 1
     assert whole_error(best) < 0.5 * whole_error(np.ones(COLUMNS, np.float32))
     fixed = [whole_error(smoothing_scale(statistics, [weight], strength)) for strength in (0.3, 0.5, 0.7)]

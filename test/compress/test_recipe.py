@@ -52,8 +52,8 @@ def test_an_unknown_key_is_named_with_the_nearest_valid_one(plain, wrong, neares
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        ({"quantize": {"targets": ["vision"], "weights": "int3"}}, "weights is 'int3', allowed is int8, int4"),
-        ({"quantize": {"targets": ["vision"], "activations": "fp8"}}, "allowed is null, int8, int8-dynamic"),
+        ({"quantize": {"targets": ["vision"], "weights": "int3"}}, "weights is 'int3', allowed is int8, int4, fp8, nvfp4"),
+        ({"quantize": {"targets": ["vision"], "activations": "int5"}}, "allowed is null, int8, int8-dynamic, fp8, int4-dynamic"),
         ({"quantize": {"targets": ["vision"], "weights": "int4"}}, "need a group_size"),
         ({"quantize": {"targets": ["vision"], "group_size": 0, "weights": "int4"}}, "group_size is 0"),
         ({"quantize": {"targets": ["vision"], "method": "magic"}}, "method is 'magic'"),
@@ -120,7 +120,7 @@ def test_keep_makes_exceptions_to_quantize_and_the_rest_stays_in_float32():
 @pytest.mark.parametrize("order", [1, -1])
 def test_quantizing_only_what_is_kept_is_a_contradiction(order):
     steps = [{"quantize": {"targets": ["vision.connector"]}}, {"keep": {"targets": ["vision"]}}][::order]
-    with pytest.raises(RecipeError, match="quantizes only layers that another step keeps"):
+    with pytest.raises(RecipeError, match="only about layers that another step keeps"):
         plan_layers(recipe(*steps), LAYERS)
 
 

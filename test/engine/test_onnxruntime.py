@@ -26,12 +26,15 @@ def test_it_agrees_with_the_reference_evaluator(toy, tmp_path, precision, option
     path = export_stage(stage, compressed(stage, precision), tmp_path / "toy.onnx", graph)
     names = [spec.name for spec in stage.outputs]
     expected = dict(zip(names, ReferenceEvaluator(str(path)).run(names, toy_inputs())))
-    got = runtime.load(path, interface(stage), options).run(toy_inputs())
+    (tmp_path / "out").mkdir()
+    built = runtime.build(path, tmp_path / "out", interface(stage), options)
+    assert options.items() <= built.options.items()
+    got = runtime.load(tmp_path / "out" / built.file, interface(stage), built.options).run(toy_inputs())
     for name in names:
         # an input on the edge between two grid points may fall to either side
-        limit = 3e-2 if "ic" in precision else 1e-4
-        np.testing.assert_allclose(got[name], expected[name], atol=limit)
-        assert np.abs(got[name] - expected[name]).mean() < limit / 10
+        limit = 1e-4 if " " not in precision else 3e-2 if "int8" in precision else 0.3
+        difference = np.abs(got[name] - expected[name])
+        assert difference.max() < limit and difference.mean() < min(limit / 10, 3e-3)
 
 
 @pytest.mark.parametrize("largest", [127, 63], ids=["8 bits", "reduced range"])
@@ -57,7 +60,7 @@ def test_sums_of_large_products_do_not_saturate(tmp_path, kind, largest):
     observer = RangeObserver()
     observer.update(np.array([0.0, 1.0]))
     activation = calibrate(observer) if kind == "int8 static" else ActivationQuant("dynamic")
-    weight = QuantizedWeight(np.full((32, 64), largest), np.full(32, 1 / largest, np.float32), 8)
+    weight = QuantizedWeight(np.full((32, 64), largest), np.full(32, 1 / largest, np.float32), "int8")
     path = export_stage(stage, {"layer": CompressedLinear(weight, None, activation)}, tmp_path / "one.onnx")
     x = torch.ones(1, 16, 64).numpy()
     got = runtime.load(path, interface(stage), {"fuse_bias": False}).run({"x": x})["y"]

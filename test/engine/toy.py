@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from vla_edge.compress.low_rank import factorize
+from vla_edge.compress.quantize.formats import number_format
 from vla_edge.compress.quantize.ranges import RangeObserver, calibrate
 from vla_edge.compress.quantize.rtn import round_to_nearest
 from vla_edge.compress.quantize.weights import ActivationQuant, CompressedLinear
 from vla_edge.engine.export import as_it_is, linear_layers
 from vla_edge.policy.stages import Stage
 
-PRECISIONS = ("float32", "float16", "int8", "int4", "int8 static", "int8 dynamic")
+# format of the weights, and after a space what happens to the inputs
+PRECISIONS = (
+    "float32", "float16", "lowrank", "int8", "int4", "fp8", "nvfp4", "int8 static", "int8 dynamic", "fp8 static",
+    "int4 dynamic", "int4 dynamic lowrank",
+)  # fmt: skip
+GROUPS = {"int4": 8, "nvfp4": 16}
 
 
 def toy_inputs() -> dict[str, np.ndarray]:
@@ -19,18 +26,27 @@ def toy_inputs() -> dict[str, np.ndarray]:
 
 
 def compressed(stage: Stage, precision: str) -> dict[str, CompressedLinear]:
+    name, *inputs = precision.split()
     layers = {}
-    for name, module in linear_layers(stage).items():
-        kept = as_it_is(module, precision if precision.startswith("float") else "float32")
-        activation = None
-        if precision == "int8 static":
-            observer = RangeObserver()
-            observer.update(np.array([-4.0, 4.0]))
-            activation = calibrate(observer)
-        elif precision == "int8 dynamic":
-            activation = ActivationQuant("dynamic")
-        if precision.startswith("int"):
-            bits, group = (4, 32) if precision == "int4" else (8, None)
-            kept = CompressedLinear(round_to_nearest(kept.weight, bits, group), kept.bias, activation)
-        layers[name] = kept
+    for path, module in linear_layers(stage).items():
+        kept = as_it_is(module, name if name.startswith("float") else "float32")
+        layers[path] = kept
+        if name == "lowrank":
+            layers[path] = CompressedLinear(None, kept.bias, low_rank=factorize(kept.weight, 5, dtype="float16"))
+        elif not name.startswith("float"):
+            branch = factorize(kept.weight, 3) if "lowrank" in inputs else None
+            dense = kept.weight if branch is None else kept.weight - branch.dequantize()
+            weight = round_to_nearest(dense, number_format(name), GROUPS.get(name))
+            activation = _activation(name, inputs, weight.group_size)
+            layers[path] = CompressedLinear(weight, kept.bias, activation, branch)
     return layers
+
+
+def _activation(name: str, inputs: list[str], group: int | None) -> ActivationQuant | None:
+    if "static" in inputs:
+        observer = RangeObserver()
+        observer.update(np.array([-4.0, 4.0]))
+        return calibrate(observer, form=name)
+    if "dynamic" in inputs:
+        return ActivationQuant("dynamic", format=name, group_size=group if name == "int4" else None)
+    return None

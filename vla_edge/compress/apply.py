@@ -1,7 +1,7 @@
 """Recipe + policy + observations -> the compressed layers, ready for export.
 
-In three passes: what reaches the layers is recorded; channels are rescaled where a recipe gains by it (the policy
-computes the same afterwards); ranges of activations are recorded on the rescaled policy, and weights are rounded.
+What reaches the layers is recorded; weights are pruned and channels rescaled where a recipe says so, in the policy
+itself; then ranges of activations are recorded on what it has become, and weights are rounded.
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ import numpy as np
 
 from vla_edge.compress.calibrate import CalibrationError, watch_inputs
 from vla_edge.compress.fold import InputGroup, input_groups, rescale
-from vla_edge.compress.plan import plan_smoothing
-from vla_edge.compress.quantize.awq import clipped_scales, search_scale
+from vla_edge.compress.low_rank import factorize, saves
+from vla_edge.compress.plan import plan_pruning, plan_smoothing
+from vla_edge.compress.prune.masks import magnitude_mask, wanda_mask
+from vla_edge.compress.prune.sparsegpt import sparsegpt
+from vla_edge.compress.quantize.awq import clipped_steps, search_scale
+from vla_edge.compress.quantize.formats import INT4, NVFP4_GROUP, Format, number_format
 from vla_edge.compress.quantize.gptq import gptq
 from vla_edge.compress.quantize.ranges import RangeObserver, calibrate
 from vla_edge.compress.quantize.rtn import fitting_group, round_on_grid, round_to_nearest
 from vla_edge.compress.quantize.smoothquant import best_smoothing, smoothing_scale
 from vla_edge.compress.quantize.weights import ActivationQuant, CompressedLinear, QuantizedWeight
-from vla_edge.compress.recipe import WEIGHTS, Keep, Quantize, Recipe, Smooth
+from vla_edge.compress.recipe import CHANNEL, Keep, LowRankStep, Prune, Quantize, Recipe, Storage
 from vla_edge.compress.statistics import InputStatistics
 from vla_edge.types import Observation
 
@@ -28,7 +32,7 @@ Tell = Callable[[float, str], None]
 
 def compress_policy(
     recipe: Recipe,
-    plan: Mapping[str, Keep | Quantize],
+    plan: Mapping[str, Storage],
     modules: Mapping[str, object],
     stages: Sequence,
     runner,
@@ -36,7 +40,7 @@ def compress_policy(
     tell: Tell,
     reduce_range: bool = False,
 ) -> dict[str, CompressedLinear]:
-    """What becomes of every layer. Norms and layers of `stages` may be rescaled in place, see `rescales`.
+    """What becomes of every layer. `stages` may be changed in place, see `Recipe.changes_policy`.
 
     Args:
         plan: result of `plan_layers`.
@@ -46,54 +50,64 @@ def compress_policy(
         reduce_range: what `reduce_range: auto` means on the machine the engine is for.
 
     Raises:
-        RecipeError: smoothing that contradicts the plan.
+        RecipeError: smoothing or pruning that contradicts the plan.
         CalibrationError: data that are not finite, or never reach a layer that needs them.
     """
     smoothing = plan_smoothing(recipe, plan)
+    pruning = plan_pruning(recipe, plan, {name: module.in_features for name, module in modules.items()})
     groups = input_groups(modules, stages)
-    watched = {group.names[0]: group for group in groups if _needs_statistics(group, plan, smoothing)}
+
+    def looks_at_data(name: str) -> bool:
+        steps = (plan[name], smoothing.get(name), pruning.get(name))
+        return any(step is not None and step.needs_statistics for step in steps)
+
+    watched = {group.names[0]: group for group in groups if any(map(looks_at_data, group.names))}
     statistics: dict[str, InputStatistics] = {}
     if watched:
         seen = watch_inputs(
             runner, {name: modules[name] for name in watched}, InputStatistics, observations,
             lambda f: tell(0.4 * f, "recording what reaches the layers"),
         )  # fmt: skip
-        for number, (name, group) in enumerate(watched.items()):
-            tell(0.4 + 0.2 * number / len(watched), "rescaling channels")
+        for name, group in watched.items():
             if not seen[name].count:
                 raise _never_reached(name)
-            scale = _scale(group, plan, smoothing, modules, seen[name], reduce_range)
-            if scale is not None:
-                rescale(group, modules, scale)
-                seen[name] = seen[name].scaled(1 / scale)
             statistics |= dict.fromkeys(group.names, seen[name])
-    static = {
-        name: modules[name]
-        for name, step in plan.items()
-        if isinstance(step, Quantize) and step.activations == "int8"
-    }
+    for number, (name, step) in enumerate(pruning.items()):
+        tell(0.4 + 0.1 * number / len(pruning), "pruning")
+        _put(modules[name], prune_weight(_numpy(modules[name].weight), step, statistics.get(name)))
+    for number, (name, group) in enumerate(watched.items()):
+        tell(0.5 + 0.1 * number / len(watched), "rescaling channels")
+        scale = _scale(group, plan, smoothing, modules, statistics[name], reduce_range)
+        if scale is not None:
+            rescale(group, modules, scale)
+            statistics |= dict.fromkeys(group.names, statistics[name].scaled(1 / scale))
+    done = {}
+    for name, step in plan.items():
+        if isinstance(step, LowRankStep):
+            done[name] = compress_layer(name, modules[name], step, statistics=statistics[name])
+            _put(modules[name], done[name].effective_weight())
+    static = {name: modules[name] for name, step in plan.items() if isinstance(step, Quantize) and step.static_activations}
     ranges: dict[str, RangeObserver] = {}
     if static:
         ranges = watch_inputs(runner, static, RangeObserver, observations, lambda f: tell(0.6 + 0.3 * f, "calibrating"))
     tell(0.9, "rounding weights")
     return {
-        name: compress_layer(name, module, plan[name], ranges.get(name), statistics.get(name), reduce_range)
+        name: done.get(name)
+        or compress_layer(
+            name, module, plan[name], ranges.get(name), statistics.get(name), reduce_range, name in pruning
+        )
         for name, module in modules.items()
     }
-
-
-def rescales(recipe: Recipe) -> bool:
-    """Whether `compress_policy` changes the policy it is given (not what it computes)."""
-    return any(isinstance(step, Smooth) or isinstance(step, Quantize) and step.method == "awq" for step in recipe.steps)
 
 
 def compress_layer(
     name: str,
     module,
-    step: Keep | Quantize,
+    step: Storage,
     ranges: RangeObserver | None = None,
     statistics: InputStatistics | None = None,
     reduce_range: bool = False,
+    pruned: bool = False,
 ) -> CompressedLinear:
     """One `nn.Linear` as its step wants it.
 
@@ -101,41 +115,61 @@ def compress_layer(
         name: "stage.path", for errors.
         ranges, statistics: of the layer's input, where the step needs them.
         reduce_range: what `reduce_range: auto` means on the machine the engine is for.
+        pruned: whether zeros of the weight have to stay.
 
     Raises:
         CalibrationError: data are needed and did not come.
     """
-    weight = module.weight.detach().cpu().float().numpy()
-    bias = None if module.bias is None else module.bias.detach().cpu().float().numpy()
+    weight = _numpy(module.weight)
+    bias = None if module.bias is None else _numpy(module.bias)
     if isinstance(step, Keep):
         return CompressedLinear(weight.astype(_dtype(step.dtype)), bias)
     if step.needs_statistics and statistics is None:
         raise _never_reached(name)
-    quantized = _quantize(weight, step, statistics, reduce_range)
+    if isinstance(step, LowRankStep):
+        factors = factorize(weight, step.rank, step.energy, statistics.second_moment, step.dtype)
+        if saves(weight.shape, factors.rank):
+            return CompressedLinear(None, bias, low_rank=factors)
+        return CompressedLinear(weight.astype(step.dtype), bias)
+    branch = None
+    if step.low_rank:
+        branch = factorize(weight, step.low_rank, None, statistics.second_moment, "float16")
+    dense = weight if branch is None else weight - branch.dequantize()
+    quantized = _quantize(dense, step, statistics, reduce_range, dense != 0 if pruned else None)
     if step.correct_bias:
-        lost = (weight - quantized.dequantize()) @ statistics.mean
+        lost = (dense - quantized.dequantize()) @ statistics.mean
         bias = lost if bias is None else bias + lost
-    return CompressedLinear(quantized, bias, _activation(name, step, ranges))
+    return CompressedLinear(quantized, bias, _activation(name, step, ranges, weight.shape[1]), branch)
+
+
+def prune_weight(weight: np.ndarray, step: Prune, statistics: InputStatistics | None = None) -> np.ndarray:
+    """(out, in) weights with the zeros that `step` asks for."""
+    two_of_four = step.pattern == "2:4"
+    if step.method == "magnitude":
+        return weight * magnitude_mask(weight, step.sparsity, two_of_four)
+    if step.method == "wanda":
+        return weight * wanda_mask(weight, statistics, step.sparsity, two_of_four)
+    return sparsegpt(weight, statistics.second_moment, step.sparsity, two_of_four, step.damping)
+
+
+def weight_grid(step: Quantize, columns: int, reduce_range: bool = False) -> tuple[Format, int | None]:
+    """The grid of a step's weights, and the inputs that share a scale in a layer of `columns` inputs."""
+    grid = number_format(step.weights, reduce_range if step.reduce_range == "auto" else bool(step.reduce_range))
+    wanted = NVFP4_GROUP if step.weights == "nvfp4" else step.group_size
+    return grid, None if wanted in (None, CHANNEL) else fitting_group(columns, wanted)
 
 
 def _quantize(
-    weight: np.ndarray, step: Quantize, statistics: InputStatistics | None, reduce_range: bool
+    weight: np.ndarray, step: Quantize, statistics: InputStatistics | None, reduce_range: bool, keep: np.ndarray | None
 ) -> QuantizedWeight:
-    bits, reduced = WEIGHTS[step.weights], reduce_range if step.reduce_range == "auto" else step.reduce_range
+    grid, group = weight_grid(step, weight.shape[1], reduce_range)
     if step.method == "rtn":
-        return round_to_nearest(weight, bits, step.group_size, reduced)
-    group = fitting_group(weight.shape[1], step.group_size) if step.group_size is not None else None
+        return round_to_nearest(weight, grid, group)
     moment = statistics.second_moment
-    scales = clipped_scales(weight, moment, bits, group, reduced)
+    steps = clipped_steps(weight, moment, grid, group)
     if step.method == "awq":
-        return round_on_grid(weight, scales, bits, group, reduced)
-    return gptq(weight, moment, bits, group, scales, step.damping, step.activation_order, reduced)
-
-
-def _needs_statistics(group: InputGroup, plan, smoothing) -> bool:
-    return any(
-        name in smoothing or isinstance(plan[name], Quantize) and plan[name].needs_statistics for name in group.names
-    )
+        return round_on_grid(weight, steps, grid, group)
+    return gptq(weight, moment, grid, group, steps, step.damping, step.activation_order, keep)
 
 
 def _scale(
@@ -144,31 +178,48 @@ def _scale(
     """By which to rescale the group's input, None where its layers do not all want that or nothing can be rescaled."""
     if group.producer is None:
         return None
-    weights = [modules[name].weight.detach().cpu().float().numpy() for name in group.names]
+    weights = [_numpy(modules[name].weight) for name in group.names]
+    storage = [plan[name] for name in group.names]
+
+    def quantizers() -> list:
+        grids = [weight_grid(step, weight.shape[1], reduce_range) for step, weight in zip(storage, weights)]
+        return [lambda weight, grid=grid, size=size: round_to_nearest(weight, grid, size) for grid, size in grids]
+
     steps = {smoothing.get(name) for name in group.names}
     if len(steps) == 1 and None not in steps:
         (step,) = steps
         if step.alpha != "auto":
             return smoothing_scale(statistics, weights, step.alpha)
-        return best_smoothing(statistics, weights, reduce_range)[0]
-    storage = [plan[name] for name in group.names]
+        if storage[0].activations == "int4-dynamic":
+            size = fitting_group(weights[0].shape[1], storage[0].group_size)
+            return best_smoothing(statistics, weights, quantizers(), round(2 * INT4.largest), size)[0]
+        return best_smoothing(statistics, weights, quantizers())[0]
     if all(isinstance(step, Quantize) and step.method == "awq" for step in storage):
-        quantizers = [
-            lambda weight, step=step: round_to_nearest(weight, WEIGHTS[step.weights], step.group_size)
-            for step in storage
-        ]
-        return search_scale(statistics, weights, quantizers)
+        return search_scale(statistics, weights, quantizers())
     return None
 
 
-def _activation(name: str, step: Quantize, ranges: RangeObserver | None) -> ActivationQuant | None:
+def _activation(name: str, step: Quantize, ranges: RangeObserver | None, columns: int) -> ActivationQuant | None:
     if step.activations is None:
         return None
     if step.activations == "int8-dynamic":
         return ActivationQuant("dynamic")
+    if step.activations == "int4-dynamic":
+        return ActivationQuant("dynamic", format="int4", group_size=fitting_group(columns, step.group_size))
     if ranges is None or not np.isfinite(ranges.low):
         raise _never_reached(name)
-    return calibrate(ranges, step.calibrator, step.percentile)
+    return calibrate(ranges, step.calibrator, step.percentile, step.activations)
+
+
+def _numpy(tensor) -> np.ndarray:
+    return tensor.detach().cpu().float().numpy()
+
+
+def _put(module, weight: np.ndarray) -> None:
+    import torch
+
+    with torch.no_grad():
+        module.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight)))
 
 
 def _never_reached(name: str) -> CalibrationError:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from vla_edge.compress.recipe import Accept, Keep, Quantize, Recipe, RecipeError
+from vla_edge.compress.recipe import Accept, Recipe, RecipeError, Storage
 from vla_edge.compress.sensitivity import OPTIONS, Sensitivity
 
 
@@ -60,7 +60,7 @@ def choose(found: Sensitivity, max_bits: float | None = None, max_error_rel: flo
 
 
 def to_recipe(
-    choice: Choice, name: str, accept: Accept, description: str, options: Mapping[str, Keep | Quantize] = OPTIONS
+    choice: Choice, name: str, accept: Accept, description: str, options: Mapping[str, Storage] = OPTIONS
 ) -> Recipe:
     """One step for each option that was chosen; its targets are layers, or stages of which it has every layer."""
     stages: dict[str, dict[str, list[str]]] = {}

@@ -6,17 +6,17 @@ import difflib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from vla_edge.compress.recipe import Keep, Quantize, Recipe, RecipeError, Smooth
+from vla_edge.compress.recipe import Keep, LowRankStep, Prune, Quantize, Recipe, RecipeError, Smooth, Storage
 
 
-def plan_layers(recipe: Recipe, layers: Sequence[str]) -> dict[str, Keep | Quantize]:
+def plan_layers(recipe: Recipe, layers: Sequence[str]) -> dict[str, Storage]:
     """ "stage.path" of every linear layer -> the step that says how it is stored.
 
-    A `keep` step takes layers out of `quantize` steps, as their exception; apart from that a layer may fall under one
-    step only.
+    A `keep` step takes layers out of `quantize` and `lowrank` steps, as their exception; apart from that a layer may
+    fall under one step only.
 
     Raises:
-        RecipeError: a target matches no layer, two steps want the same layer, or a `keep` leaves a `quantize` nothing.
+        RecipeError: a target matches no layer, two steps want the same layer, or a `keep` leaves another step nothing.
     """
     owners: dict[str, int] = {}
     matched = [
@@ -26,18 +26,19 @@ def plan_layers(recipe: Recipe, layers: Sequence[str]) -> dict[str, Keep | Quant
         if isinstance(step, Keep):
             _claim(owners, names, number, recipe)
     for number, (step, names) in enumerate(zip(recipe.steps, matched), 1):
-        if isinstance(step, Quantize):
+        if isinstance(step, (Quantize, LowRankStep)):
             left = [name for name in names if not isinstance(_step(recipe, owners.get(name)), Keep)]
             if not left:
                 raise RecipeError(
-                    f"recipe {recipe.name}: step {number} quantizes only layers that another step keeps; drop one"
+                    f"recipe {recipe.name}: step {number} ({step.key}) is only about layers that another step keeps; "
+                    "drop one"
                 )
             _claim(owners, left, number, recipe)
     rest = Keep(("*",))
     return {name: _step(recipe, owners[name]) if name in owners else rest for name in layers}
 
 
-def plan_smoothing(recipe: Recipe, plan: Mapping[str, Keep | Quantize]) -> dict[str, Smooth]:
+def plan_smoothing(recipe: Recipe, plan: Mapping[str, Storage]) -> dict[str, Smooth]:
     """ "stage.path" -> the `smooth` step whose target it is, for the layers that have one.
 
     Args:
@@ -47,19 +48,47 @@ def plan_smoothing(recipe: Recipe, plan: Mapping[str, Keep | Quantize]) -> dict[
         RecipeError: two steps smooth the same layer, or a layer is smoothed that is not quantized or is quantized by
             awq, which finds scales of its own.
     """
-    found: dict[str, Smooth] = {}
+    found = _preparation(recipe, plan, Smooth, "smooths")
+    for name, step in found.items():
+        storage, where = plan[name], f"recipe {recipe.name}, step {recipe.steps.index(step) + 1}"
+        if not isinstance(storage, Quantize):
+            raise RecipeError(f"{where} smooths {name}, which is not quantized; leave it out")
+        if storage.method == "awq":
+            raise RecipeError(f"{where} smooths {name}, for which awq finds scales itself; drop one")
+    return found
+
+
+def plan_pruning(
+    recipe: Recipe, plan: Mapping[str, Storage], widths: Mapping[str, int] | None = None
+) -> dict[str, Prune]:
+    """ "stage.path" -> the `prune` step whose target it is, for the layers that have one.
+
+    Args:
+        plan: result of `plan_layers`. widths: inputs of each layer, where they are known.
+
+    Raises:
+        RecipeError: two steps prune the same layer, its factors take its place, or 2:4 does not divide its inputs.
+    """
+    found = _preparation(recipe, plan, Prune, "prunes")
+    for name, step in found.items():
+        where = f"recipe {recipe.name}, step {recipe.steps.index(step) + 1}"
+        if isinstance(plan[name], LowRankStep):
+            raise RecipeError(f"{where} prunes {name}, which another step puts factors in the place of; drop one")
+        if widths and step.pattern == "2:4" and widths[name] % 4:
+            raise RecipeError(f"{where} prunes {name} to 2:4, and its {widths[name]} inputs are no fours; leave it out")
+    return found
+
+
+def _preparation(recipe: Recipe, plan: Mapping[str, Storage], kind: type, does: str) -> dict:
+    """Layer -> the step of `kind` whose target it is."""
+    found = {}
     for number, step in enumerate(recipe.steps, 1):
-        if not isinstance(step, Smooth):
+        if not isinstance(step, kind):
             continue
         where = f"recipe {recipe.name}, step {number}"
         for name in _matches(step.targets, list(plan), where):
-            storage = plan[name]
             if name in found:
-                raise RecipeError(f"{where} smooths {name}, as another step does; make their targets disjoint")
-            if isinstance(storage, Keep):
-                raise RecipeError(f"{where} smooths {name}, which stays in {storage.dtype}; leave it out")
-            if storage.method == "awq":
-                raise RecipeError(f"{where} smooths {name}, for which awq finds scales itself; drop one")
+                raise RecipeError(f"{where} {does} {name}, as another step does; make their targets disjoint")
             found[name] = step
     return found
 

@@ -2,6 +2,7 @@
 
     name: int8
     steps:
+      - prune: {targets: [vision], method: wanda, sparsity: 0.3}
       - smooth: {targets: [vision]}
       - quantize: {targets: [vision, prefix], weights: int8, activations: int8, calibrator: mse}
       - keep: {targets: [denoise.action_out], dtype: float16}
@@ -22,11 +23,14 @@ from typing import ClassVar
 from vla_edge.resources import share_directory
 from vla_edge.types import VlaEdgeError
 
-WEIGHTS = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "int4": 4}
 FLOATS = ("float32", "float16", "bfloat16")
-ACTIVATIONS = (None, "int8", "int8-dynamic")
+WEIGHTS = ("int8", "int4", "fp8", "nvfp4")
+ACTIVATIONS = (None, "int8", "int8-dynamic", "fp8", "int4-dynamic")
+PATTERNS = ("unstructured", "2:4")
 METHODS = ("rtn", "awq", "gptq")
+PRUNERS = ("magnitude", "wanda", "sparsegpt")
 CALIBRATORS = ("minmax", "percentile", "mse")
+CHANNEL = "channel"
 
 
 class RecipeError(VlaEdgeError):
@@ -43,6 +47,8 @@ class Keep:
     """
 
     key: ClassVar[str] = "keep"
+    needs_statistics: ClassVar[bool] = False
+    changes_policy: ClassVar[bool] = False
     targets: tuple[str, ...]
     dtype: str = "float32"
 
@@ -60,6 +66,8 @@ class Smooth:
     """
 
     key: ClassVar[str] = "smooth"
+    needs_statistics: ClassVar[bool] = True
+    changes_policy: ClassVar[bool] = True
     targets: tuple[str, ...]
     alpha: float | str = "auto"
 
@@ -70,18 +78,85 @@ class Smooth:
 
 
 @dataclass(frozen=True)
-class Quantize:
-    """Round the weights of layers to integers, and their inputs too if wanted.
+class Prune:
+    """Set weights of layers to zero; what else becomes of the layers is for other steps to say.
 
     Attributes:
         targets: which layers.
-        weights: "int8" (one scale per output channel, unless a group size is given) or "int4" (one per group).
-        activations: None for float32, "int8" for a grid fixed by calibration, "int8-dynamic" for one found at run time.
-        method: how the integers are chosen: "rtn" (nearest), "awq" (channels scaled and groups clipped first), "gptq"
+        method: "magnitude" (the smallest go), "wanda" (those that move the output least) or "sparsegpt" (which also
+            lets the weights that stay make up for those that go).
+        pattern: "unstructured", or "2:4": two of every four neighbouring inputs stay.
+        sparsity: share that goes; half of them in 2:4.
+        damping: of sparsegpt.
+    """
+
+    key: ClassVar[str] = "prune"
+    changes_policy: ClassVar[bool] = True
+    targets: tuple[str, ...]
+    method: str = "wanda"
+    pattern: str = "unstructured"
+    sparsity: float = 0.5
+    damping: float = 0.01
+
+    def check(self) -> None:
+        _one_of("method", self.method, PRUNERS)
+        _one_of("pattern", self.pattern, PATTERNS)
+        _number("sparsity", self.sparsity, 0, 1, "above 0, below 1")
+        if self.sparsity == 1 or self.pattern == "2:4" and self.sparsity != 0.5:
+            raise ValueError(f"sparsity is {self.sparsity!r}, allowed is above 0, below 1, and 0.5 for 2:4")
+        _number("damping", self.damping, 0, 1, "above 0, to 1")
+
+    @property
+    def needs_statistics(self) -> bool:
+        return self.method != "magnitude"
+
+
+@dataclass(frozen=True)
+class LowRankStep:
+    """Put two thin products in the place of layers, where that is fewer multiplications; other layers stay whole.
+
+    Attributes:
+        targets: which layers.
+        energy: share of the output's energy over the data to keep, above 0, to 1; one of energy and rank is given.
+        rank: of the factors.
+        dtype: the factors are stored in: "float32" or "float16".
+    """
+
+    key: ClassVar[str] = "lowrank"
+    needs_statistics: ClassVar[bool] = True
+    changes_policy: ClassVar[bool] = True
+    targets: tuple[str, ...]
+    energy: float | None = None
+    rank: int | None = None
+    dtype: str = "float32"
+
+    def check(self) -> None:
+        if (self.energy is None) == (self.rank is None):
+            raise ValueError("one of energy and rank must be given")
+        if self.energy is not None:
+            _number("energy", self.energy, 0, 1, "above 0, to 1")
+        else:
+            _whole("rank", self.rank)
+        _one_of("dtype", self.dtype, ("float32", "float16"))
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Round the weights of layers to a coarser grid, and their inputs too if wanted.
+
+    Attributes:
+        targets: which layers.
+        weights: "int8" and "fp8" (one scale per output channel), "int4" (one per group), "nvfp4" (groups of 16, with FP8
+            scales and one more for the whole).
+        activations: None for float32; "int8" or "fp8" for a grid fixed by calibration; "int8-dynamic" for one found at
+            run time, "int4-dynamic" for one of each group of channels.
+        method: how the values are chosen: "rtn" (nearest), "awq" (channels scaled and groups clipped first), "gptq"
             (errors made up for by weights not yet rounded).
+        low_rank: channels of a float16 branch that takes over what rounds worst (SVDQuant); 0 for none.
         damping, activation_order: of gptq, see `quantize.gptq`.
         correct_bias: add to the bias what rounding the weights takes from the layer's mean output.
-        group_size: inputs per scale, of int4; where it does not divide a layer's inputs a smaller one is taken.
+        group_size: inputs per scale of int8 and int4, or "channel" for all; where it does not divide a layer's inputs a
+            smaller one is taken.
         calibrator, percentile: how the grid of static activations is chosen.
         reduce_range: int8 weights use 7 bits, which is exact and about 15 % faster on x86-64 without VNNI and costs
             accuracy everywhere; "auto" does so where the machine of the build gains by it.
@@ -92,7 +167,8 @@ class Quantize:
     weights: str = "int8"
     activations: str | None = None
     method: str = "rtn"
-    group_size: int | None = None
+    group_size: int | str | None = None
+    low_rank: int = 0
     calibrator: str = "minmax"
     percentile: float = 99.99
     reduce_range: bool | str = False
@@ -101,29 +177,42 @@ class Quantize:
     correct_bias: bool = False
 
     def check(self) -> None:
-        _one_of("weights", self.weights, ("int8", "int4"))
+        _one_of("weights", self.weights, WEIGHTS)
         if self.reduce_range not in (True, False, "auto"):
             raise ValueError(f"reduce_range is {self.reduce_range!r}, allowed is true, false, auto")
         if self.reduce_range and (self.weights != "int8" or self.activations is None):
             raise ValueError("reduce_range goes with int8 weights and 8-bit activations")
         _one_of("activations", self.activations, ACTIVATIONS)
+        if self.activations == "int4-dynamic" and (self.weights != "int4" or self.group_size in (None, CHANNEL)):
+            raise ValueError("activations int4-dynamic go with weights int4 in groups, whose size they share")
         _one_of("method", self.method, METHODS)
         _one_of("calibrator", self.calibrator, CALIBRATORS)
-        if self.group_size is not None and (not isinstance(self.group_size, int) or self.group_size < 1):
-            raise ValueError(f"group_size is {self.group_size!r}, allowed is a positive whole number or null")
+        if self.group_size is not None and self.group_size != CHANNEL:
+            _whole("group_size", self.group_size, ", channel or null")
         if self.weights == "int4" and self.group_size is None:
-            raise ValueError("weights int4 need a group_size (32, 64 or 128)")
+            raise ValueError("weights int4 need a group_size (32, 64, 128, or channel for one scale per output)")
+        if self.weights in ("fp8", "nvfp4") and self.group_size is not None:
+            raise ValueError(f"weights {self.weights} have their own groups; leave group_size out")
+        _whole("low_rank", self.low_rank, ", or 0", least=0)
         if not isinstance(self.percentile, (int, float)) or not 50 < self.percentile <= 100:
             raise ValueError(f"percentile is {self.percentile!r}, allowed is 50 to 100")
-        if not isinstance(self.damping, (int, float)) or not 0 < self.damping <= 1:
-            raise ValueError(f"damping is {self.damping!r}, allowed is above 0, to 1")
+        _number("damping", self.damping, 0, 1, "above 0, to 1")
         for name in ("activation_order", "correct_bias"):
             _one_of(name, getattr(self, name), (True, False), booleans=True)
 
     @property
     def needs_statistics(self) -> bool:
         """Whether the weights are chosen by what reaches them."""
-        return self.method != "rtn" or self.correct_bias
+        return self.method != "rtn" or self.correct_bias or self.low_rank > 0
+
+    @property
+    def changes_policy(self) -> bool:
+        return self.method == "awq"
+
+    @property
+    def static_activations(self) -> bool:
+        """Whether inputs are rounded to a grid that calibration fixes."""
+        return self.activations in ("int8", "fp8")
 
 
 @dataclass(frozen=True)
@@ -149,7 +238,9 @@ class Accept:
                 raise ValueError(f"{entry.name} is {value!r}, allowed is a number, 0 or above")
 
 
-STEPS = {step.key: step for step in (Keep, Smooth, Quantize)}
+STEPS = {step.key: step for step in (Keep, Smooth, Prune, LowRankStep, Quantize)}
+Storage = Keep | LowRankStep | Quantize
+"""What says how a layer is stored; the other steps prepare it.""" 
 
 
 @dataclass(frozen=True)
@@ -165,17 +256,19 @@ class Recipe:
     def needs_calibration(self) -> bool:
         """Whether a step looks at data."""
         return any(
-            isinstance(step, Smooth)
-            or isinstance(step, Quantize) and (step.activations == "int8" or step.needs_statistics)
-            for step in self.steps
+            step.needs_statistics or isinstance(step, Quantize) and step.static_activations for step in self.steps
         )
+
+    @property
+    def changes_policy(self) -> bool:
+        """Whether a step works in the policy itself, so that a copy has to be kept for comparison."""
+        return any(step.changes_policy for step in self.steps)
 
     def to_dict(self) -> dict:
         """Plain types, for the manifest; `parse_recipe` reads them back."""
         steps = [{step.key: {**asdict(step), "targets": list(step.targets)}} for step in self.steps]
         accept = {key: value for key, value in asdict(self.accept).items() if value is not None}
         return {"name": self.name, "description": self.description, "steps": steps, "accept": accept}
-
 
     def concise(self) -> dict:
         """As `to_dict`, without what need not be said: for people to read and edit."""
@@ -290,3 +383,13 @@ def _one_of(name: str, value, allowed: Sequence, booleans: bool = False) -> None
     if value not in allowed or isinstance(value, bool) is not booleans:
         words = ", ".join("null" if item is None else str(item) for item in allowed)
         raise ValueError(f"{name} is {value!r}, allowed is {words}")
+
+
+def _number(name: str, value, low: float, high: float, words: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value <= high:
+        raise ValueError(f"{name} is {value!r}, allowed is {words}")
+
+
+def _whole(name: str, value, more: str = "", least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}, allowed is a positive whole number{more}")

@@ -17,9 +17,10 @@ import numpy as np
 
 from vla_edge.compress.apply import Tell, compress_layer
 from vla_edge.compress.calibrate import watch_inputs
+from vla_edge.compress.fake import installed
 from vla_edge.compress.fold import input_groups
 from vla_edge.compress.quantize.weights import CompressedLinear
-from vla_edge.compress.recipe import Keep, Quantize, RecipeError
+from vla_edge.compress.recipe import Keep, Quantize, RecipeError, Storage
 from vla_edge.compress.statistics import InputStatistics
 from vla_edge.evaluate.metrics import MotionScale
 from vla_edge.evaluate.page import write_text
@@ -27,7 +28,7 @@ from vla_edge.policy.preprocess import positions_by_name
 from vla_edge.types import Observation, VlaEdgeError
 
 EVERYTHING = ("*",)
-OPTIONS: dict[str, Keep | Quantize] = {
+OPTIONS: dict[str, Storage] = {
     "int4": Quantize(EVERYTHING, "int4", method="gptq", group_size=64),
     "int8": Quantize(EVERYTHING, "int8", method="gptq"),
     "float16": Keep(EVERYTHING, "float16"),
@@ -63,7 +64,7 @@ def measure(
     runner,
     calibration: Sequence[Observation],
     observations: Sequence[Observation],
-    options: Mapping[str, Keep | Quantize] = OPTIONS,
+    options: Mapping[str, Storage] = OPTIONS,
     tell: Tell = lambda fraction, what: None,
     progress_file: Path | None = None,
 ) -> Sensitivity:
@@ -134,21 +135,13 @@ class Trial:
 
     @contextmanager
     def _installed(self, layers: Mapping[str, CompressedLinear]):
-        import torch
-
-        before = {name: self._modules[name].weight.data for name in layers}
         timed = any(name.startswith("time.") for name in layers)
-        try:
-            for name, layer in layers.items():
-                self._modules[name].weight.data = torch.from_numpy(np.array(layer.effective_weight()))
+        with installed(self._modules, layers):
             if timed:  # what depends on time alone was computed beforehand
                 self._runner.set_num_steps(self._runner.num_steps)
             yield
-        finally:
-            for name, weight in before.items():
-                self._modules[name].weight.data = weight
-            if timed:
-                self._runner.set_num_steps(self._runner.num_steps)
+        if timed:
+            self._runner.set_num_steps(self._runner.num_steps)
 
 
 class _Known:

@@ -133,7 +133,7 @@ class _Build:
 
     def run(self, source) -> dict:
         """Everything into `self.directory`; returns the manifest."""
-        from vla_edge.compress.apply import compress_policy, rescales
+        from vla_edge.compress.apply import compress_policy
         from vla_edge.compress.calibrate import load_calibration
         from vla_edge.compress.plan import plan_layers
         from vla_edge.engine.profile import profile
@@ -145,7 +145,7 @@ class _Build:
         checkpoint, spec = self.checkpoint, self.checkpoint.spec
         policy = load_policy(checkpoint)
         reference = subject = Runner.from_policy(policy, checkpoint)
-        if rescales(self.recipe):
+        if self.recipe.changes_policy:
             policy = copy.deepcopy(policy)
             subject = Runner.from_policy(policy, checkpoint)
         stages = policy.stages()

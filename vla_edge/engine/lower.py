@@ -1,11 +1,14 @@
 """Marker nodes -> standard ONNX: what each `nn.Linear` becomes in the file.
 
-Only operators of the ONNX standard appear (opset 21), in the forms that every runtime knows how to fuse:
+Only operators of the ONNX standard appear (opset 21, or 23 with NVFP4), in the forms that every runtime knows how to fuse:
 
     float32, float16    MatMul (a Cast where weights are stored in half)
-    int8, int4          DequantizeLinear -> MatMul, per channel or per block
-    + static int8       QuantizeLinear -> DequantizeLinear on the input
+    int8, int4, fp8     DequantizeLinear -> MatMul, per channel or per block
+    nvfp4               DequantizeLinear of its scales -> DequantizeLinear -> MatMul (opset 23)
+    + static int8, fp8  QuantizeLinear -> DequantizeLinear on the input
     + dynamic int8      DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul (int8 per channel)
+    + dynamic int4      the step of each group from its largest value -> QuantizeLinear -> DequantizeLinear
+    low rank            MatMul -> MatMul, added to the product if there is one
 
 Layers that read the same tensor share its rounding, which is written once. (One product with its output split, in
 place of three products, was measured to be no faster on the CPU.)
@@ -17,11 +20,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vla_edge.compress.quantize.weights import CompressedLinear
+from vla_edge.compress.quantize.formats import FP8, INT4
+from vla_edge.compress.quantize.weights import ActivationQuant, CompressedLinear, QuantizedWeight
 from vla_edge.engine.trace import MARKER_DOMAIN, OPSET, ExportError
 
 # A constant operand at least this large in a product would be a layer the compressor never saw.
 LARGEST_ANONYMOUS_CONSTANT = 1024
+# The first that knows 4-bit floating point; every other file stays with the one that all runtimes know.
+NVFP4_OPSET = 23
 
 
 def lower(graph, layers: Mapping[str, CompressedLinear], norms: Mapping[str, np.ndarray], stage: str):
@@ -111,21 +117,39 @@ class _Builder:
         self.constants: dict[str, object] = {}
         self.reciprocals: dict[str, str] = {}
         self.quantized_inputs: dict[tuple, tuple[str, ...]] = {}
+        self.called: set[str] = set()
+        self.opset = OPSET
 
     def linear(self, node, layer: CompressedLinear) -> None:
         """Emit the product that stands for marker `node`."""
         # a layer that is called twice keeps one set of constants
         name, x, y = _layer_name(node), node.input[0], node.output[0]
-        call = name if f"{name}.weight" not in self.constants else f"{name}@{y}"
-        product = y if layer.bias is None else f"{call}.product"
-        dynamic = layer.activation is not None and layer.activation.kind == "dynamic"
-        if dynamic and layer.weight.bits == 8 and layer.weight.group_size is None:
-            self._multiply_integers(name, call, x, layer, product)
-        else:
-            left = self._activation(x, layer)
-            self._node("MatMul", [left, self._weight(name, call, layer)], [product], call)
+        call = name if name not in self.called else f"{name}@{y}"
+        self.called.add(name)
+        parts = []
+        if layer.weight is not None:
+            product = f"{call}.product"
+            if _is_integer_product(layer):
+                self._multiply_integers(name, call, x, layer, product)
+            else:
+                left = self._activation(x, layer)
+                self._node("MatMul", [left, self._weight(name, call, layer)], [product], call)
+            parts.append(product)
+        if layer.low_rank is not None:
+            thin = self._float_matrix(f"{name}.down", f"{call}.down", layer.low_rank.down.T)
+            wide = self._float_matrix(f"{name}.up", f"{call}.up", layer.low_rank.up.T)
+            self._node("MatMul", [x, thin], [f"{call}.thin"], f"{call}.low_rank.down")
+            self._node("MatMul", [f"{call}.thin", wide], [f"{call}.branch"], f"{call}.low_rank.up")
+            parts.append(f"{call}.branch")
         if layer.bias is not None:
-            self._node("Add", [product, self._constant(f"{name}.bias", layer.bias)], [y], f"{call}.add")
+            parts.append(self._constant(f"{name}.bias", layer.bias))
+        if len(parts) == 1:
+            self.nodes[-1].output[0] = y
+        else:
+            for number, part in enumerate(parts[1:], 1):
+                total = y if number == len(parts) - 1 else f"{call}.sum{number}"
+                self._node("Add", [parts[0], part], [total], f"{call}.add{number}")
+                parts[0] = total
 
     def finish(self):
         """The model with new nodes, no unused constants, no trace of where it was made."""
@@ -156,9 +180,9 @@ class _Builder:
             del constant.metadata_props[:]
             constant.doc_string = ""
         fresh = onnx.helper.make_model(
-            clean, opset_imports=[onnx.helper.make_opsetid("", OPSET)], producer_name="vla_edge"
+            clean, opset_imports=[onnx.helper.make_opsetid("", self.opset)], producer_name="vla_edge"
         )
-        fresh.ir_version = min(model.ir_version, 10)
+        fresh.ir_version = min(model.ir_version, 10) if self.opset == OPSET else 11
         return fresh
 
     def _activation(self, x: str, layer: CompressedLinear) -> str:
@@ -167,16 +191,19 @@ class _Builder:
         if activation is None:
             return x
         if (x, activation) not in self.quantized_inputs:
+            tag = f"{x}.q{sum(key[0] == x for key in self.quantized_inputs)}"
+            attributes = {}
             if activation.kind == "static":
-                tag = f"{x}.q{sum(key[0] == x for key in self.quantized_inputs)}"
                 scale = self._constant(f"{tag}.scale", np.float32(activation.scale))
-                zero = self._constant(f"{tag}.zero_point", np.uint8(activation.zero_point))
+                zero = self._constant(f"{tag}.zero_point", _zero_point(activation))
                 self._node("QuantizeLinear", [x, scale, zero], [tag], f"{tag}.quantize")
                 grid = (tag, scale, zero)
+            elif activation.format == "int4":
+                grid, attributes = self._grouped_grid(x, tag, activation.group_size, layer.shape[1])
             else:
                 grid = self._dynamic_grid(x)
             seen = f"{grid[0]}.dequantized"
-            self._node("DequantizeLinear", list(grid), [seen], f"{grid[0]}.dequantize")
+            self._node("DequantizeLinear", list(grid), [seen], f"{grid[0]}.dequantize", **attributes)
             self.quantized_inputs[x, activation] = (seen,)
         return self.quantized_inputs[x, activation][0]
 
@@ -187,6 +214,28 @@ class _Builder:
             self._node("DynamicQuantizeLinear", [x], list(grid), f"{x}.dq.quantize")
             self.quantized_inputs[key] = grid
         return self.quantized_inputs[key]
+
+    def _grouped_grid(self, x: str, tag: str, group: int, width: int) -> tuple[tuple[str, str], dict]:
+        """Signed 4 bits, with the step of each group of channels found at run time."""
+        import onnx
+
+        last = self._constant(f"{tag}.groups", np.array([width // group, group], np.int64))
+        self._node("Shape", [x], [f"{tag}.leading"], f"{tag}.shape", start=0, end=-1)
+        self._node("Concat", [f"{tag}.leading", last], [f"{tag}.split"], f"{tag}.concat", axis=0)
+        self._node("Reshape", [x, f"{tag}.split"], [f"{tag}.grouped"], f"{tag}.group")
+        self._node("Abs", [f"{tag}.grouped"], [f"{tag}.magnitude"], f"{tag}.abs")
+        axes = self._constant(f"{tag}.axes", np.array([-1], np.int64))
+        self._node("ReduceMax", [f"{tag}.magnitude", axes], [f"{tag}.largest"], f"{tag}.max", keepdims=0)
+        share = self._constant(f"{tag}.share", np.float32(1 / INT4.largest))
+        least = self._constant(f"{tag}.least", np.float32(np.finfo(np.float32).tiny))
+        self._node("Mul", [f"{tag}.largest", share], [f"{tag}.wanted"], f"{tag}.divide")
+        self._node("Max", [f"{tag}.wanted", least], [f"{tag}.scale"], f"{tag}.clamp")
+        attributes = {"axis": -1, "block_size": group}
+        self._node(
+            "QuantizeLinear", [x, f"{tag}.scale"], [tag], f"{tag}.quantize",
+            output_dtype=onnx.TensorProto.INT4, **attributes,
+        )  # fmt: skip
+        return (tag, f"{tag}.scale"), attributes
 
     def _multiply_integers(self, name: str, call: str, x: str, layer: CompressedLinear, product: str) -> None:
         grid, scale, zero = self._dynamic_grid(x)
@@ -202,27 +251,48 @@ class _Builder:
         """Name of the (in, out) float32 matrix."""
         import onnx
 
-        stored, seen = f"{name}.weight", f"{call}.weight.float"
         if not layer.quantized:
-            self._constant(stored, layer.weight.T)
-            if layer.precision == "float32":
-                return stored
-            self._node("Cast", [stored], [seen], f"{call}.weight.cast", to=1)
-            return seen
-        values, group = layer.weight.values.T, layer.weight.group_size
-        operands = [stored, self._constant(f"{name}.scale", layer.weight.scales.T)]
-        if layer.weight.bits == 8:
+            return self._float_matrix(f"{name}.weight", f"{call}.weight", layer.weight.T)
+        weight, stored, seen = layer.weight, f"{name}.weight", f"{call}.weight.float"
+        values = weight.values.T
+        if weight.grid.bits == 8:
             self._constant(stored, values)
-            if group is None:
-                # zeros by default, but ONNX Runtime's rewrite of signed weights to unsigned ones needs them spelled out
-                operands.append(self._constant(f"{name}.zero_point", np.zeros(values.shape[1], np.int8)))
         else:
+            integer = weight.grid.is_integer
+            kind = onnx.TensorProto.INT4 if integer else onnx.TensorProto.FLOAT4E2M1
+            codes = values if integer else values.view(np.uint8)
             self.constants[stored] = onnx.helper.make_tensor(
-                stored, onnx.TensorProto.INT4, values.shape, pack_int4(values).tobytes(), raw=True
+                stored, kind, values.shape, pack_4_bits(codes).tobytes(), raw=True
             )
-        attributes = {"axis": 1} if group is None else {"axis": 0, "block_size": group}
+        operands = [stored, self._scales(name, call, weight)]
+        if weight.format == "int8" and weight.group_size is None:
+            # zeros by default, but ONNX Runtime's rewrite of signed weights to unsigned ones needs them spelled out
+            operands.append(self._constant(f"{name}.zero_point", np.zeros(values.shape[1], np.int8)))
+        attributes = {"axis": 1} if weight.group_size is None else {"axis": 0, "block_size": weight.group_size}
         self._node("DequantizeLinear", operands, [seen], f"{call}.weight.dequantize", **attributes)
         return seen
+
+    def _scales(self, name: str, call: str, weight: QuantizedWeight) -> str:
+        """Name of the float32 scales; what stores them in fewer bits is part of the file."""
+        stored = self._constant(f"{name}.scale", weight.scales.T)
+        if weight.scales.dtype == np.float32:
+            return stored
+        seen = f"{call}.scale.float"
+        if weight.format == "nvfp4":
+            self.opset = NVFP4_OPSET
+            whole = self._constant(f"{name}.tensor_scale", np.float32(weight.tensor_scale))
+            self._node("DequantizeLinear", [stored, whole], [seen], f"{call}.scale.dequantize")
+        else:
+            self._node("Cast", [stored], [seen], f"{call}.scale.cast", to=1)
+        return seen
+
+    def _float_matrix(self, stored: str, call: str, matrix: np.ndarray) -> str:
+        """Name of `matrix` in float32, stored in the precision it has."""
+        self._constant(stored, matrix)
+        if matrix.dtype == np.float32:
+            return stored
+        self._node("Cast", [stored], [f"{call}.float"], f"{call}.cast", to=1)
+        return f"{call}.float"
 
     def _node(self, op: str, inputs: list[str], outputs: list[str], name: str, **attributes) -> None:
         import onnx
@@ -236,8 +306,21 @@ class _Builder:
         return name
 
 
-def pack_int4(values: np.ndarray) -> np.ndarray:
-    """Signed 4-bit integers, two in a byte, the first in the low half (ONNX's INT4 layout)."""
-    flat = np.ascontiguousarray(values).ravel().astype(np.uint8) & 0x0F
+def _is_integer_product(layer: CompressedLinear) -> bool:
+    """Whether weights and inputs of 8 bits can be multiplied as the integers they are."""
+    dynamic = layer.activation is not None and layer.activation.kind == "dynamic" and layer.activation.format == "int8"
+    return dynamic and layer.weight.format == "int8" and layer.weight.group_size is None
+
+
+def _zero_point(activation: ActivationQuant) -> np.ndarray:
+    """Which also tells the type that inputs are rounded to."""
+    if activation.format == "fp8":
+        return np.zeros((), FP8.dtype)
+    return np.array(activation.zero_point, np.uint8)
+
+
+def pack_4_bits(codes: np.ndarray) -> np.ndarray:
+    """4-bit values, two in a byte, the first in the low half (ONNX's layout of INT4 and FLOAT4E2M1)."""
+    flat = np.ascontiguousarray(codes).ravel().astype(np.uint8) & 0x0F
     flat = np.append(flat, np.uint8(0)) if flat.size % 2 else flat
     return flat[0::2] | (flat[1::2] << 4)

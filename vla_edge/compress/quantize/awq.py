@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from vla_edge.compress.quantize.rtn import grid_scales, round_on_grid
+from vla_edge.compress.quantize.formats import Format
+from vla_edge.compress.quantize.rtn import grid_steps, round_on_grid
 from vla_edge.compress.quantize.weights import QuantizedWeight
 from vla_edge.compress.statistics import InputStatistics, output_error
 
@@ -47,10 +48,8 @@ def search_scale(
     return best[1]
 
 
-def clipped_scales(
-    weight: np.ndarray, second_moment: np.ndarray, bits: int, group: int | None, reduce_range: bool = False
-) -> np.ndarray:
-    """Scales of the grid, (out,) or (out, groups), each shrunk to where its own group errs least at the output.
+def clipped_steps(weight: np.ndarray, second_moment: np.ndarray, grid: Format, group: int | None) -> np.ndarray:
+    """Steps of the grid, (out,) or (out, groups), each shrunk to where its own group errs least at the output.
 
     Args:
         group: inputs per scale; must divide them. None for the whole channel.
@@ -59,13 +58,13 @@ def clipped_scales(
     width = group or columns
     groups = columns // width
     blocks = np.stack([second_moment[i : i + width, i : i + width] for i in range(0, columns, width)])
-    whole = grid_scales(weight, bits, group, reduce_range)
+    whole = grid_steps(weight, grid, group)
     best, found = np.full((rows, groups), np.inf), whole.reshape(rows, groups).copy()
     for shrink in SHRINKS:
-        scales = whole * np.float32(shrink)
-        difference = round_on_grid(weight, scales, bits, group, reduce_range).dequantize() - weight
+        steps = whole * np.float32(shrink)
+        difference = round_on_grid(weight, steps, grid, group).dequantize() - weight
         split = difference.reshape(rows, groups, width).transpose(1, 0, 2)
         error = ((split @ blocks) * split).sum(-1).T
         better = error < best
-        best[better], found[better] = error[better], scales.reshape(rows, groups)[better]
+        best[better], found[better] = error[better], steps.reshape(rows, groups)[better]
     return found.reshape(whole.shape)

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from vla_edge.compress.quantize.rtn import grid_scales
+from vla_edge.compress.quantize.formats import Format
+from vla_edge.compress.quantize.rtn import grid_steps
 from vla_edge.compress.quantize.weights import QuantizedWeight
 
 BLOCK = 128
@@ -16,52 +17,54 @@ BLOCK = 128
 def gptq(
     weight: np.ndarray,
     second_moment: np.ndarray,
-    bits: int,
+    grid: Format,
     group: int | None,
-    scales: np.ndarray | None = None,
+    steps: np.ndarray | None = None,
     damping: float = 0.01,
     activation_order: bool = True,
-    reduce_range: bool = False,
+    keep: np.ndarray | None = None,
 ) -> QuantizedWeight:
     """Symmetric quantization of (out, in) weights.
 
     Args:
         second_moment: (in, in) E[x x^T], half the Hessian of the squared output error.
         group: inputs per scale; must divide them. None for the whole channel.
-        scales: of the grid; those of round to nearest when None. They are fixed beforehand, so that the order of
+        steps: of the grid; those of round to nearest when None. They are fixed beforehand, so that the order of
             rounding leaves the groups where they are.
         damping: share of the mean of the diagonal that is added to it.
+        keep: (out, in) bool; where False a weight was pruned and stays 0.
         activation_order: begin with the inputs of largest energy, whose errors most others can make up for.
     """
     import torch
 
     rows, columns = weight.shape
-    scales = grid_scales(weight, bits, group, reduce_range) if scales is None else scales
-    steps = torch.from_numpy(np.repeat(scales.reshape(rows, -1), group or columns, axis=1).T.copy())
-    limit = 2 ** (bits - 1 - reduce_range) - 1
+    scales, whole = grid.store_steps(grid_steps(weight, grid, group) if steps is None else steps)
+    seen = scales.astype(np.float32).reshape(rows, -1) * np.float32(whole)
+    steps = torch.from_numpy(np.repeat(seen, group or columns, axis=1).T.copy())
     left = torch.from_numpy(np.array(weight.T, np.float32, order="C"))  # (in, out): a row is one input's weights
     hessian = torch.from_numpy(np.asarray(second_moment, np.float64))
     energy = hessian.diagonal().clone()
     silent = energy <= 0
     order = torch.argsort(energy, descending=True, stable=True) if activation_order else torch.arange(columns)
-    factor = _inverse_factor(hessian[order][:, order], silent[order], damping).float()
+    factor = inverse_factor(hessian[order][:, order], silent[order], damping).float()
     left, steps = left[order], steps[order]
-    values = torch.empty(columns, rows, dtype=torch.int8)
+    stays = None if keep is None else torch.from_numpy(np.array(keep.T, order="C"))[order]
+    values = torch.empty(columns, rows)
     for begin in range(0, columns, BLOCK):
         end = min(begin + BLOCK, columns)
         errors = torch.empty(end - begin, rows)
         for i in range(begin, end):
-            rounded = torch.round(left[i] / steps[i]).clamp_(-limit, limit)
-            values[i] = rounded.to(torch.int8)
+            rounded = torch.from_numpy(grid.nearest((left[i] / steps[i]).numpy()))
+            values[i] = rounded if stays is None else rounded.mul_(stays[i])
             errors[i - begin] = (left[i] - rounded * steps[i]) / factor[i, i]
             left[i + 1 : end] -= factor[i, i + 1 : end, None] * errors[i - begin]
         left[end:] -= factor[begin:end, end:].T @ errors
     restored = torch.empty_like(values)
     restored[order] = values
-    return QuantizedWeight(restored.T.contiguous().numpy(), scales, bits, group)
+    return QuantizedWeight(restored.T.contiguous().numpy(), scales, grid.name, group, whole)
 
 
-def _inverse_factor(hessian, silent, damping: float):
+def inverse_factor(hessian, silent, damping: float):
     """Upper Cholesky factor of the inverse, float64; damping is raised until the matrix is positive definite."""
     import torch
 

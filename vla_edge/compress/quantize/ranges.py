@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from vla_edge.compress.quantize.formats import FP8
 from vla_edge.compress.quantize.weights import ActivationQuant
 
 BINS = 2048
@@ -57,33 +58,37 @@ class RangeObserver:
         self._span *= 2
 
 
-def calibrate(observer: RangeObserver, calibrator: str = "minmax", percentile: float = 99.99) -> ActivationQuant:
+def calibrate(
+    observer: RangeObserver, calibrator: str = "minmax", percentile: float = 99.99, form: str = "int8"
+) -> ActivationQuant:
     """The 8-bit grid for what `observer` saw.
 
     Args:
         calibrator: "minmax" covers everything; "percentile" leaves out the rarest values on both sides together;
             "mse" takes the clipping with the least expected squared error (as in TensorRT's and NNCF's MSE search).
+        form: "int8", unsigned with a zero point, or "fp8", symmetric.
 
     Raises:
         ValueError: nothing was seen, or the calibrator is unknown.
     """
     if not np.isfinite(observer.low):
         raise ValueError("no values")
+    grid = _fp8_grid if form == "fp8" else _grid
     low, high = min(observer.low, 0.0), max(observer.high, 0.0)
     if low == high:
-        return ActivationQuant("static", 1.0, 0)
+        return grid(0.0, 0.0)
     if calibrator == "minmax":
-        return _grid(low, high)
+        return grid(low, high)
     if calibrator == "percentile":
         tail = (1 - percentile / 100) / 2
         cumulative = np.cumsum(observer.counts) / observer.counts.sum()
         centers = observer.centers
         inside_low = centers[np.searchsorted(cumulative, tail)]
         inside_high = centers[min(np.searchsorted(cumulative, 1 - tail), BINS - 1)]
-        return _grid(max(low, min(inside_low, 0.0)), min(high, max(inside_high, 0.0)))
+        return grid(max(low, min(inside_low, 0.0)), min(high, max(inside_high, 0.0)))
     if calibrator == "mse":
-        grids = [_grid(low * clip, high * clip) for clip in _CLIPS]
-        return min(grids, key=lambda grid: _squared_error(observer, grid))
+        grids = [grid(low * clip, high * clip) for clip in _CLIPS]
+        return min(grids, key=lambda found: _squared_error(observer, found))
     raise ValueError(f"calibrator {calibrator!r} is not one of {', '.join(CALIBRATORS)}")
 
 
@@ -95,7 +100,19 @@ def _grid(low: float, high: float) -> ActivationQuant:
     return ActivationQuant("static", scale, int(np.clip(np.rint(-low / scale), 0, 255)))
 
 
+def _fp8_grid(low: float, high: float) -> ActivationQuant:
+    scale = float(np.float32(max(-low, high) / FP8.largest))
+    return ActivationQuant("static", scale if scale > 0.0 else 1.0, format="fp8")
+
+
+def round_inputs(values: np.ndarray, grid: ActivationQuant) -> np.ndarray:
+    """float32 `values` as a static grid shows them."""
+    scaled = np.asarray(values, np.float32) / np.float32(grid.scale)
+    if grid.format == "fp8":
+        return FP8.nearest(scaled) * np.float32(grid.scale)
+    return (np.clip(np.rint(scaled) + grid.zero_point, 0, 255) - grid.zero_point) * np.float32(grid.scale)
+
+
 def _squared_error(observer: RangeObserver, grid: ActivationQuant) -> float:
     x = observer.centers
-    q = np.clip(np.rint(x / grid.scale) + grid.zero_point, 0, 255)
-    return float((((q - grid.zero_point) * grid.scale - x) ** 2 * observer.counts).sum())
+    return float(((round_inputs(x, grid) - x) ** 2 * observer.counts).sum())

@@ -4,11 +4,11 @@ for each output channel can hold them, so that both fit 8 bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from vla_edge.compress.quantize.rtn import round_to_nearest
+from vla_edge.compress.quantize.weights import QuantizedWeight
 from vla_edge.compress.statistics import InputStatistics, output_error
 
 STRENGTHS = tuple(np.linspace(0.0, 1.0, 21))
@@ -31,12 +31,20 @@ def smoothing_scale(statistics: InputStatistics, weights: Sequence[np.ndarray], 
 
 
 def best_smoothing(
-    statistics: InputStatistics, weights: Sequence[np.ndarray], reduce_range: bool = False
-) -> tuple[np.ndarray, float]:
-    """The scale of the alpha that leaves the least error at the outputs, and that alpha.
+    statistics: InputStatistics,
+    weights: Sequence[np.ndarray],
+    quantizers: Sequence[Callable[[np.ndarray], QuantizedWeight]],
+    points: int = 255,
+    group: int | None = None,
+) -> tuple[np.ndarray, float | None]:
+    """The scale of the alpha that leaves the least error at the outputs, and that alpha; None for no scaling at all.
 
     The paper tunes one alpha for a whole model. Here each input gets its own, from the two errors it trades: rounding
     of weights, exact through the second moment, and of activations, taken as noise uniform within a step.
+
+    Args:
+        weights: (out, in) of every layer that reads x. quantizers: how each will be rounded.
+        points: of the grid that x is rounded to. group: channels of x that share a step; all of them when None.
     """
     best = None
     for alpha in (None, *STRENGTHS):
@@ -44,11 +52,12 @@ def best_smoothing(
             statistics, weights, alpha
         )
         smooth = statistics.scaled(1 / scale)
-        step = 2 * float(smooth.largest.max()) / 255
+        width = group or len(scale)
+        steps = np.repeat(2 * smooth.largest.reshape(-1, width).max(1) / points, width)
         error, moment = 0.0, smooth.second_moment
-        for weight in weights:
-            seen = round_to_nearest(weight * scale, 8, None, reduce_range).dequantize()
-            error += output_error(seen - weight * scale, moment) + step**2 / 12 * float(np.square(seen).sum())
+        for weight, quantize in zip(weights, quantizers):
+            seen = quantize(weight * scale).dequantize()
+            error += output_error(seen - weight * scale, moment) + float((np.square(seen) @ steps**2).sum() / 12)
         if best is None or error < best[0]:
             best = error, scale, alpha
     return best[1], best[2]

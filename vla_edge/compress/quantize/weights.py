@@ -8,88 +8,148 @@ from typing import Literal
 
 import numpy as np
 
+from vla_edge.compress.quantize.formats import Format, number_format
 from vla_edge.types import freeze
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """Symmetric integers with scales: weight = values * scales.
+    """Points of a grid with scales: weight = values * scales * tensor_scale.
 
     Attributes:
-        values: (out, in) int8, within +-(2**(bits - 1) - 1); 4-bit values are not packed here.
-        scales: (out,) float32 for one scale per output channel, (out, in / group_size) for one per group.
-        bits: 8 or 4.
+        values: (out, in) in the format's type; 4-bit values are not packed here.
+        scales: (out,) for one scale per output channel, (out, in / group_size) for one per group; in the precision
+            that they are stored in (see `Format.store_steps`).
+        format: name of the grid, see `formats`.
         group_size: consecutive inputs that share a scale, None for the whole channel.
+        tensor_scale: second level of the scales (NVFP4), 1 elsewhere.
     """
 
     values: np.ndarray
     scales: np.ndarray
-    bits: int
+    format: str
     group_size: int | None = None
+    tensor_scale: float = 1.0
 
     def __post_init__(self):
-        values = freeze(self.values, np.int8, (None, None), "QuantizedWeight.values")
+        grid = self.grid
+        values = np.asarray(self.values)
+        largest = float(np.abs(values.astype(np.float32)).max(initial=0))
+        if not largest <= grid.largest:
+            raise ValueError(f"{self.format} values must lie within +-{grid.largest:g}")
+        values = freeze(values, grid.dtype, (None, None), "QuantizedWeight.values")
         rows, columns = values.shape
         if self.group_size is not None and columns % self.group_size:
             raise ValueError(f"groups of {self.group_size} do not divide {columns} inputs")
-        limit = 2 ** (self.bits - 1) - 1
-        if values.size and (values.min() < -limit or values.max() > limit):
-            raise ValueError(f"{self.bits}-bit values must lie within +-{limit}")
         shape = (rows,) if self.group_size is None else (rows, columns // self.group_size)
+        scales = np.asarray(self.scales)
+        kind = np.float32 if scales.dtype.kind == "f" and scales.dtype.itemsize > 2 else scales.dtype
         object.__setattr__(self, "values", values)
-        object.__setattr__(self, "scales", freeze(self.scales, np.float32, shape, "QuantizedWeight.scales"))
+        object.__setattr__(self, "scales", freeze(scales, kind, shape, "QuantizedWeight.scales"))
+
+    @property
+    def grid(self) -> Format:
+        return number_format(self.format)
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Sizes of a step in float32, in the shape of `scales`."""
+        return self.scales.astype(np.float32) * np.float32(self.tensor_scale)
 
     def dequantize(self) -> np.ndarray:
         """(out, in) float32: the weight every runtime computes with."""
-        if self.group_size is None:
-            return self.values * self.scales[:, None]
         rows, columns = self.values.shape
-        grouped = self.values.reshape(rows, -1, self.group_size) * self.scales[:, :, None]
-        return grouped.reshape(rows, columns)
+        grouped = self.values.astype(np.float32).reshape(rows, -1, self.group_size or columns)
+        return (grouped * self.steps.reshape(rows, -1, 1)).reshape(rows, columns)
 
     @property
     def reduced_range(self) -> bool:
-        """Whether one bit of 8 stays unused, see `round_to_nearest`."""
-        return self.bits == 8 and bool(np.abs(self.values.astype(np.int16)).max(initial=0) <= 63)
+        """Whether one bit of 8 stays unused, see `formats.number_format`."""
+        return self.format == "int8" and bool(np.abs(self.values.astype(np.int16)).max(initial=0) <= 63)
 
     @property
     def nbytes(self) -> int:
-        """Bytes on disk: packed integers and scales."""
-        return -(-self.values.size * self.bits // 8) + self.scales.nbytes
+        """Bytes on disk: packed values and scales."""
+        second = 4 if self.tensor_scale != 1.0 else 0
+        return -(-self.values.size * self.grid.bits // 8) + self.scales.nbytes + second
 
 
 @dataclass(frozen=True)
 class ActivationQuant:
-    """How a layer's input is rounded to 8 bits.
+    """How a layer's input is rounded.
 
     Attributes:
         kind: "static", with scale and zero point fixed by calibration, or "dynamic", with both found at each call.
         scale: size of one step, static only.
-        zero_point: the integer that stands for 0, static only; 0 to 255, inputs are unsigned.
+        zero_point: the integer that stands for 0, static int8 only; 0 to 255, such inputs are unsigned.
+        format: "int8" or "fp8" when static; "int8" (unsigned, one scale for the tensor) or "int4" (symmetric, one
+            scale for each group of channels) when dynamic.
+        group_size: channels that share a scale, dynamic int4 only; divides the layer's inputs.
     """
 
     kind: Literal["static", "dynamic"]
     scale: float = 0.0
     zero_point: int = 0
+    format: str = "int8"
+    group_size: int | None = None
 
     def __post_init__(self):
         if self.kind == "static" and not (self.scale > 0 and 0 <= self.zero_point <= 255):
             raise ValueError(f"scale {self.scale} and zero point {self.zero_point} do not describe 8 unsigned bits")
+        if (self.format == "int4") != (self.group_size is not None):
+            raise ValueError("inputs in int4 have a group size, others have none")
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A product through few channels: weight = up @ down.
+
+    Attributes:
+        down: (rank, in), up: (out, rank); float32 or float16, as they are stored.
+    """
+
+    down: np.ndarray
+    up: np.ndarray
+
+    def __post_init__(self):
+        for name in ("down", "up"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, freeze(value, value.dtype, (None, None), f"LowRank.{name}"))
+        if self.down.shape[0] != self.up.shape[1]:
+            raise ValueError(f"factors of rank {self.down.shape[0]} and {self.up.shape[1]} do not fit")
+
+    @property
+    def rank(self) -> int:
+        return len(self.down)
+
+    @property
+    def nbytes(self) -> int:
+        return self.down.nbytes + self.up.nbytes
+
+    def dequantize(self) -> np.ndarray:
+        """(out, in) float32."""
+        return self.up.astype(np.float32) @ self.down.astype(np.float32)
 
 
 @dataclass(frozen=True)
 class CompressedLinear:
-    """What becomes of one `nn.Linear`.
+    """What becomes of one `nn.Linear`: y = weight rounded(x) + low_rank x + bias.
 
     Attributes:
-        weight: quantized, or (out, in) float32 or float16 to be kept as it is.
+        weight: quantized, or (out, in) float32, float16 or bfloat16 to be kept as it is; None where `low_rank` is all.
         bias: (out,) float32, or None.
-        activation: None leaves the input in float32.
+        activation: how x is rounded before the product with `weight`; None leaves it in float32.
+        low_rank: a branch that sees x unrounded, or None.
     """
 
-    weight: QuantizedWeight | np.ndarray
+    weight: QuantizedWeight | np.ndarray | None
     bias: np.ndarray | None = None
     activation: ActivationQuant | None = None
+    low_rank: LowRank | None = None
+
+    def __post_init__(self):
+        if self.weight is None and (self.low_rank is None or self.activation is not None):
+            raise ValueError("a layer without a weight is its low-rank factors and rounds nothing")
 
     @property
     def quantized(self) -> bool:
@@ -98,21 +158,31 @@ class CompressedLinear:
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
+        if self.weight is None:
+            return self.low_rank.up.shape[0], self.low_rank.down.shape[1]
         return (self.weight.values if self.quantized else self.weight).shape
 
     @property
     def precision(self) -> str:
-        """Of the weight: "int8", "int4", "float32" or "float16"."""
-        return f"int{self.weight.bits}" if self.quantized else str(self.weight.dtype)
+        """Of the weight: a format's name, or "float32", "float16", "bfloat16"."""
+        if self.quantized:
+            return self.weight.format
+        return str((self.low_rank.down if self.weight is None else self.weight).dtype)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weight on disk, without the bias."""
-        return self.weight.nbytes
+        """Bytes of the weights on disk, without the bias."""
+        return sum(part.nbytes for part in (self.weight, self.low_rank) if part is not None)
+
+    def dense_weight(self) -> np.ndarray:
+        """(out, in) float32 that rounded inputs meet."""
+        if self.weight is None:
+            return np.zeros(self.shape, np.float32)
+        return self.weight.dequantize() if self.quantized else self.weight.astype(np.float32)
 
     def effective_weight(self) -> np.ndarray:
-        """(out, in) float32 that a runtime computes with."""
-        return self.weight.dequantize() if self.quantized else self.weight.astype(np.float32)
+        """(out, in) float32 that a runtime computes with, both parts together."""
+        return self.dense_weight() if self.low_rank is None else self.dense_weight() + self.low_rank.dequantize()
 
     def describe(self) -> dict:
         """A row of the manifest's table of layers."""
@@ -121,10 +191,25 @@ class CompressedLinear:
             row["group_size"] = self.weight.group_size
         if self.quantized and self.weight.reduced_range:
             row["reduced_range"] = True
-        row["activations"] = {None: "float32", "static": "int8", "dynamic": "int8-dynamic"}[
-            self.activation and self.activation.kind
-        ]
+        if self.low_rank is not None:
+            row["rank"] = self.low_rank.rank
+        zeros = self.sparsity
+        if zeros >= 0.25:  # rounding to 4 bits alone gives a tenth
+            row["sparsity"] = round(zeros, 3)
+        activation = self.activation
+        if activation is None:
+            row["activations"] = "float32"
+        else:
+            row["activations"] = activation.format + ("-dynamic" if activation.kind == "dynamic" else "")
         return row
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the weights that are exactly 0."""
+        if self.weight is None:
+            return 0.0
+        stored = self.weight.values if self.quantized else self.weight
+        return float(1 - np.count_nonzero(stored.astype(np.float32)) / max(stored.size, 1))
 
 
 def weight_fractions(layers: Mapping[str, CompressedLinear]) -> dict[str, float]:
@@ -134,3 +219,9 @@ def weight_fractions(layers: Mapping[str, CompressedLinear]) -> dict[str, float]
         counts[layer.precision] = counts.get(layer.precision, 0) + layer.shape[0] * layer.shape[1]
     total = sum(counts.values()) or 1
     return {precision: counts[precision] / total for precision in sorted(counts, key=counts.get, reverse=True)}
+
+
+def average_bits(layers: Mapping[str, CompressedLinear]) -> float:
+    """Bits on disk per weight of the matrices they stand for, scales and low-rank factors included."""
+    weights = sum(layer.shape[0] * layer.shape[1] for layer in layers.values())
+    return 8 * sum(layer.nbytes for layer in layers.values()) / max(weights, 1)
