@@ -61,6 +61,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--calibration", type=Path, help="bag to calibrate and verify on; calibration/ beside the checkpoint"
     )
+    sub.add_argument(
+        "--demonstrations", type=Path, nargs="+", default=[], help="recordings that recipes with training train on"
+    )
     sub.add_argument("--force", action="store_true", help="build even when the same bundle is there already")
 
     sub = command("inspect", _inspect, "check a bundle and tell what is in it")
@@ -97,6 +100,20 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--rounds", type=int, default=30)
     sub.add_argument("--threads", type=int, help="at most this many for each stage, and for PyTorch")
+
+    sub = command("compare", _compare, "build several recipes and set them side by side, in radians, successes, MB and ms")
+    sub.add_argument("checkpoint", type=Path, help="directory in LeRobot's layout")
+    sub.add_argument("--recipes", nargs="+", default=["int8", "int4-gptq", "int4-awq", "int4-rtn"], help="names or files")
+    sub.add_argument("--episodes", type=int, default=0, help="of the simulated world for each engine; 0 for none")
+    sub.add_argument("--first-seed", type=int, default=300_000, help="seeds count up from here, below 1,000,000")
+    sub.add_argument("--tier", default="hard", help="difficulty of the episodes")
+    sub.add_argument("--workers", type=int, default=1, help="processes")
+    sub.add_argument("--calibration", type=Path, help="bag; by default calibration/ beside the checkpoint")
+    sub.add_argument(
+        "--demonstrations", type=Path, nargs="+", default=[], help="recordings that recipes with training train on"
+    )
+    sub.add_argument("--report", type=Path, default=Path("compare.html"), help="page to write, JSON beside it")
+
     sub = command("sensitivity", _sensitivity, "find which layers need their bits, and write the recipe of a budget")
     sub.add_argument("checkpoint", type=Path, help="directory in LeRobot's layout")
     budget = sub.add_mutually_exclusive_group(required=True)
@@ -123,6 +140,7 @@ def _build(options):
             options.calibration,
             progress,
             options.force,
+            demonstrations=options.demonstrations,
         )
     finally:
         progress.close()
@@ -134,6 +152,29 @@ def _build(options):
         f"{bundle.manifest['profile']['total']['p50']:.1f} ms a chunk here"
     )
     return {"bundle": str(path), "bytes": bundle.bytes, **_manifest(bundle, layers=False)}, 0, text
+
+
+def _compare(options):
+    from vla_edge.engine.build import build
+    from vla_edge.evaluate.comparison import compare_engines
+    from vla_edge.evaluate.comparison_report import summary, to_json, write_comparison_report
+
+    bar, bundles, traced = Bar(), {}, {}
+    try:
+        for recipe in options.recipes:
+            name = Path(recipe).stem
+            bundles[name] = build(
+                options.checkpoint, recipe, calibration=options.calibration, traced=traced,
+                progress=lambda fraction, what, name=name: bar(fraction, f"{name}: {what}"),
+                demonstrations=options.demonstrations,
+            )  # fmt: skip
+        seeds = range(options.first_seed, options.first_seed + options.episodes)
+        store = options.report.with_suffix(".episodes")
+        comparison = compare_engines(options.checkpoint, bundles, seeds, options.tier, options.workers, store, bar)
+    finally:
+        bar.close()
+    written = [str(path) for path in write_comparison_report(comparison, options.report)]
+    return {**to_json(comparison), "reports": written}, 0, "\n".join([summary(comparison), *written])
 
 
 def _sensitivity(options):

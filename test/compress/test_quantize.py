@@ -60,9 +60,11 @@ def test_values_outside_their_bits_are_refused():
 def test_the_table_of_layers_says_what_each_got():
     weight = RNG.normal(size=(8, 32)).astype(np.float32)
     layer = CompressedLinear(round_to_nearest(weight, INT4, 16), None, None)
-    assert layer.describe() == {"shape": [8, 32], "weights": "int4", "group_size": 16, "activations": "float32"}
+    assert layer.describe() == {
+        "shape": [8, 32], "weights": "int4", "bytes": 8 * 16 + 8 * 2 * 2, "group_size": 16, "activations": "float32",
+    }  # fmt: skip
     eight = CompressedLinear(round_to_nearest(weight, INT8), None, ActivationQuant("dynamic"))
-    assert eight.describe() == {"shape": [8, 32], "weights": "int8", "activations": "int8-dynamic"}
+    assert eight.describe() == {"shape": [8, 32], "weights": "int8", "bytes": 288, "activations": "int8-dynamic"}
     half = CompressedLinear(weight.astype(np.float16)[:, :16])
     assert weight_fractions({"a": eight, "b": layer, "c": half}) == {"int8": 0.4, "int4": 0.4, "float16": 0.2}
     assert (layer.nbytes, eight.nbytes, half.nbytes) == (8 * 32 // 2 + 8 * 2 * 2, 8 * 32 + 8 * 4, 8 * 16 * 2)

@@ -20,7 +20,6 @@ def test_shipped_recipes_are_valid_and_say_what_they_accept(name):
     found = load_recipe(name)
     assert found.name == name and found.description
     assert found.accept.action_error_rel and found.accept.cosine
-    assert set(plan_layers(found, LAYERS)) == set(LAYERS)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

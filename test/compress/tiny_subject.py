@@ -29,7 +29,7 @@ class Subject:
     """A policy with its layers and a runner over them."""
 
     def __init__(self, policy, checkpoint):
-        self.policy, self.stages = policy, policy.stages()
+        self.policy, self.checkpoint, self.stages = policy, checkpoint, policy.stages()
         self.modules = policy_layers(self.stages)
         self.runner = Runner.from_policy(policy, checkpoint)
 

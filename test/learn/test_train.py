@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vla_edge.learn import train
-from vla_edge.learn.train import TrainConfig, TrainingError, schedule
+from vla_edge.learn.fit import TrainingError, schedule
+from vla_edge.learn.train import TrainConfig
 from vla_edge.policy.checkpoint import load_checkpoint, load_policy
 
 

@@ -6,7 +6,7 @@ itself; then ranges of activations are recorded on what it has become, and weigh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -39,6 +39,7 @@ def compress_policy(
     observations: Sequence[Observation],
     tell: Tell,
     reduce_range: bool = False,
+    zeros: Collection[str] = (),
 ) -> dict[str, CompressedLinear]:
     """What becomes of every layer. `stages` may be changed in place, see `Recipe.changes_policy`.
 
@@ -48,6 +49,7 @@ def compress_policy(
         runner: a `Runner` in PyTorch of these `stages`.
         tell: called with the fraction done and what is being done.
         reduce_range: what `reduce_range: auto` means on the machine the engine is for.
+        zeros: layers that were pruned before, whose zeros stay.
 
     Raises:
         RecipeError: smoothing or pruning that contradicts the plan.
@@ -94,7 +96,7 @@ def compress_policy(
     return {
         name: done.get(name)
         or compress_layer(
-            name, module, plan[name], ranges.get(name), statistics.get(name), reduce_range, name in pruning
+            name, module, plan[name], ranges.get(name), statistics.get(name), reduce_range, name in pruning or name in zeros
         )
         for name, module in modules.items()
     }

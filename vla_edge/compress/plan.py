@@ -6,7 +6,19 @@ import difflib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from vla_edge.compress.recipe import Keep, LowRankStep, Prune, Quantize, Recipe, RecipeError, Smooth, Storage
+from vla_edge.compress.recipe import (
+    FewSteps,
+    Keep,
+    LowRankStep,
+    Prune,
+    Quantize,
+    Recipe,
+    RecipeError,
+    Shrink,
+    Smooth,
+    Storage,
+    Training,
+)
 
 
 def plan_layers(recipe: Recipe, layers: Sequence[str]) -> dict[str, Storage]:
@@ -20,7 +32,8 @@ def plan_layers(recipe: Recipe, layers: Sequence[str]) -> dict[str, Storage]:
     """
     owners: dict[str, int] = {}
     matched = [
-        _matches(step.targets, layers, f"recipe {recipe.name}, step {i}") for i, step in enumerate(recipe.steps, 1)
+        _matches(getattr(step, "targets", ()), layers, f"recipe {recipe.name}, step {i}")
+        for i, step in enumerate(recipe.steps, 1)
     ]
     for number, (step, names) in enumerate(zip(recipe.steps, matched), 1):
         if isinstance(step, Keep):
@@ -36,6 +49,29 @@ def plan_layers(recipe: Recipe, layers: Sequence[str]) -> dict[str, Storage]:
             _claim(owners, left, number, recipe)
     rest = Keep(("*",))
     return {name: _step(recipe, owners[name]) if name in owners else rest for name in layers}
+
+
+def check_order(recipe: Recipe) -> None:
+    """Nothing, when every step comes where it can be carried out.
+
+    Raises:
+        RecipeError: layers are rounded, or factored, and something that changes them follows.
+    """
+    rounded = trained = None
+    for number, step in enumerate(recipe.steps, 1):
+        where = f"recipe {recipe.name}, step {number} ({step.key})"
+        if isinstance(step, Shrink) and not all(isinstance(earlier, Shrink) for earlier in recipe.steps[:number]):
+            raise RecipeError(f"{where} changes the shapes that earlier steps work on; put it first")
+        if rounded and isinstance(step, FewSteps | Prune):
+            raise RecipeError(f"{where} changes weights that step {rounded} has fixed; put it before")
+        if rounded and trained and trained > rounded and not isinstance(step, Training):
+            raise RecipeError(f"{where} follows training through the rounding of step {rounded}; put it before {trained}")
+        if isinstance(step, Training):
+            trained = number
+            if any(isinstance(earlier, LowRankStep) for earlier in recipe.steps[:number]):
+                raise RecipeError(f"{where} does not train the factors of a step before it; put it before that")
+        if isinstance(step, Quantize | LowRankStep):
+            rounded = rounded or number
 
 
 def plan_smoothing(recipe: Recipe, plan: Mapping[str, Storage]) -> dict[str, Smooth]:

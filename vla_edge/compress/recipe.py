@@ -216,6 +216,85 @@ class Quantize:
 
 
 @dataclass(frozen=True)
+class Shrink:
+    """Take whole channels of feed-forwards and heads of attentions out of the policy, those that are missed least.
+
+    Attributes:
+        targets: which parts; a block is made smaller where they cover all of its layers.
+        channels, heads: share of each block's that goes, 0 to below 1; at least one always stays.
+    """
+
+    key: ClassVar[str] = "shrink"
+    needs_statistics: ClassVar[bool] = True
+    changes_policy: ClassVar[bool] = True
+    targets: tuple[str, ...]
+    channels: float = 0.0
+    heads: float = 0.0
+
+    def check(self) -> None:
+        for name in ("channels", "heads"):
+            _number(name, getattr(self, name), -1e-12, 1, "0 to below 1")
+            if getattr(self, name) == 1:
+                raise ValueError(f"{name} is 1, allowed is 0 to below 1")
+        if self.channels == self.heads == 0:
+            raise ValueError("channels and heads are both 0; give one of them")
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Train the policy to do what it did before the steps so far, under what they decided: weights that were pruned stay
+    zero, weights that are quantized are trained through their rounding.
+
+    Attributes:
+        steps: of the optimizer. batch: frames each. rate: at its peak. seed: of the order of frames, and of noise.
+        features, attention: weight of the teacher's keys and values, and of where its text layers look. shown: of the
+            actions that demonstrations show, beside those of the teacher.
+        demonstrations: directories to train on; what the build is given, or else the recording it calibrates on.
+    """
+
+    key: ClassVar[str] = "finetune"
+    needs_statistics: ClassVar[bool] = True
+    changes_policy: ClassVar[bool] = True
+    steps: int = 300
+    batch: int = 32
+    rate: float = 3e-4
+    features: float = 0.1
+    attention: float = 0.0
+    shown: float = 0.0
+    seed: int = 0
+    demonstrations: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        _training(self)
+        for name in ("features", "attention", "shown"):
+            _number(name, getattr(self, name), -1e-12, 1e6, "0 or above")
+
+
+@dataclass(frozen=True)
+class FewSteps:
+    """Train the action expert to reach in few flow steps where the policy's own many lead.
+
+    Attributes:
+        num_steps: flow steps afterwards; divides those of the checkpoint.
+        steps, batch, rate, seed, demonstrations: as of `finetune`.
+    """
+
+    key: ClassVar[str] = "few_steps"
+    needs_statistics: ClassVar[bool] = True
+    changes_policy: ClassVar[bool] = True
+    num_steps: int = 2
+    steps: int = 400
+    batch: int = 64
+    rate: float = 3e-4
+    seed: int = 0
+    demonstrations: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        _training(self)
+        _whole("num_steps", self.num_steps)
+
+
+@dataclass(frozen=True)
 class Accept:
     """Limits a build has to hold against full precision; a limit that is None is not checked.
 
@@ -238,9 +317,10 @@ class Accept:
                 raise ValueError(f"{entry.name} is {value!r}, allowed is a number, 0 or above")
 
 
-STEPS = {step.key: step for step in (Keep, Smooth, Prune, LowRankStep, Quantize)}
+STEPS = {step.key: step for step in (Keep, Smooth, Prune, LowRankStep, Quantize, Shrink, Finetune, FewSteps)}
 Storage = Keep | LowRankStep | Quantize
-"""What says how a layer is stored; the other steps prepare it.""" 
+"""What says how a layer is stored; the other steps prepare it."""
+Training = Finetune | FewSteps
 
 
 @dataclass(frozen=True)
@@ -260,13 +340,23 @@ class Recipe:
         )
 
     @property
+    def reshapes(self) -> bool:
+        """Whether layers come out of it with other shapes."""
+        return any(isinstance(step, Shrink) for step in self.steps)
+
+    @property
+    def trains(self) -> bool:
+        """Whether a step trains, for minutes or more."""
+        return any(isinstance(step, Training) for step in self.steps)
+
+    @property
     def changes_policy(self) -> bool:
         """Whether a step works in the policy itself, so that a copy has to be kept for comparison."""
         return any(step.changes_policy for step in self.steps)
 
     def to_dict(self) -> dict:
         """Plain types, for the manifest; `parse_recipe` reads them back."""
-        steps = [{step.key: {**asdict(step), "targets": list(step.targets)}} for step in self.steps]
+        steps = [{step.key: {key: _plain(value) for key, value in asdict(step).items()}} for step in self.steps]
         accept = {key: value for key, value in asdict(self.accept).items() if value is not None}
         return {"name": self.name, "description": self.description, "steps": steps, "accept": accept}
 
@@ -276,7 +366,9 @@ class Recipe:
         for entry, step in zip(plain["steps"], self.steps):
             defaults = {field.name: field.default for field in fields(step)}
             entry[step.key] = {
-                key: value for key, value in entry[step.key].items() if key == "weights" or value != defaults[key]
+                key: value
+                for key, value in entry[step.key].items()
+                if key == "weights" or value != _plain(defaults[key])
             }
         return plain
 
@@ -352,6 +444,8 @@ def _build(kind: type, plain, where: str):
     values = dict(plain)
     if "targets" in known:
         values["targets"] = _targets(values["targets"], where)
+    if "demonstrations" in values:
+        values["demonstrations"] = _texts(values["demonstrations"], "demonstrations", where)
     step = kind(**values)
     try:
         step.check()
@@ -365,6 +459,24 @@ def _targets(value, where: str) -> tuple[str, ...]:
     if not isinstance(value, Sequence) or not value or not all(isinstance(item, str) and item for item in value):
         raise RecipeError(f"{where}: targets is {value!r}; it must be a list of stages or layers, such as [vision]")
     return tuple(value)
+
+
+def _texts(value, name: str, where: str) -> tuple[str, ...]:
+    value = [value] if isinstance(value, str) else value
+    if not isinstance(value, Sequence) or not all(isinstance(item, str) and item for item in value):
+        raise RecipeError(f"{where}: {name} is {value!r}; it must be a list of directories")
+    return tuple(value)
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _training(step) -> None:
+    for name in ("steps", "batch"):
+        _whole(name, getattr(step, name))
+    _number("rate", step.rate, 0, 1, "above 0, to 1")
+    _whole("seed", step.seed, ", or 0", least=0)
 
 
 def _mapping(plain, where: str) -> None:

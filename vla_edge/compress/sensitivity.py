@@ -29,6 +29,7 @@ from vla_edge.types import Observation, VlaEdgeError
 
 EVERYTHING = ("*",)
 OPTIONS: dict[str, Storage] = {
+    "int4-128": Quantize(EVERYTHING, "int4", method="gptq", group_size=128),
     "int4": Quantize(EVERYTHING, "int4", method="gptq", group_size=64),
     "int8": Quantize(EVERYTHING, "int8", method="gptq"),
     "float16": Keep(EVERYTHING, "float16"),

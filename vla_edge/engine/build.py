@@ -6,15 +6,14 @@ recipe accepts leaves nothing behind.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -26,6 +25,8 @@ from vla_edge.types import Observation
 
 Progress = Callable[[float, str], None]
 PROFILE_REPEATS = 20
+# of a recording, for recipes that train; far more than calibration needs
+TRAINING_FRAMES = 4000
 # Below this, PyTorch's threads wait for each other longer than they work, and far longer on a busy machine.
 PARAMETERS_WORTH_THREADS = 50_000_000
 
@@ -39,6 +40,7 @@ def build(
     progress: Progress | None = None,
     force: bool = False,
     traced: MutableMapping[str, object] | None = None,
+    demonstrations: Sequence[str | Path] = (),
 ) -> Path:
     """Build a bundle, or find that it is there already.
 
@@ -50,12 +52,13 @@ def build(
         progress: called with the fraction done and the step being done.
         force: build even when the same bundle exists.
         traced: graphs of stages, filled and reused between builds of one checkpoint; tracing takes most of a build.
+        demonstrations: directories that recipes with training steps train on; the recording when there are none.
 
     Returns:
         The bundle's directory.
 
     Raises:
-        CheckpointError, RecipeError, CalibrationError, BagError, ExportError, BackendError, VerifyError, BundleError:
+        CheckpointError, RecipeError, CalibrationError, DemonstrationError, TrainingError, BagError, ExportError, BackendError, VerifyError, BundleError:
             what is wrong, where and what to do; nothing is left behind.
     """
     from vla_edge.engine.backends import get_backend
@@ -68,15 +71,19 @@ def build(
     loaded = load_checkpoint(checkpoint)
     target = Path(output) if output else default_output(loaded.directory, recipe.name, backend)
     calibration = calibration_source(calibration, loaded.directory)
-    key = build_key(loaded.fingerprint, recipe, backend, calibration)
+    key = build_key(loaded.fingerprint, recipe, backend, calibration, demonstrations)
     if not force and key is not None and _is_valid(target, key):
         tell(1.0, "the bundle is there already")
         return target.expanduser().resolve()
     with writing(target) as directory:
-        job = _Build(loaded, recipe, backend, runtime, directory, tell, {} if traced is None else traced)
+        work = target.expanduser().resolve().with_name(f".{target.name}.training")
+        job = _Build(
+            loaded, recipe, backend, runtime, directory, tell, {} if traced is None else traced, demonstrations, work
+        )
         with torch_threads(loaded.weights_path.stat().st_size // 4):
             manifest = job.run(calibration)
         write_manifest(directory, {**manifest, "build_key": key})
+        shutil.rmtree(work, ignore_errors=True)
         tell(1.0, "writing the bundle")
     return target.expanduser().resolve()
 
@@ -91,7 +98,7 @@ def default_output(checkpoint: Path, recipe: str, backend: str) -> Path:
     return cache / "vla_edge" / "bundles" / beside.name / name
 
 
-def build_key(fingerprint: str, recipe: Recipe, backend: str, calibration) -> str | None:
+def build_key(fingerprint: str, recipe: Recipe, backend: str, calibration, demonstrations=()) -> str | None:
     """What a bundle is made of: with equal keys, building again gives the same. None for loose observations."""
     from vla_edge.engine.backends import get_backend
 
@@ -102,7 +109,8 @@ def build_key(fingerprint: str, recipe: Recipe, backend: str, calibration) -> st
     else:
         return None
     machine = [platform.machine(), os.cpu_count(), get_backend(backend).gains_by_reduced_range()]
-    parts = [fingerprint, recipe.to_dict(), backend, data, versions(), _code(), machine]
+    shown = [_content(Path(path)) for path in demonstrations] if recipe.trains else []
+    parts = [fingerprint, recipe.to_dict(), backend, data, shown, versions(), _code(), machine]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -130,34 +138,32 @@ class _Build:
     directory: Path
     tell: Progress
     traced: MutableMapping[str, object]
+    demonstrations: Sequence[str | Path]
+    work: Path
 
     def run(self, source) -> dict:
         """Everything into `self.directory`; returns the manifest."""
-        from vla_edge.compress.apply import compress_policy
         from vla_edge.compress.calibrate import load_calibration
-        from vla_edge.compress.plan import plan_layers
+        from vla_edge.compress.pipeline import carry_out
         from vla_edge.engine.profile import profile
         from vla_edge.engine.runner import Runner
-        from vla_edge.engine.trace import policy_layers
         from vla_edge.engine.verify import check, compare
         from vla_edge.policy.checkpoint import load_policy
 
-        checkpoint, spec = self.checkpoint, self.checkpoint.spec
+        checkpoint = self.checkpoint
         policy = load_policy(checkpoint)
-        reference = subject = Runner.from_policy(policy, checkpoint)
-        if self.recipe.changes_policy:
-            policy = copy.deepcopy(policy)
-            subject = Runner.from_policy(policy, checkpoint)
-        stages = policy.stages()
-        modules = policy_layers(stages)
-        plan = plan_layers(self.recipe, list(modules))
+        reference = Runner.from_policy(policy, checkpoint)
         self.tell(0.03, "reading observations")
-        data = load_calibration(source, spec)
-        compressed = compress_policy(
-            self.recipe, plan, modules, stages, subject, data.observations,
-            lambda fraction, step: self.tell(0.05 + 0.25 * fraction, step), self.runtime.gains_by_reduced_range(),
+        data = load_calibration(source, checkpoint.spec)
+        recording = None
+        if self.recipe.trains and not self.demonstrations and isinstance(source, (str, Path)):
+            recording = load_calibration(source, checkpoint.spec, frames=TRAINING_FRAMES).observations
+        compressed = carry_out(
+            self.recipe, policy, checkpoint, data, lambda fraction, step: self.tell(0.05 + 0.25 * fraction, step),
+            self.runtime.gains_by_reduced_range(), self.demonstrations, recording, self.work,
         )  # fmt: skip
-        entries = self._compile(stages, compressed)
+        spec = replace(checkpoint.spec, num_steps=compressed.num_steps)
+        entries = self._compile(compressed.policy.stages(), compressed.layers)
         shutil.copyfile(checkpoint.tokenizer_path, self.directory / TOKENIZER)
         loaded = {
             entry.interface.name: self.runtime.load(self.directory / entry.file, entry.interface, entry.options)
@@ -201,9 +207,13 @@ class _Build:
             self.tell(0.30 + 0.40 * index / len(stages), f"exporting and compiling {stage.name}")
             mine = layers.get(stage.name, {})
             key = f"{self.checkpoint.fingerprint} {stage.name}"
-            if key not in self.traced:
-                self.traced[key] = trace(stage)
-            file = export_stage(stage, mine, self.directory / f"{stage.name}.onnx", self.traced[key])
+            # one that was trained or made smaller is a graph of its own
+            graph = None if self.recipe.reshapes or self.recipe.trains else self.traced.get(key)
+            if graph is None:
+                graph = trace(stage)
+                if not (self.recipe.reshapes or self.recipe.trains):
+                    self.traced[key] = graph
+            file = export_stage(stage, mine, self.directory / f"{stage.name}.onnx", graph)
             interface = StageInterface(stage.name, stage.inputs, stage.outputs)
             built = self.runtime.build(file, self.directory, interface, None)
             entries.append(
@@ -256,7 +266,7 @@ def _code() -> str:
     """SHA-256 over the source that decides what a build gives: with other code it is another build."""
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
-    for part in ("policy", "compress", "engine"):
+    for part in ("policy", "compress", "engine", "learn"):
         for file in sorted((package / part).rglob("*.py")):
             digest.update(file.relative_to(package).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()

@@ -107,10 +107,20 @@ def compare(
 
 
 def compare_stages(engine, reference, observations: Sequence[Observation], seed: int = 0) -> dict:
-    """Stage -> output -> worst cosine and relative L2, each stage on the reference's own inputs."""
+    """Stage -> output -> worst cosine and relative L2, each stage on the reference's own inputs.
+
+    Stages that pass other tensors than the reference's, because heads were taken out, are left out.
+    """
     worst: dict[str, dict[str, dict[str, float]]] = {}
+    alike = {
+        name for name, stage in engine.stages.items()
+        if (stage.interface.inputs, stage.interface.outputs)
+        == (reference.stages[name].interface.inputs, reference.stages[name].interface.outputs)
+    }  # fmt: skip
     for observation in observations:
         for name, inputs in reference.stage_inputs(observation, seed):
+            if name not in alike:
+                continue
             expected = _run(reference.stages[name], inputs)
             for output, value in _run(engine.stages[name], inputs).items():
                 row = worst.setdefault(name, {}).setdefault(output, {"cosine": 1.0, "relative_l2": 0.0})

@@ -203,6 +203,20 @@ class PairedTest:
     p_value: float
     difference: float
 
+    @property
+    def n(self) -> int:
+        """Seeds."""
+        return self.only_first + self.only_second + self.both + self.neither
+
+    def drop_bound(self, confidence: float = 0.95) -> float:
+        """What the first's success rate exceeds the second's by at most, one-sided; of the normal approximation to the
+        difference of paired rates, with half a pair added to each side where they differ."""
+        if not self.n:
+            return math.nan
+        first, second = self.only_first + 0.5, self.only_second + 0.5
+        spread = math.sqrt(first + second - (first - second) ** 2 / self.n) / self.n
+        return -self.difference + NormalDist().inv_cdf(confidence) * spread
+
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> PairedTest:
     """Exact McNemar test (1947): among the seeds where the two differ, is the coin fair?

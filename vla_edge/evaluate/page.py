@@ -58,7 +58,7 @@ class Page:
         )
 
     def chart(self, name: str, kind: str, label: str, **content) -> str:
-        """A place for a chart drawn in the page (kind "lines", "bars" or "histogram"), with its data."""
+        """A place for a chart drawn in the page (kind "lines", "bars", "scatter" or "histogram"), with its data."""
         self._charts[name] = plain({"kind": kind, "label": label, **content})
         return f'<div class="chart" data-chart="{text(name)}"></div>'
 

@@ -36,14 +36,15 @@ class Demonstrations:
     Args:
         directories: recordings, of the same image size and chunk.
         tokenize: instruction -> ((1, L) ids, (1, L) mask), an `InstructionTokenizer`.
+        every: only each n-th frame of a shard is kept.
     """
 
-    def __init__(self, directories: Sequence[str | Path], tokenize):
+    def __init__(self, directories: Sequence[str | Path], tokenize, every: int = 1):
         gathered: dict[str, list[np.ndarray]] = {"images": [], "state": [], "action": [], "instruction": [], "pointer": []}
         for directory in directories:
             for shard in shards(directory):
                 for name, arrays in gathered.items():
-                    arrays.append(shard[name])
+                    arrays.append(shard[name][::every])
         # each list is let go as soon as it is joined: images alone are gigabytes
         self._images = np.concatenate(gathered.pop("images"))
         self._state = np.concatenate(gathered.pop("state"))
@@ -70,9 +71,15 @@ class Demonstrations:
         """Of state and of relative action: mean and standard deviation per joint, over all points of all chunks."""
         return _mean_std(self._state), _mean_std(self._action.reshape(-1, self._action.shape[-1]))
 
+    def everything(self) -> Batch:
+        """All frames, in the order they were recorded."""
+        return self._take(np.arange(len(self)))
+
     def draw(self, rng: np.random.Generator, size: int) -> Batch:
         """`size` frames, uniformly, with replacement."""
-        index = rng.integers(len(self), size=size)
+        return self._take(rng.integers(len(self), size=size))
+
+    def _take(self, index: np.ndarray) -> Batch:
         wording = self._wording[index]
         return Batch(
             self._images[index],

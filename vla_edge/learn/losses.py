@@ -17,19 +17,27 @@ def flow_matching_loss(policy: SmolVLA, cache: PrefixCache, actions: Tensor, dra
     Args:
         cache: of B observations. actions: (B, T, A) normalized and zero padded. draws: (noise, t) pairs each.
     """
-    batch = actions.shape[0] * draws
+    mixed, time, wanted = flow_points(actions, draws, generator)
+    velocity = policy.denoise(mixed, policy.time(time)[0], *repeat_cache(cache, draws))[0]
+    return (velocity - wanted).square().mean()
+
+
+def flow_points(actions: Tensor, draws: int, generator=None) -> tuple[Tensor, Tensor, Tensor]:
+    """Points on the straight ways from actions to noise: (x, time, velocity of that way), `draws` for each chunk."""
     actions = actions.repeat(draws, 1, 1)
     noise = torch.randn(actions.shape, generator=generator)
     # a Beta(1.5, 1) variate is U^(1 / 1.5)
-    time = torch.rand(batch, generator=generator).pow(1 / 1.5) * 0.999 + 0.001
-    mixed = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
-    repeated = PrefixCache(
-        cache.keys.repeat(1, draws, 1, 1, 1),
-        cache.values.repeat(1, draws, 1, 1, 1),
-        *(tensor.repeat(draws, *[1] * (tensor.ndim - 1)) for tensor in cache[2:]),
+    time = torch.rand(len(actions), generator=generator).pow(1 / 1.5) * 0.999 + 0.001
+    return time[:, None, None] * noise + (1 - time[:, None, None]) * actions, time, noise - actions
+
+
+def repeat_cache(cache: PrefixCache, times: int) -> PrefixCache:
+    """The cache of a batch that is shown `times` times over."""
+    return PrefixCache(
+        cache.keys.repeat(1, times, 1, 1, 1),
+        cache.values.repeat(1, times, 1, 1, 1),
+        *(tensor.repeat(times, *[1] * (tensor.ndim - 1)) for tensor in cache[2:]),
     )
-    velocity = policy.denoise(mixed, policy.time(time)[0], *repeated)[0]
-    return (velocity - (noise - actions)).square().mean()
 
 
 def pointer_loss(attention: list[Tensor], pointer: Tensor, lang_mask: Tensor, layers: tuple[int, ...], grid: int):

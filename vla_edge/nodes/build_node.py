@@ -16,6 +16,7 @@ PARAMETERS = (
     Parameter("backend", "onnxruntime", "runtime the engine is built for"),
     Parameter("output", "", "directory of the bundle; empty puts it beside the checkpoint or into the user's cache"),
     Parameter("calibration", "", "bag the activation ranges come from; empty takes the checkpoint's own"),
+    Parameter("demonstrations", "", "recording that recipes with training train on; empty takes the calibration bag"),
     Parameter("force", False, "build even when the same bundle is there"),
 )
 
@@ -50,6 +51,7 @@ def build(node: Node) -> int:
         output=values.output or None,
         calibration=values.calibration or None,
         force=values.force,
+        demonstrations=[values.demonstrations] if values.demonstrations else [],
         progress=Progress(),
     )
     node.get_logger().info(f"engine bundle ready: {bundle}")

@@ -28,6 +28,27 @@ class Fold(NamedTuple):
     consumers: tuple[nn.Linear, ...]
 
 
+class Units(NamedTuple):
+    """Parallel parts of a block, any of which can be taken out: channels of a feed-forward, heads of an attention.
+
+    Attributes:
+        kind: "channels" or "heads".
+        count: how many there are.
+        makers: (layer, n): outputs i * n to (i + 1) * n of the layer belong to unit i.
+        readers: (layer, n): inputs i * n to (i + 1) * n of the layer come from unit i, and all its inputs do.
+    """
+
+    kind: str
+    count: int
+    makers: tuple[tuple[nn.Linear, int], ...]
+    readers: tuple[tuple[nn.Linear, int], ...]
+
+
+def units_in(module: nn.Module) -> list[Units]:
+    """Those of every block in `module`; a block that can be made smaller has a method `units`."""
+    return [units for block in module.modules() if hasattr(block, "units") for units in block.units()]
+
+
 def folds_in(module: nn.Module) -> list[Fold]:
     """Those of every block in `module`; a block whose channels can be rescaled has a method `folds`."""
     return [fold for block in module.modules() if hasattr(block, "folds") for fold in block.folds()]
@@ -61,6 +82,10 @@ class GatedMLP(nn.Module):
         """See `Fold`."""
         return (Fold(self.up, (self.down,)),)
 
+    def units(self) -> tuple[Units, ...]:
+        """See `Units`."""
+        return (Units("channels", self.up.out_features, ((self.gate, 1), (self.up, 1)), ((self.down, 1),)),)
+
 
 class MLP(nn.Module):
     """Two-layer feed-forward with tanh-approximated GELU, as in SigLIP."""
@@ -72,6 +97,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+    def units(self) -> tuple[Units, ...]:
+        """See `Units`."""
+        return (Units("channels", self.up.out_features, ((self.up, 1),), ((self.down, 1),)),)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -207,6 +236,12 @@ class EncoderLayer(nn.Module):
             Fold(self.v, (self.out,)),  # attention mixes tokens and never channels
             Fold(self.mlp_norm, (self.mlp.up,)),
         )
+
+    def units(self) -> tuple[Units, ...]:
+        """See `Units`."""
+        width = self.head_dim
+        makers = tuple((layer, width) for layer in (self.q, self.k, self.v))
+        return (Units("heads", self.q.out_features // width, makers, ((self.out, width),)),)
 
 
 class VisionTransformer(nn.Module):

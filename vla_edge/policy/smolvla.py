@@ -24,6 +24,7 @@ from vla_edge.policy.blocks import (
     KeyValue,
     QueryLayer,
     RMSNorm,
+    Units,
     VisionTransformer,
     attend,
     pixel_shuffle,
@@ -281,10 +282,39 @@ class SmolVLA(nn.Module):
         self.time = TimeEncoder(config)
         self.denoise = ActionExpert(config)
 
+    def units(self) -> tuple[Units, ...]:
+        """Key heads of each layer with the query heads that share them, see `policy.blocks.Units`.
+
+        A self-attending expert layer reads the text layer's keys, so both lose the same heads. A cross-attending one has
+        keys of its own, made of the text layer's.
+        """
+        c, found = self.config, []
+        experts = dict(zip(c.expert_layers, self.denoise.layers))
+        for index in range(c.text_layers):
+            text = self.prefix.layers[index] if index < len(self.prefix.layers) else self.prefix.last
+            expert = experts.get(index)
+            cross = self.prefix.cross[str(index)] if str(index) in self.prefix.cross else None
+            sharing = [layer for layer in (text, None if cross else expert) if layer is not None]
+            found.append(self._heads(sharing, sharing, (cross.k, cross.v) if cross else ()))
+            if cross:
+                found.append(self._heads([cross], [expert], ()))
+        return tuple(found)
+
+    def _heads(self, keys: list, queries: list, readers: tuple[nn.Linear, ...]) -> Units:
+        """Heads whose keys and values `keys` make and whose queries `queries` make."""
+        width = self.config.head_dim
+        group = width * self.config.heads // self.config.kv_heads
+        queries = [layer for layer in queries if hasattr(layer, "q")]
+        makers = [(projection, width) for layer in keys for projection in (layer.k, layer.v)]
+        makers += [(layer.q, group) for layer in queries]
+        reads = [(layer.out, group) for layer in queries] + [(layer, width) for layer in readers]
+        return Units("heads", keys[0].k.out_features // width, tuple(makers), tuple(reads))
+
     def stages(self) -> tuple[Stage, ...]:
         """vision, prefix, time, denoise; batch 1, static shapes (see `policy.stages`)."""
         c = self.config
-        kv = (len(c.expert_layers), 1, c.kv_heads, c.prefix_length, c.head_dim)
+        kv_heads = self.prefix.last.k.out_features // c.head_dim  # fewer than configured once some are taken out
+        kv = (len(c.expert_layers), 1, kv_heads, c.prefix_length, c.head_dim)
         rope = (1, c.chunk_size, c.head_dim // 2)
         cache = (
             TensorSpec("prefix_keys", kv),

@@ -114,6 +114,21 @@ def shards(directory: str | Path) -> Iterator[dict[str, np.ndarray]]:
             raise DemonstrationError(f"{file} cannot be read ({error}); delete it and record again") from None
 
 
+def frame_count(directory: str | Path) -> int:
+    """Frames of a recording, without reading its pictures. Raises DemonstrationError as `shards`."""
+    files = sorted(Path(directory).glob("shard-*.npz"))
+    if not files:
+        next(shards(directory))
+    total = 0
+    for file in files:
+        try:
+            with np.load(file) as arrays:
+                total += len(arrays["step"])
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise DemonstrationError(f"{file} cannot be read ({error}); delete it and record again") from None
+    return total
+
+
 def record_episode(world: TabletopWorld, expert: Expert, seed: int, tier: str) -> tuple[dict[str, list], bool]:
     """One demonstration: lists of per-frame values by field, and whether the object was reached in time."""
     rng = np.random.default_rng([seed, 7])

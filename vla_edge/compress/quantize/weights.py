@@ -186,7 +186,7 @@ class CompressedLinear:
 
     def describe(self) -> dict:
         """A row of the manifest's table of layers."""
-        row = {"shape": list(self.shape), "weights": self.precision}
+        row = {"shape": list(self.shape), "weights": self.precision, "bytes": self.nbytes}
         if self.quantized and self.weight.group_size is not None:
             row["group_size"] = self.weight.group_size
         if self.quantized and self.weight.reduced_range:

@@ -1,0 +1,210 @@
+"""A whole recipe on one policy: what takes parts out, what trains, and what rounds, in the order the recipe says."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from vla_edge.compress.apply import Tell, compress_policy
+from vla_edge.compress.calibrate import CalibrationData, CalibrationError, watch_inputs
+from vla_edge.compress.plan import check_order, matches, plan_layers, plan_pruning
+from vla_edge.compress.quantize.weights import CompressedLinear
+from vla_edge.compress.recipe import FewSteps, Finetune, Prune, Quantize, Recipe, RecipeError, Shrink, Training
+from vla_edge.compress.statistics import InputStatistics
+from vla_edge.types import Observation
+
+_SAVE_EVERY = 50
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What a recipe makes of a policy.
+
+    Attributes:
+        policy: the policy that the layers belong to; the one that was given unless the recipe changes it.
+        layers: "stage.path" -> what becomes of each of its linear layers.
+        num_steps: flow steps it is meant to take.
+    """
+
+    policy: object
+    layers: Mapping[str, CompressedLinear]
+    num_steps: int
+
+
+def carry_out(
+    recipe: Recipe,
+    policy,
+    checkpoint,
+    data: CalibrationData,
+    tell: Tell,
+    reduce_range: bool = False,
+    demonstrations: Sequence[str | Path] = (),
+    recording: Sequence[Observation] | None = None,
+    work: Path | None = None,
+) -> Compressed:
+    """Everything the recipe says; `policy` itself stays as it is.
+
+    Args:
+        checkpoint: that `policy` was loaded from.
+        tell: called with the fraction done and what is being done.
+        reduce_range: what `reduce_range: auto` means on the machine the engine is for.
+        demonstrations: directories to train on, before those of the recipe.
+        recording: observations to train on where there are no demonstrations; those of `data` when None.
+        work: where training goes on from when it was interrupted; needed by recipes that train.
+
+    Raises:
+        RecipeError, CalibrationError, DemonstrationError, TrainingError: what is wrong; all that can be known before the
+            work is found before it.
+    """
+    from vla_edge.engine.runner import Runner
+    from vla_edge.engine.trace import policy_layers
+
+    check_order(recipe)
+    original, names = policy, list(policy_layers(policy.stages()))
+    plan_pruning(recipe, plan_layers(recipe, names))
+    for step in recipe.steps:
+        if isinstance(step, FewSteps) and checkpoint.spec.num_steps % step.num_steps:
+            raise RecipeError(
+                f"recipe {recipe.name}: {step.num_steps} flow steps do not divide the checkpoint's "
+                f"{checkpoint.spec.num_steps}"
+            )
+    frames = None
+    if recipe.trains:
+        tell(0.0, "reading what to train on")
+        frames = _frames(recipe, original, checkpoint, demonstrations, recording or data.observations)
+    if recipe.changes_policy:
+        policy = copy.deepcopy(policy)
+    num_steps, layers, pruned = checkpoint.spec.num_steps, {}, set()
+    pending: list = []
+    fixed = False  # layers are rounded, and what follows is trained through that
+    share = 1.0 / (1 + sum(isinstance(step, Shrink | Training) for step in recipe.steps))
+    done = 0
+
+    def part(fraction: float, what: str) -> None:
+        tell(min(1.0, share * (done + fraction)), what)
+
+    def compress(steps: list) -> dict[str, CompressedLinear]:
+        gathered = replace(recipe, steps=tuple(steps))
+        stages = policy.stages()
+        modules = policy_layers(stages)
+        plan = plan_layers(gathered, list(modules))
+        runner = Runner.from_policy(policy, checkpoint, num_steps)
+        found = compress_policy(
+            gathered, plan, modules, stages, runner, data.observations, part, reduce_range, pruned
+        )
+        pruned.update(plan_pruning(gathered, plan))
+        return found
+
+    for number, step in enumerate(recipe.steps):
+        if isinstance(step, Shrink):
+            part(0.0, "taking out heads and channels")
+            _shrink(recipe, step, policy, Runner.from_policy(policy, checkpoint, num_steps), data.observations, part)
+        elif isinstance(step, Training):
+            rounded = any(isinstance(earlier, Quantize) for earlier in pending)
+            now = pending if rounded else [earlier for earlier in pending if isinstance(earlier, Prune)]
+            pending = [earlier for earlier in pending if earlier not in now]
+            if now:
+                layers = compress(now)
+            if work is None:
+                raise RecipeError(f"recipe {recipe.name} trains, and there is no directory to keep that in")
+            run = work / f"{number}-{_question(recipe, checkpoint, number, len(frames))}"
+            layers = _train(step, policy, original, frames, layers, pruned, num_steps, run, part)
+            if isinstance(step, FewSteps):
+                num_steps = step.num_steps
+            fixed = fixed or rounded
+            if not fixed:
+                layers = {}
+        else:
+            pending.append(step)
+            continue
+        done += 1
+    if not fixed:
+        layers = compress(pending)
+    policy.requires_grad_(False)
+    return Compressed(policy, layers, num_steps)
+
+
+def _shrink(recipe: Recipe, step: Shrink, policy, runner, observations, part) -> None:
+    from vla_edge.compress.prune.structured import shrink
+    from vla_edge.engine.trace import policy_layers
+    from vla_edge.policy.blocks import units_in
+
+    modules = policy_layers(policy.stages())
+    names = {id(module): name for name, module in modules.items()}
+
+    def covered(units) -> bool:
+        layers = [names[id(layer)] for layer, _ in (*units.makers, *units.readers)]
+        return all(any(matches(target, layer) for target in step.targets) for layer in layers)
+
+    shares = {"channels": step.channels, "heads": step.heads}
+    chosen = [units for units in units_in(policy) if shares[units.kind] and covered(units)]
+    if not any(round(shares[units.kind] * units.count) for units in chosen):
+        raise RecipeError(
+            f"recipe {recipe.name}: a shrink step takes nothing out: its targets cover no whole block, or its shares are "
+            "less than half a unit; a text layer's heads are also those of the action expert beside it"
+        )
+    readers = {names[id(layer)]: layer for units in chosen for layer, _ in units.readers}
+    seen = watch_inputs(runner, readers, InputStatistics, observations, lambda f: part(0.9 * f, "seeing what is missed"))
+    for name, statistics in seen.items():
+        if not statistics.count:
+            raise CalibrationError(f"calibration never reached layer {name}; give observations that make the policy use it")
+    shrink(chosen, shares, {id(readers[name]): statistics for name, statistics in seen.items()})
+
+
+def _train(
+    step: Training, policy, original, frames, layers, pruned, num_steps: int, run: Path, part
+) -> dict[str, CompressedLinear]:
+    """Train `policy` in place; returns its layers as they are now, empty where nothing constrained them."""
+    import torch
+
+    from vla_edge.learn import match
+    from vla_edge.learn.constrained import constrain, release
+
+    def progress(number: int, losses: Mapping[str, float]) -> None:
+        told = ", ".join(f"{name} {value:.4f}" for name, value in losses.items() if name != "norm")
+        part(number / step.steps, f"training ({told})")
+
+    torch.manual_seed(step.seed)
+    if isinstance(step, FewSteps):
+        config = match.FewStepsConfig(
+            step.steps, step.batch, step.rate, seed=step.seed, num_steps=step.num_steps,
+            warmup=min(20, step.steps), teacher_steps=num_steps,
+        )  # fmt: skip
+        fit = match.FewSteps(config, policy, copy.deepcopy(policy), frames, run)
+        fit.train(_SAVE_EVERY, progress)
+        for name in ("denoise", "time"):
+            getattr(policy, name).load_state_dict(fit.average[name].state_dict())
+        return {}
+    constrain(policy, layers, pruned)
+    config = match.MatchConfig(
+        step.steps, step.batch, step.rate, seed=step.seed, warmup=min(20, step.steps), features=step.features,
+        attention=step.attention, shown=step.shown,
+    )  # fmt: skip
+    fit = match.Match(config, policy, original, frames, run)
+    fit.train(_SAVE_EVERY, progress)
+    policy.load_state_dict(fit.average.state_dict())
+    return release(policy)
+
+
+def _frames(recipe: Recipe, policy, checkpoint, demonstrations, observations):
+    """What to train on, with actions."""
+    from vla_edge.learn.frames import from_demonstrations, from_observations, with_actions_of
+
+    spec, tokenizer = checkpoint.spec, checkpoint.tokenizer_path
+    named = [path for step in recipe.steps if isinstance(step, Training) for path in step.demonstrations]
+    directories = list(dict.fromkeys(map(str, [*demonstrations, *([] if demonstrations else named)])))
+    if directories:
+        return from_demonstrations(directories, spec, tokenizer)
+    if any(isinstance(step, Finetune) and step.shown for step in recipe.steps):
+        raise RecipeError(f"recipe {recipe.name} trains on actions that were shown; give it demonstrations")
+    return with_actions_of(policy, from_observations(observations, spec, tokenizer), spec.num_steps)
+
+
+def _question(recipe: Recipe, checkpoint, number: int, frames: int) -> str:
+    """What a training run depends on, in short: an interrupted one goes on only where nothing of it has changed."""
+    steps = [[step.key, asdict(step)] for step in recipe.steps[: number + 1]]
+    return hashlib.sha256(json.dumps([checkpoint.fingerprint, steps, frames]).encode()).hexdigest()[:12]

@@ -1,0 +1,115 @@
+"""Observations as the network sees them, from a recording or from demonstrations, for training against a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla_edge.policy.preprocess import Preprocessor
+from vla_edge.policy.smolvla import PrefixCache
+from vla_edge.policy.spec import PolicySpec
+from vla_edge.policy.tokenize import InstructionTokenizer
+from vla_edge.types import Observation
+
+# of 96 x 96 pixels they take 0.7 GB
+MOST_FRAMES = 24_000
+
+
+@dataclass(frozen=True)
+class Frames:
+    """N observations.
+
+    Attributes:
+        images: (N, cameras, 3, H, W) uint8. tokens: (N, L) int64. mask: (N, L) bool.
+        state: (N, S) float32, normalized and padded.
+        actions: (N, T, A) float32, normalized and padded; None where nobody showed any.
+    """
+
+    images: Tensor
+    tokens: Tensor
+    mask: Tensor
+    state: Tensor
+    actions: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+    def take(self, index) -> Frames:
+        """Those frames."""
+        index = torch.as_tensor(np.asarray(index))
+        actions = None if self.actions is None else self.actions[index]
+        return Frames(self.images[index], self.tokens[index], self.mask[index], self.state[index], actions)
+
+    def shown_to(self, policy, gain: Tensor | None = None) -> tuple[PrefixCache, list[Tensor]]:
+        """What the policy's action expert gets of them, and where each of its text layers looks; `gain` as in `pixels`."""
+        pixels = self.pixels(gain)
+        tokens = policy.vision(pixels.flatten(0, 1))[0]
+        tokens = tokens.unflatten(0, pixels.shape[:2]).flatten(1, 2)
+        return policy.prefix.encode(tokens, self.tokens, self.mask, self.state)
+
+    def pixels(self, gain: Tensor | None = None) -> Tensor:
+        """(N, cameras, 3, H, W) in [-1, 1]; `gain` (N,) makes them brighter or darker."""
+        scaled = self.images.float() * (2 / 255)
+        return (scaled if gain is None else scaled * gain[:, None, None, None, None]) - 1
+
+
+def from_observations(observations: Iterable[Observation], spec: PolicySpec, tokenizer: str | Path) -> Frames:
+    """Frames of a recording, without actions.
+
+    Raises:
+        ObservationError, InstructionError: one cannot be shown to the policy.
+    """
+    preprocess = Preprocessor(spec, InstructionTokenizer(tokenizer, spec.tokenizer_max_length, spec.prompt))
+    columns: dict[str, list] = {"images": [], "lang_tokens": [], "lang_mask": [], "state": []}
+    for observation in observations:
+        tensors = preprocess(observation)
+        pictures = np.concatenate([tensors[f"image.{camera.name}"] for camera in spec.cameras])
+        columns["images"].append(np.rint((pictures + 1) * 127.5).astype(np.uint8))
+        for name in ("lang_tokens", "lang_mask", "state"):
+            columns[name].append(tensors[name][0])
+    images, tokens, mask, state = (torch.from_numpy(np.stack(column)) for column in columns.values())
+    return Frames(images, tokens, mask, state)
+
+
+def from_demonstrations(directories: Sequence[str | Path], spec: PolicySpec, tokenizer: str | Path) -> Frames:
+    """Frames of demonstrations (see `sim.demonstrations`) with the actions that were shown; at most `MOST_FRAMES`.
+
+    Raises:
+        DemonstrationError: there are none, or they are damaged.
+    """
+    from vla_edge.learn.dataset import Demonstrations
+    from vla_edge.sim.demonstrations import frame_count
+
+    words = InstructionTokenizer(tokenizer, spec.tokenizer_max_length, spec.prompt)
+    total = sum(map(frame_count, directories))
+    batch = Demonstrations(directories, words, every=-(-total // MOST_FRAMES)).everything()
+    state = np.zeros((len(batch.state), spec.max_state_dim), np.float32)
+    state[:, : batch.state.shape[1]] = spec.state.normalize(batch.state)
+    actions = np.zeros((*batch.action.shape[:2], spec.max_action_dim), np.float32)
+    shown = batch.action if spec.relative_actions else batch.action + batch.state[:, None]
+    actions[..., : batch.action.shape[2]] = spec.action.normalize(shown)
+    images = torch.from_numpy(batch.images).permute(0, 3, 1, 2)[:, None]
+    return Frames(
+        images, torch.from_numpy(batch.tokens), torch.from_numpy(batch.mask), torch.from_numpy(state),
+        torch.from_numpy(actions),
+    )  # fmt: skip
+
+
+def with_actions_of(policy, frames: Frames, num_steps: int, batch: int = 64, seed: int = 0) -> Frames:
+    """The frames with what `policy` would do (behaviour of the teacher), one sample each."""
+    generator, chunks = torch.Generator().manual_seed(seed), []
+    shape = (policy.config.chunk_size, policy.config.max_action_dim)
+    with torch.no_grad():
+        for begin in range(0, len(frames), batch):
+            part = frames.take(np.arange(begin, min(begin + batch, len(frames))))
+            x, cache = torch.randn(len(part), *shape, generator=generator), part.shown_to(policy)[0]
+            for step in range(num_steps):
+                time = torch.full((len(part),), 1 - step / num_steps)
+                x = x - policy.denoise(x, policy.time(time)[0], *cache)[0] / num_steps
+            chunks.append(x)
+    return replace(frames, actions=torch.cat(chunks))

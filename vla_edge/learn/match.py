@@ -1,0 +1,160 @@
+"""A policy trained to do what another does: recovery after pruning, quantization-aware training, distillation, and
+fewer flow steps.
+
+The student sees the teacher's observations, noise and flow time and is to give the teacher's velocity and the teacher's
+keys and values (Hinton et al., 2015, arXiv:1503.02531; features as in FitNets, Romero et al., 2014, arXiv:1412.6550). No
+labels are needed beyond the observations: where nobody showed actions, the teacher's own take their place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vla_edge.learn.fit import Fit, FitConfig
+from vla_edge.learn.frames import Frames
+from vla_edge.learn.losses import flow_matching_loss, flow_points, repeat_cache
+from vla_edge.policy.smolvla import PrefixCache
+
+
+@dataclass(frozen=True)
+class MatchConfig(FitConfig):
+    """How a student follows its teacher.
+
+    Attributes:
+        draws: (noise, time) pairs per frame.
+        features: weight of the keys and values, where student and teacher have as many; attention: of where the text
+            layers look, likewise. shown: weight of the flow-matching loss on the actions that were shown.
+        brightness: relative. state_noise: standard deviations of the state.
+    """
+
+    steps: int = 300
+    batch: int = 32
+    rate: float = 3e-4
+    warmup: int = 20
+    average: float = 0.99
+    draws: int = 2
+    features: float = 0.1
+    attention: float = 0.0
+    shown: float = 0.0
+    brightness: float = 0.05
+    state_noise: float = 0.02
+
+
+class Match(Fit):
+    """Every part of a student, against its teacher on the same input.
+
+    Args:
+        config: of the run. student: trained in place. teacher: any policy of the same stages and actions.
+        frames: with actions. out: where the run lives.
+    """
+
+    def __init__(self, config: MatchConfig, student: nn.Module, teacher: nn.Module, frames: Frames, out: Path):
+        self.teacher, self.frames = teacher.eval(), frames
+        student.requires_grad_(True)
+        super().__init__(config, student, out, ("patch_embedding", "state_proj", "action_in", "action_out"))
+
+    def losses(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
+        config, student = self.config, self.module
+        batch, gain = _draw(self.frames, config, rng)
+        cache, looks = batch.shown_to(student, gain)
+        points = flow_points(batch.actions, config.draws, generator)
+        with torch.no_grad():
+            target, target_looks = batch.shown_to(self.teacher, gain)
+            wanted = velocity(self.teacher, points, target)
+        losses = {"velocity": (velocity(student, points, cache) - wanted).square().mean()}
+        if config.features and cache.keys.shape == target.keys.shape:
+            parts = [relative(getattr(cache, name), getattr(target, name)) for name in ("keys", "values")]
+            losses["features"] = config.features * sum(parts)
+        if config.attention and len(looks) == len(target_looks):
+            # heads may differ in number, what a layer looks at on the whole may not
+            pairs = [(ours.mean(1), theirs.mean(1)) for ours, theirs in zip(looks, target_looks)]
+            distance = sum((b * ((b + 1e-6) / (a + 1e-6)).log()).sum(-1).mean() for a, b in pairs)
+            losses["attention"] = config.attention * distance / len(pairs)
+        if config.shown:
+            losses["shown"] = config.shown * flow_matching_loss(student, cache, batch.actions, config.draws, generator)
+        return losses
+
+
+@dataclass(frozen=True)
+class FewStepsConfig(FitConfig):
+    """How the number of flow steps is reduced.
+
+    Attributes:
+        num_steps: of the student. teacher_steps: of the teacher, a multiple of it.
+    """
+
+    steps: int = 400
+    batch: int = 64
+    rate: float = 3e-4
+    warmup: int = 20
+    average: float = 0.99
+    num_steps: int = 2
+    teacher_steps: int = 10
+
+
+class FewSteps(Fit):
+    """The action expert learns to take a teacher's many flow steps in few.
+
+    From every point of the coarse grid the student is to reach, in one step, where the teacher's fine steps lead from the
+    same noise (progressive distillation, Salimans & Ho, 2022, arXiv:2202.00512, with all halvings at once). Beyond the
+    first step it starts from its own previous point, so that it learns to mend its own errors and not only the teacher's
+    path; its input is what it will meet on the robot.
+
+    Args:
+        config: of the run. student: whose `denoise` and `time` are trained in place. teacher: with the same prefix.
+    """
+
+    def __init__(self, config: FewStepsConfig, student: nn.Module, teacher: nn.Module, frames: Frames, out: Path):
+        self.student, self.teacher, self.frames = student, teacher.eval(), frames
+        student.requires_grad_(False)
+        trained = nn.ModuleDict({"denoise": student.denoise, "time": student.time})
+        super().__init__(config, trained.requires_grad_(True), out, ("action_in", "action_out"))
+
+    def losses(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
+        config = self.config
+        batch = self.frames.take(rng.integers(len(self.frames), size=config.batch))
+        start = torch.randn(batch.actions.shape, generator=generator)
+        coarse, fine = config.num_steps, config.teacher_steps
+        with torch.no_grad():
+            cache = batch.shown_to(self.student)[0]
+            path, x = [], start
+            for step in range(fine):
+                x = x - velocity(self.teacher, (x, _moment(batch, 1 - step / fine)), cache) / fine
+                if (step + 1) % (fine // coarse) == 0:
+                    path.append(x)
+        losses, x = {}, start
+        for step, goal in enumerate(path):
+            given = velocity(self.student, (x, _moment(batch, 1 - step / coarse)), cache)
+            wanted = (x - goal) * coarse
+            losses[f"step{step + 1}"] = (given - wanted).square().mean() / coarse**2
+            x = (x - given / coarse).detach()
+        return losses
+
+
+def velocity(policy, points: tuple[Tensor, ...], cache: PrefixCache) -> Tensor:
+    """Of the flow at (x, time), for a cache of as many observations or a divisor of it."""
+    x, time = points[:2]
+    return policy.denoise(x, policy.time(time)[0], *repeat_cache(cache, len(x) // cache.mask.shape[0]))[0]
+
+
+def relative(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Mean square difference over mean square, layer by layer (the first dimension)."""
+    dims = tuple(range(1, ours.ndim))
+    return ((ours - theirs).square().mean(dims) / theirs.square().mean(dims).clamp_min(1e-12)).mean()
+
+
+def _draw(frames: Frames, config: MatchConfig, rng: np.random.Generator) -> tuple[Frames, Tensor]:
+    batch = frames.take(rng.integers(len(frames), size=config.batch))
+    gain = 1 + config.brightness * rng.uniform(-1, 1, config.batch).astype(np.float32)
+    noise = torch.from_numpy(rng.standard_normal(batch.state.shape).astype(np.float32))
+    state = batch.state + config.state_noise * noise
+    return Frames(batch.images, batch.tokens, batch.mask, state, batch.actions), torch.from_numpy(gain)
+
+
+def _moment(batch: Frames, time: float) -> Tensor:
+    return torch.full((len(batch),), time)
