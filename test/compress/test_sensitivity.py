@@ -83,11 +83,11 @@ def test_options_that_are_not_about_one_layer_are_refused(subject):
         measure(subject.stages, subject.modules, subject.runner, make_observations(2), make_observations(2), bad)
 
 
-def toy(layers: int = 7, seed: int = 0) -> Sensitivity:
+def toy(layers: int = 6, seed: int = 0) -> Sensitivity:
     rng = np.random.default_rng(seed)
     weights = {f"layer{i}": int(rng.integers(50, 500)) for i in range(layers)}
-    errors = {name: dict(zip(OPTIONS, np.sort(rng.lognormal(-6, 1.5, 3))[::-1].tolist())) for name in weights}
-    bits = {name: dict(zip(OPTIONS, (4 * n + 40, 8 * n + 20, 16 * n))) for name, n in weights.items()}
+    errors = {name: dict(zip(OPTIONS, np.sort(rng.lognormal(-6, 1.5, 4))[::-1].tolist())) for name in weights}
+    bits = {name: dict(zip(OPTIONS, (4 * n + 20, 4 * n + 40, 8 * n + 20, 16 * n))) for name, n in weights.items()}
     return Sensitivity(0.1, 1, errors, bits, weights)
 
 
