@@ -106,6 +106,22 @@ def test_smoothing_moves_the_policy_and_keeps_what_it_computes(subject):
     assert all(layer.activation.kind == "static" for layer in layers.values())
 
 
+@pytest.mark.parametrize("steps", [
+    [{"smooth": {"targets": ["*"], "at_run_time": True}}, quantize(weights="int8", activations="int8")],
+    [quantize(weights="int4", group_size=32, method="awq", at_run_time=True)],
+], ids=["smooth", "awq"])  # fmt: skip
+def test_inputs_that_cannot_be_rescaled_before_are_multiplied_when_they_come(subject, loaded, steps):
+    from vla_edge.compress.fake import installed
+
+    layers = subject.compress(*steps)
+    scaled = {name for name, layer in layers.items() if layer.input_scale is not None}
+    folded = {name for group in input_groups(subject.modules, subject.stages) if group.producer for name in group.names}
+    assert scaled and not scaled & folded and any("mlp.down" in name for name in scaled)
+    before = Subject(copy.deepcopy(loaded[0]), loaded[1]).chunks()
+    with installed(subject.modules, layers):
+        assert np.abs(subject.chunks() - before).mean() < 0.05 * np.abs(before).mean()
+
+
 @pytest.mark.parametrize(
     ("steps", "said"),
     [

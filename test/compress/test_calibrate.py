@@ -99,7 +99,7 @@ def test_ranges_are_those_of_the_layers_input():
     from torch import nn
 
     layer = nn.Linear(2, 3)
-    observers = watch_inputs(Stub(layer), {"denoise.in": layer}, RangeObserver, [1.0, 4.0, 2.5])
+    observers = watch_inputs(Stub(layer), {"denoise.in": layer}, lambda _: RangeObserver(), [1.0, 4.0, 2.5])
     assert (observers["denoise.in"].low, observers["denoise.in"].high) == (-4.0, 4.0)
     assert observers["denoise.in"].counts.sum() == 6
     assert not layer._forward_pre_hooks, "the policy is left as it was"
@@ -110,5 +110,5 @@ def test_an_input_that_is_not_finite_names_the_layer():
 
     layer = nn.Linear(2, 3)
     with pytest.raises(CalibrationError, match="layer denoise.in has values that are not finite"):
-        watch_inputs(Stub(layer), {"denoise.in": layer}, RangeObserver, [float("nan")])
+        watch_inputs(Stub(layer), {"denoise.in": layer}, lambda _: RangeObserver(), [float("nan")])
     assert not layer._forward_pre_hooks

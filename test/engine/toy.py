@@ -15,7 +15,7 @@ from vla_edge.policy.stages import Stage
 # format of the weights, and after a space what happens to the inputs
 PRECISIONS = (
     "float32", "float16", "lowrank", "int8", "int4", "fp8", "nvfp4", "int8 static", "int8 dynamic", "fp8 static",
-    "int4 dynamic", "int4 dynamic lowrank",
+    "int4 dynamic", "int4 dynamic lowrank", "int4 scaled", "int8 static scaled", "int8 dynamic scaled",
 )  # fmt: skip
 GROUPS = {"int4": 8, "nvfp4": 16}
 
@@ -36,9 +36,15 @@ def compressed(stage: Stage, precision: str) -> dict[str, CompressedLinear]:
         elif not name.startswith("float"):
             branch = factorize(kept.weight, 3) if "lowrank" in inputs else None
             dense = kept.weight if branch is None else kept.weight - branch.dequantize()
+            scale = None
+            if "scaled" in inputs:  # the same for all layers of one width, as for those that read one tensor
+                scale = np.linspace(0.5, 2, kept.shape[1], dtype=np.float32)
+                dense = dense * scale
             weight = round_to_nearest(dense, number_format(name), GROUPS.get(name))
             activation = _activation(name, inputs, weight.group_size)
-            layers[path] = CompressedLinear(weight, kept.bias, activation, branch)
+            layers[path] = CompressedLinear(
+                weight, kept.bias, activation, branch, None if scale is None else 1 / scale
+            )
     return layers
 
 

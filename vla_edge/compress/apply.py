@@ -22,7 +22,7 @@ from vla_edge.compress.quantize.gptq import gptq
 from vla_edge.compress.quantize.ranges import RangeObserver, calibrate
 from vla_edge.compress.quantize.rtn import fitting_group, round_on_grid, round_to_nearest
 from vla_edge.compress.quantize.smoothquant import best_smoothing, smoothing_scale
-from vla_edge.compress.quantize.weights import ActivationQuant, CompressedLinear, QuantizedWeight
+from vla_edge.compress.quantize.weights import ActivationQuant, CompressedLinear, LowRank, QuantizedWeight
 from vla_edge.compress.recipe import CHANNEL, Keep, LowRankStep, Prune, Quantize, Recipe, Storage
 from vla_edge.compress.statistics import InputStatistics
 from vla_edge.types import Observation
@@ -67,7 +67,7 @@ def compress_policy(
     statistics: dict[str, InputStatistics] = {}
     if watched:
         seen = watch_inputs(
-            runner, {name: modules[name] for name in watched}, InputStatistics, observations,
+            runner, {name: modules[name] for name in watched}, lambda _: InputStatistics(), observations,
             lambda f: tell(0.4 * f, "recording what reaches the layers"),
         )  # fmt: skip
         for name, group in watched.items():
@@ -77,12 +77,16 @@ def compress_policy(
     for number, (name, step) in enumerate(pruning.items()):
         tell(0.4 + 0.1 * number / len(pruning), "pruning")
         _put(modules[name], prune_weight(_numpy(modules[name].weight), step, statistics.get(name)))
+    scales: dict[str, np.ndarray] = {}  # by which inputs are divided at run time
     for number, (name, group) in enumerate(watched.items()):
         tell(0.5 + 0.1 * number / len(watched), "rescaling channels")
         scale = _scale(group, plan, smoothing, modules, statistics[name], reduce_range)
         if scale is not None:
-            rescale(group, modules, scale)
             statistics |= dict.fromkeys(group.names, statistics[name].scaled(1 / scale))
+            if group.producer is not None:
+                rescale(group, modules, scale)
+            else:
+                scales |= dict.fromkeys(group.names, scale)
     done = {}
     for name, step in plan.items():
         if isinstance(step, LowRankStep):
@@ -91,12 +95,16 @@ def compress_policy(
     static = {name: modules[name] for name, step in plan.items() if isinstance(step, Quantize) and step.static_activations}
     ranges: dict[str, RangeObserver] = {}
     if static:
-        ranges = watch_inputs(runner, static, RangeObserver, observations, lambda f: tell(0.6 + 0.3 * f, "calibrating"))
+        ranges = watch_inputs(
+            runner, static, lambda name: RangeObserver(scales.get(name)), observations,
+            lambda f: tell(0.6 + 0.3 * f, "calibrating"),
+        )  # fmt: skip
     tell(0.9, "rounding weights")
     return {
         name: done.get(name)
         or compress_layer(
-            name, module, plan[name], ranges.get(name), statistics.get(name), reduce_range, name in pruning or name in zeros
+            name, module, plan[name], ranges.get(name), statistics.get(name), reduce_range,
+            name in pruning or name in zeros, scales.get(name),
         )
         for name, module in modules.items()
     }
@@ -110,14 +118,16 @@ def compress_layer(
     statistics: InputStatistics | None = None,
     reduce_range: bool = False,
     pruned: bool = False,
+    scale: np.ndarray | None = None,
 ) -> CompressedLinear:
     """One `nn.Linear` as its step wants it.
 
     Args:
         name: "stage.path", for errors.
-        ranges, statistics: of the layer's input, where the step needs them.
+        ranges, statistics: of the layer's input, divided by `scale`, where the step needs them.
         reduce_range: what `reduce_range: auto` means on the machine the engine is for.
         pruned: whether zeros of the weight have to stay.
+        scale: (in,) by which the input is divided at run time, and the weight multiplied.
 
     Raises:
         CalibrationError: data are needed and did not come.
@@ -133,15 +143,20 @@ def compress_layer(
         if saves(weight.shape, factors.rank):
             return CompressedLinear(None, bias, low_rank=factors)
         return CompressedLinear(weight.astype(step.dtype), bias)
+    if scale is not None:
+        weight = weight * scale
     branch = None
     if step.low_rank:
         branch = factorize(weight, step.low_rank, None, statistics.second_moment, "float16")
     dense = weight if branch is None else weight - branch.dequantize()
+    if branch is not None and scale is not None:  # which sees the input as it is
+        branch = LowRank((branch.down / scale).astype(branch.down.dtype), branch.up)
     quantized = _quantize(dense, step, statistics, reduce_range, dense != 0 if pruned else None)
     if step.correct_bias:
         lost = (dense - quantized.dequantize()) @ statistics.mean
         bias = lost if bias is None else bias + lost
-    return CompressedLinear(quantized, bias, _activation(name, step, ranges, weight.shape[1]), branch)
+    activation = _activation(name, step, ranges, weight.shape[1])
+    return CompressedLinear(quantized, bias, activation, branch, None if scale is None else 1 / scale)
 
 
 def prune_weight(weight: np.ndarray, step: Prune, statistics: InputStatistics | None = None) -> np.ndarray:
@@ -178,8 +193,6 @@ def _scale(
     group: InputGroup, plan, smoothing, modules, statistics: InputStatistics, reduce_range: bool
 ) -> np.ndarray | None:
     """By which to rescale the group's input, None where its layers do not all want that or nothing can be rescaled."""
-    if group.producer is None:
-        return None
     weights = [_numpy(modules[name].weight) for name in group.names]
     storage = [plan[name] for name in group.names]
 
@@ -190,6 +203,8 @@ def _scale(
     steps = {smoothing.get(name) for name in group.names}
     if len(steps) == 1 and None not in steps:
         (step,) = steps
+        if group.producer is None and not step.at_run_time:
+            return None
         if step.alpha != "auto":
             return smoothing_scale(statistics, weights, step.alpha)
         if storage[0].activations == "int4-dynamic":
@@ -197,6 +212,8 @@ def _scale(
             return best_smoothing(statistics, weights, quantizers(), round(2 * INT4.largest), size)[0]
         return best_smoothing(statistics, weights, quantizers())[0]
     if all(isinstance(step, Quantize) and step.method == "awq" for step in storage):
+        if group.producer is None and not all(step.at_run_time for step in storage):
+            return None
         return search_scale(statistics, weights, quantizers())
     return None
 

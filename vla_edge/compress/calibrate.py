@@ -143,7 +143,7 @@ def load_calibration(source, spec, **limits) -> CalibrationData:
 def watch_inputs(
     runner,
     modules: Mapping[str, object],
-    observer: Callable[[], Observer],
+    observer: Callable[[str], Observer],
     observations: Sequence[Observation],
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, Observer]:
@@ -152,12 +152,12 @@ def watch_inputs(
     Args:
         runner: a `Runner` in PyTorch whose stages contain `modules`.
         modules: "stage.path" -> `nn.Linear`.
-        observer: makes what watches one layer: its `update` takes each input (..., in) and raises ValueError.
+        observer: makes what watches the layer of that name: its `update` takes each input (..., in) and raises ValueError.
 
     Raises:
         CalibrationError: a layer's input is not finite.
     """
-    observers = {name: observer() for name in modules}
+    observers = {name: observer(name) for name in modules}
 
     def watch(name: str):
         def hook(_module, inputs) -> None:

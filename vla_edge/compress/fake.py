@@ -41,16 +41,23 @@ class FakeLinear(nn.Module):
     def __init__(self, layer: CompressedLinear):
         super().__init__()
         self.activation = layer.activation
-        self.branch = layer.low_rank is not None and layer.activation is not None
-        dense = layer.dense_weight() if self.branch else layer.effective_weight()
-        low_rank = layer.low_rank.dequantize() if self.branch else None
-        for name, value in (("weight", dense), ("bias", layer.bias), ("low_rank", low_rank)):
+        # without rounding of the input it is all one product
+        apart = layer.activation is not None
+        values = {
+            "weight": layer.dense_weight() if apart else layer.effective_weight(),
+            "bias": layer.bias,
+            "low_rank": layer.low_rank.dequantize() if apart and layer.low_rank is not None else None,
+            "input_scale": layer.input_scale if apart else None,
+        }
+        for name, value in values.items():
             self.register_buffer(name, None if value is None else torch.from_numpy(np.array(value, np.float32)))
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = x if self.activation is None else round_inputs(x, self.activation)
+        seen = x if self.input_scale is None else x * self.input_scale
+        if self.activation is not None:
+            seen = round_inputs(seen, self.activation)
         out = F.linear(seen, self.weight, self.bias)
-        return out + F.linear(x, self.low_rank) if self.branch else out
+        return out if self.low_rank is None else out + F.linear(x, self.low_rank)
 
 
 @contextmanager

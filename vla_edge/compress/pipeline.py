@@ -148,7 +148,7 @@ def _shrink(recipe: Recipe, step: Shrink, policy, runner, observations, part) ->
             "less than half a unit; a text layer's heads are also those of the action expert beside it"
         )
     readers = {names[id(layer)]: layer for units in chosen for layer, _ in units.readers}
-    seen = watch_inputs(runner, readers, InputStatistics, observations, lambda f: part(0.9 * f, "seeing what is missed"))
+    seen = watch_inputs(runner, readers, lambda _: InputStatistics(), observations, lambda f: part(0.9 * f, "seeing what is missed"))
     for name, statistics in seen.items():
         if not statistics.count:
             raise CalibrationError(f"calibration never reached layer {name}; give observations that make the policy use it")

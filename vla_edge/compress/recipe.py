@@ -61,8 +61,10 @@ class Smooth:
     """Move outliers of activations into weights before either is rounded (SmoothQuant).
 
     Attributes:
-        targets: which layers; those whose input no norm or layer of the policy can be rescaled for stay as they are.
+        targets: which layers.
         alpha: share that moves, 0 to 1, or "auto" to find each input's own.
+        at_run_time: inputs that no norm or layer before can be rescaled for are multiplied when they come, which costs
+            a little time; otherwise they stay as they are.
     """
 
     key: ClassVar[str] = "smooth"
@@ -70,11 +72,13 @@ class Smooth:
     changes_policy: ClassVar[bool] = True
     targets: tuple[str, ...]
     alpha: float | str = "auto"
+    at_run_time: bool = False
 
     def check(self) -> None:
         number = isinstance(self.alpha, (int, float)) and not isinstance(self.alpha, bool)
         if self.alpha != "auto" and not (number and 0 <= self.alpha <= 1):
             raise ValueError(f"alpha is {self.alpha!r}, allowed is 0 to 1, or auto")
+        _one_of("at_run_time", self.at_run_time, (True, False), booleans=True)
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,7 @@ class Quantize:
             run time, "int4-dynamic" for one of each group of channels.
         method: how the values are chosen: "rtn" (nearest), "awq" (channels scaled and groups clipped first), "gptq"
             (errors made up for by weights not yet rounded).
+        at_run_time: as of `smooth`, for the scales of awq.
         low_rank: channels of a float16 branch that takes over what rounds worst (SVDQuant); 0 for none.
         damping, activation_order: of gptq, see `quantize.gptq`.
         correct_bias: add to the bias what rounding the weights takes from the layer's mean output.
@@ -168,6 +173,7 @@ class Quantize:
     activations: str | None = None
     method: str = "rtn"
     group_size: int | str | None = None
+    at_run_time: bool = False
     low_rank: int = 0
     calibrator: str = "minmax"
     percentile: float = 99.99
@@ -197,7 +203,7 @@ class Quantize:
         if not isinstance(self.percentile, (int, float)) or not 50 < self.percentile <= 100:
             raise ValueError(f"percentile is {self.percentile!r}, allowed is 50 to 100")
         _number("damping", self.damping, 0, 1, "above 0, to 1")
-        for name in ("activation_order", "correct_bias"):
+        for name in ("activation_order", "correct_bias", "at_run_time"):
             _one_of(name, getattr(self, name), (True, False), booleans=True)
 
     @property

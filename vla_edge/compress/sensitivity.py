@@ -85,7 +85,7 @@ def measure(
             raise RecipeError(f"option {name} is not about one layer's weights; sensitivity takes rtn and gptq only")
     groups = input_groups(modules, stages)
     seen = watch_inputs(
-        runner, {group.names[0]: modules[group.names[0]] for group in groups}, InputStatistics, calibration,
+        runner, {group.names[0]: modules[group.names[0]] for group in groups}, lambda _: InputStatistics(), calibration,
         lambda f: tell(0.2 * f, "recording what reaches the layers"),
     )  # fmt: skip
     statistics = {name: seen[group.names[0]] for group in groups for name in group.names}

@@ -117,6 +117,7 @@ class _Builder:
         self.constants: dict[str, object] = {}
         self.reciprocals: dict[str, str] = {}
         self.quantized_inputs: dict[tuple, tuple[str, ...]] = {}
+        self.scaled_inputs: dict[tuple[str, bytes], str] = {}
         self.called: set[str] = set()
         self.opset = OPSET
 
@@ -128,11 +129,11 @@ class _Builder:
         self.called.add(name)
         parts = []
         if layer.weight is not None:
-            product = f"{call}.product"
+            product, scaled = f"{call}.product", self._scaled(x, layer)
             if _is_integer_product(layer):
-                self._multiply_integers(name, call, x, layer, product)
+                self._multiply_integers(name, call, scaled, layer, product)
             else:
-                left = self._activation(x, layer)
+                left = self._activation(scaled, layer)
                 self._node("MatMul", [left, self._weight(name, call, layer)], [product], call)
             parts.append(product)
         if layer.low_rank is not None:
@@ -184,6 +185,17 @@ class _Builder:
         )
         fresh.ir_version = min(model.ir_version, 10) if self.opset == OPSET else 11
         return fresh
+
+    def _scaled(self, x: str, layer: CompressedLinear) -> str:
+        """`x` times what its readers want it multiplied by; made once for all that want the same."""
+        if layer.input_scale is None:
+            return x
+        key = (x, layer.input_scale.tobytes())
+        if key not in self.scaled_inputs:
+            name = f"{x}.s{sum(known[0] == x for known in self.scaled_inputs)}"
+            self._node("Mul", [x, self._constant(f"{name}.scale", layer.input_scale)], [name], f"{name}.rescale")
+            self.scaled_inputs[key] = name
+        return self.scaled_inputs[key]
 
     def _activation(self, x: str, layer: CompressedLinear) -> str:
         """The tensor to multiply with: `x`, or `x` seen through its 8-bit grid; made once for all its readers."""

@@ -29,9 +29,14 @@ class ConstrainedLinear(nn.Linear):
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None or layer.bias is not None)
         self.layer = layer
         weight = linear.weight.detach()
+        if layer.input_scale is not None:
+            self.register_buffer("input_scale", torch.from_numpy(np.array(layer.input_scale)), persistent=False)
+            weight = weight / self.input_scale
         if layer.quantized:
             rounded = torch.from_numpy(layer.weight.dequantize())
             branch = 0.0 if layer.low_rank is None else torch.from_numpy(layer.low_rank.dequantize())
+            if layer.input_scale is not None:
+                branch = branch / self.input_scale
             rows = layer.weight.steps.reshape(len(rounded), -1)
             steps = torch.from_numpy(np.repeat(rows, rounded.shape[1] // rows.shape[1], axis=1))
             away = (_WITHIN / 2) * (steps if layer.weight.grid.is_integer else 0.1 * steps)
@@ -49,6 +54,8 @@ class ConstrainedLinear(nn.Linear):
         activation, out = self.layer.activation, 0.0
         if self.layer.low_rank is not None:
             out = F.linear(x, self.branch)
+        if self.layer.input_scale is not None:
+            x = x * self.input_scale
         if activation is not None:
             x = x + (round_inputs(x, activation) - x).detach()
         return F.linear(x, self.seen(), self.bias) + out
@@ -67,7 +74,8 @@ class ConstrainedLinear(nn.Linear):
         """As it is now, without what kept it to its constraints."""
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None)
         with torch.no_grad():
-            linear.weight.copy_(self.seen() if self.layer.low_rank is None else self.seen() + self.branch)
+            weight = self.seen() if self.layer.input_scale is None else self.seen() * self.input_scale
+            linear.weight.copy_(weight if self.layer.low_rank is None else weight + self.branch)
             if self.bias is not None:
                 linear.bias.copy_(self.bias)
         return linear
@@ -81,7 +89,9 @@ class ConstrainedLinear(nn.Linear):
             return CompressedLinear(seen.astype(given.dtype), bias)
         values = given.grid.nearest(seen / self.steps.numpy())
         weight = QuantizedWeight(values, given.scales, given.format, given.group_size, given.tensor_scale)
-        return CompressedLinear(weight, bias, self.layer.activation, self.layer.low_rank)
+        return CompressedLinear(
+            weight, bias, self.layer.activation, self.layer.low_rank, self.layer.input_scale
+        )
 
 
 def constrain(policy: nn.Module, layers: Mapping[str, CompressedLinear], pruned: Collection[str]) -> None:

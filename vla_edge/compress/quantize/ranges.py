@@ -17,9 +17,13 @@ class RangeObserver:
 
     The histogram spans a symmetric range that doubles when data fall outside, two bins becoming one, so no value is
     ever counted in the wrong place.
+
+    Args:
+        scale: by which values are divided first, along their last dimension.
     """
 
-    def __init__(self):
+    def __init__(self, scale: np.ndarray | None = None):
+        self._scale = scale
         self.low, self.high = np.inf, -np.inf
         self.counts = np.zeros(BINS, np.int64)
         self._span = 0.0
@@ -30,7 +34,8 @@ class RangeObserver:
         Raises:
             ValueError: a value is not finite.
         """
-        values = np.asarray(values, np.float32).ravel()
+        values = np.asarray(values, np.float32)
+        values = (values if self._scale is None else values / self._scale).ravel()
         if not values.size:
             return
         low, high = float(values.min()), float(values.max())

@@ -133,21 +133,27 @@ class LowRank:
 
 @dataclass(frozen=True)
 class CompressedLinear:
-    """What becomes of one `nn.Linear`: y = weight rounded(x) + low_rank x + bias.
+    """What becomes of one `nn.Linear`: y = weight rounded(x * input_scale) + low_rank x + bias.
 
     Attributes:
         weight: quantized, or (out, in) float32, float16 or bfloat16 to be kept as it is; None where `low_rank` is all.
         bias: (out,) float32, or None.
         activation: how x is rounded before the product with `weight`; None leaves it in float32.
-        low_rank: a branch that sees x unrounded, or None.
+        low_rank: a branch that sees x as it is, or None.
+        input_scale: (in,) float32 by which x is multiplied at run time where that could not be moved into the layer
+            before; None where nothing is.
     """
 
     weight: QuantizedWeight | np.ndarray | None
     bias: np.ndarray | None = None
     activation: ActivationQuant | None = None
     low_rank: LowRank | None = None
+    input_scale: np.ndarray | None = None
 
     def __post_init__(self):
+        if self.input_scale is not None:
+            scale = freeze(self.input_scale, np.float32, (self.shape[1],), "CompressedLinear.input_scale")
+            object.__setattr__(self, "input_scale", scale)
         if self.weight is None and (self.low_rank is None or self.activation is not None):
             raise ValueError("a layer without a weight is its low-rank factors and rounds nothing")
 
@@ -172,7 +178,7 @@ class CompressedLinear:
     @property
     def nbytes(self) -> int:
         """Bytes of the weights on disk, without the bias."""
-        return sum(part.nbytes for part in (self.weight, self.low_rank) if part is not None)
+        return sum(part.nbytes for part in (self.weight, self.low_rank, self.input_scale) if part is not None)
 
     def dense_weight(self) -> np.ndarray:
         """(out, in) float32 that rounded inputs meet."""
@@ -181,8 +187,11 @@ class CompressedLinear:
         return self.weight.dequantize() if self.quantized else self.weight.astype(np.float32)
 
     def effective_weight(self) -> np.ndarray:
-        """(out, in) float32 that a runtime computes with, both parts together."""
-        return self.dense_weight() if self.low_rank is None else self.dense_weight() + self.low_rank.dequantize()
+        """(out, in) float32 that stands for what a runtime computes with x, all parts together."""
+        dense = self.dense_weight()
+        if self.input_scale is not None:
+            dense = dense * self.input_scale
+        return dense if self.low_rank is None else dense + self.low_rank.dequantize()
 
     def describe(self) -> dict:
         """A row of the manifest's table of layers."""
@@ -193,6 +202,8 @@ class CompressedLinear:
             row["reduced_range"] = True
         if self.low_rank is not None:
             row["rank"] = self.low_rank.rank
+        if self.input_scale is not None:
+            row["input_scale"] = True
         zeros = self.sparsity
         if zeros >= 0.25:  # rounding to 4 bits alone gives a tenth
             row["sparsity"] = round(zeros, 3)
