@@ -106,6 +106,17 @@ def test_smoothing_moves_the_policy_and_keeps_what_it_computes(subject):
     assert all(layer.activation.kind == "static" for layer in layers.values())
 
 
+def test_ranges_from_the_first_pass_are_those_of_a_second(subject, loaded):
+    smooth = {"smooth": {"targets": ["*"], "at_run_time": True}}
+    once = subject.compress(smooth, quantize(weights="int8", activations="int8"))
+    again = Subject(copy.deepcopy(loaded[0]), loaded[1]).compress(
+        smooth, quantize(weights="int8", activations="int8", calibrator="percentile", percentile=100)
+    )
+    for name, layer in once.items():
+        # percentiles are read off a histogram: to the width of a bin
+        assert layer.activation.scale == pytest.approx(again[name].activation.scale, rel=2e-3), name
+
+
 @pytest.mark.parametrize("steps", [
     [{"smooth": {"targets": ["*"], "at_run_time": True}}, quantize(weights="int8", activations="int8")],
     [quantize(weights="int4", group_size=32, method="awq", at_run_time=True)],

@@ -47,7 +47,14 @@ def test_moments_of_a_stream_are_those_of_the_whole(statistics, inputs):
     np.testing.assert_allclose(statistics.mean, inputs.mean(0), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(statistics.mean_magnitude, np.abs(inputs).mean(0), rtol=1e-5)
     np.testing.assert_allclose(statistics.second_moment, inputs.T @ inputs / len(inputs), rtol=1e-3, atol=1e-2)
+    np.testing.assert_allclose(statistics.energy, np.square(inputs, dtype=float).mean(0), rtol=1e-5)
     np.testing.assert_array_equal(statistics.largest, np.abs(inputs).max(0))
+    np.testing.assert_array_equal([statistics.low, statistics.high], [inputs.min(0), inputs.max(0)])
+    light = InputStatistics(products=False)
+    light.update(inputs)
+    np.testing.assert_allclose(light.scaled(np.full(COLUMNS, 2.0)).energy, 4 * statistics.energy, rtol=1e-5)
+    with pytest.raises(ValueError, match="without products"):
+        _ = light.second_moment
     with pytest.raises(ValueError, match="not finite"):
         statistics.update(np.full((1, COLUMNS), np.nan))
 

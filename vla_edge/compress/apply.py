@@ -59,15 +59,16 @@ def compress_policy(
     pruning = plan_pruning(recipe, plan, {name: module.in_features for name, module in modules.items()})
     groups = input_groups(modules, stages)
 
-    def looks_at_data(name: str) -> bool:
-        steps = (plan[name], smoothing.get(name), pruning.get(name))
-        return any(step is not None and step.needs_statistics for step in steps)
+    def steps_of(group: InputGroup) -> list:
+        found = (part.get(name) for name in group.names for part in (plan, smoothing, pruning))
+        return [step for step in found if step is not None]
 
-    watched = {group.names[0]: group for group in groups if any(map(looks_at_data, group.names))}
+    watched = {g.names[0]: g for g in groups if any(step.needs_statistics for step in steps_of(g))}
     statistics: dict[str, InputStatistics] = {}
     if watched:
         seen = watch_inputs(
-            runner, {name: modules[name] for name in watched}, lambda _: InputStatistics(), observations,
+            runner, {name: modules[name] for name in watched},
+            lambda name: InputStatistics(any(step.needs_products for step in steps_of(watched[name]))), observations,
             lambda f: tell(0.4 * f, "recording what reaches the layers"),
         )  # fmt: skip
         for name, group in watched.items():
@@ -92,11 +93,17 @@ def compress_policy(
         if isinstance(step, LowRankStep):
             done[name] = compress_layer(name, modules[name], step, statistics=statistics[name])
             _put(modules[name], done[name].effective_weight())
-    static = {name: modules[name] for name, step in plan.items() if isinstance(step, Quantize) and step.static_activations}
+    static = {name: step for name, step in plan.items() if isinstance(step, Quantize) and step.static_activations}
     ranges: dict[str, RangeObserver] = {}
-    if static:
-        ranges = watch_inputs(
-            runner, static, lambda name: RangeObserver(scales.get(name)), observations,
+    if not pruning and not done:  # or other numbers reach the layers now
+        ranges = {
+            name: RangeObserver.spanning(statistics[name].low.min(), statistics[name].high.max())
+            for name, step in static.items() if name in statistics and step.calibrator == "minmax"
+        }  # fmt: skip
+    if len(ranges) < len(static):
+        unknown = {name: modules[name] for name in static if name not in ranges}
+        ranges |= watch_inputs(
+            runner, unknown, lambda name: RangeObserver(scales.get(name)), observations,
             lambda f: tell(0.6 + 0.3 * f, "calibrating"),
         )  # fmt: skip
     tell(0.9, "rounding weights")

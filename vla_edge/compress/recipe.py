@@ -48,6 +48,7 @@ class Keep:
 
     key: ClassVar[str] = "keep"
     needs_statistics: ClassVar[bool] = False
+    needs_products: ClassVar[bool] = False
     changes_policy: ClassVar[bool] = False
     targets: tuple[str, ...]
     dtype: str = "float32"
@@ -69,6 +70,7 @@ class Smooth:
 
     key: ClassVar[str] = "smooth"
     needs_statistics: ClassVar[bool] = True
+    needs_products: ClassVar[bool] = False
     changes_policy: ClassVar[bool] = True
     targets: tuple[str, ...]
     alpha: float | str = "auto"
@@ -114,6 +116,10 @@ class Prune:
     def needs_statistics(self) -> bool:
         return self.method != "magnitude"
 
+    @property
+    def needs_products(self) -> bool:
+        return self.method == "sparsegpt"
+
 
 @dataclass(frozen=True)
 class LowRankStep:
@@ -128,6 +134,7 @@ class LowRankStep:
 
     key: ClassVar[str] = "lowrank"
     needs_statistics: ClassVar[bool] = True
+    needs_products: ClassVar[bool] = True
     changes_policy: ClassVar[bool] = True
     targets: tuple[str, ...]
     energy: float | None = None
@@ -209,7 +216,12 @@ class Quantize:
     @property
     def needs_statistics(self) -> bool:
         """Whether the weights are chosen by what reaches them."""
-        return self.method != "rtn" or self.correct_bias or self.low_rank > 0
+        return self.needs_products or self.correct_bias
+
+    @property
+    def needs_products(self) -> bool:
+        """Whether it asks for products of channels, see `statistics.InputStatistics`."""
+        return self.method != "rtn" or self.low_rank > 0
 
     @property
     def changes_policy(self) -> bool:

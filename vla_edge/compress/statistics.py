@@ -12,14 +12,18 @@ import numpy as np
 class InputStatistics:
     """Moments of the vectors that reach a layer, in memory that does not grow with the data.
 
+    Args:
+        products: whether E[x x^T] is kept; without it memory grows with a layer's inputs and not with their square.
+
     Attributes:
         count: vectors seen.
-        largest: (in,) largest magnitude of each channel.
+        low, high: (in,) smallest and largest value of each channel.
     """
 
-    def __init__(self):
+    def __init__(self, products: bool = True):
         self.count = 0
-        self.largest = self._sum = self._magnitude = self._products = None
+        self.low = self.high = self._sum = self._magnitude = self._squares = self._products = None
+        self._keeps_products = products
 
     def update(self, values: np.ndarray) -> None:
         """Count vectors (..., in).
@@ -30,18 +34,27 @@ class InputStatistics:
         rows = np.asarray(values, np.float32).reshape(-1, np.shape(values)[-1])
         if not len(rows):
             return
-        if not np.isfinite(rows).all():
+        low, high = rows.min(0), rows.max(0)
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise ValueError("values that are not finite")
-        if self.largest is None:
+        if self.low is None:
             width = rows.shape[1]
-            self.largest, self._products = np.zeros(width, np.float32), np.zeros((width, width), np.float32)
-            self._sum, self._magnitude = np.zeros(width), np.zeros(width)
-        magnitudes = np.abs(rows)
+            self.low, self.high = low, high
+            self._sum, self._magnitude, self._squares = np.zeros(width), np.zeros(width), np.zeros(width)
+            if self._keeps_products:
+                self._products = np.zeros((width, width), np.float32)
         self.count += len(rows)
-        self.largest = np.maximum(self.largest, magnitudes.max(0))
+        self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
         self._sum += rows.sum(0)
-        self._magnitude += magnitudes.sum(0)
-        self._products += rows.T @ rows
+        self._magnitude += np.abs(rows).sum(0)
+        self._squares += np.einsum("ni,ni->i", rows, rows)
+        if self._keeps_products:
+            self._products += rows.T @ rows
+
+    @property
+    def largest(self) -> np.ndarray:
+        """(in,) largest magnitude of each channel."""
+        return np.maximum(-self.low, self.high)
 
     @property
     def mean(self) -> np.ndarray:
@@ -54,17 +67,26 @@ class InputStatistics:
         return (self._magnitude / self.count).astype(np.float32)
 
     @property
+    def energy(self) -> np.ndarray:
+        """(in,) E[x^2]."""
+        return (self._squares / self.count).astype(np.float32)
+
+    @property
     def second_moment(self) -> np.ndarray:
         """(in, in) E[x x^T]."""
+        if self._products is None:
+            raise ValueError("these statistics were taken without products of channels")
         return self._products / np.float32(self.count)
 
     def scaled(self, factor: np.ndarray) -> InputStatistics:
-        """As if every vector had been multiplied by `factor` (in,)."""
+        """As if every vector had been multiplied by the positive `factor` (in,)."""
         factor = np.asarray(factor, np.float32)
-        other = InputStatistics()
-        other.count, other.largest = self.count, self.largest * np.abs(factor)
-        other._sum, other._magnitude = self._sum * factor, self._magnitude * np.abs(factor)
-        other._products = self._products * np.outer(factor, factor)
+        other = InputStatistics(self._keeps_products)
+        other.count, other.low, other.high = self.count, self.low * factor, self.high * factor
+        other._sum, other._magnitude = self._sum * factor, self._magnitude * factor
+        other._squares = self._squares * np.square(factor, dtype=np.float64)
+        if self._keeps_products:
+            other._products = self._products * np.outer(factor, factor)
         return other
 
 

@@ -22,8 +22,7 @@ def wanda_mask(
     weight: np.ndarray, statistics: InputStatistics, sparsity: float, two_of_four: bool = False
 ) -> np.ndarray:
     """(out, in) bool: what stays has the largest |w| times norm of its input, compared within each output."""
-    norm = np.sqrt(np.maximum(np.diag(statistics.second_moment), 0))
-    return keep_largest(np.abs(weight) * norm, sparsity, two_of_four, by_row=True)
+    return keep_largest(np.abs(weight) * np.sqrt(statistics.energy), sparsity, two_of_four, by_row=True)
 
 
 def keep_largest(score: np.ndarray, sparsity: float, two_of_four: bool, by_row: bool) -> np.ndarray:

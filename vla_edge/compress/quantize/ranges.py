@@ -50,6 +50,13 @@ class RangeObserver:
             self._double()
         self.counts += np.histogram(values, BINS, (-(self._span or 1.0), self._span or 1.0))[0]
 
+    @classmethod
+    def spanning(cls, low: float, high: float) -> RangeObserver:
+        """As if nothing but these two had been seen: enough for min-max."""
+        observer = cls()
+        observer.update(np.array([low, high]))
+        return observer
+
     @property
     def centers(self) -> np.ndarray:
         """(BINS,) value each bin stands for."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from vla_edge.compress.quantize.weights import QuantizedWeight
-from vla_edge.compress.statistics import InputStatistics, output_error
+from vla_edge.compress.statistics import InputStatistics
 
 STRENGTHS = tuple(np.linspace(0.0, 1.0, 21))
 _SMALLEST = 1e-5
@@ -40,7 +40,7 @@ def best_smoothing(
     """The scale of the alpha that leaves the least error at the outputs, and that alpha; None for no scaling at all.
 
     The paper tunes one alpha for a whole model. Here each input gets its own, from the two errors it trades: rounding
-    of weights, exact through the second moment, and of activations, taken as noise uniform within a step.
+    of weights, channels taken to be independent, and of activations, taken as noise uniform within a step.
 
     Args:
         weights: (out, in) of every layer that reads x. quantizers: how each will be rounded.
@@ -54,10 +54,11 @@ def best_smoothing(
         smooth = statistics.scaled(1 / scale)
         width = group or len(scale)
         steps = np.repeat(2 * smooth.largest.reshape(-1, width).max(1) / points, width)
-        error, moment = 0.0, smooth.second_moment
+        error = 0.0
         for weight, quantize in zip(weights, quantizers):
             seen = quantize(weight * scale).dequantize()
-            error += output_error(seen - weight * scale, moment) + float((np.square(seen) @ steps**2).sum() / 12)
+            rounded = np.square(seen - weight * scale).sum(0) @ smooth.energy
+            error += float(rounded + np.square(seen).sum(0) @ np.square(steps) / 12)
         if best is None or error < best[0]:
             best = error, scale, alpha
     return best[1], best[2]
