@@ -2,7 +2,7 @@
 
     python benchmarks/algorithms_task.py NETWORK METHOD ours|modelopt|llmcompressor
 
-Runs in the peers' environment (`tools/peers.sh`), so that both sides have the same torch. Text is Python's own
+Runs in an environment that has the peers and transformers, so that both sides have the same torch. Text is Python's own
 documentation, half to calibrate on and half to judge by; the error is that of the whole network's answer against its own
 in full precision. Weights and text are read from installed packages and never written.
 """
@@ -182,7 +182,10 @@ def modelopt(network: Network, method: str) -> None:
 
     import modelopt.torch.quantization as mtq
 
-    config = copy.deepcopy({"awq": mtq.INT4_AWQ_CFG, "smoothquant": mtq.INT8_SMOOTHQUANT_CFG, "rtn": mtq.INT4_BLOCKWISE_WEIGHT_ONLY_CFG}[method])
+    known = {
+        "awq": mtq.INT4_AWQ_CFG, "smoothquant": mtq.INT8_SMOOTHQUANT_CFG, "rtn": mtq.INT4_BLOCKWISE_WEIGHT_ONLY_CFG,
+    }  # fmt: skip
+    config = copy.deepcopy(known[method])
     if method != "smoothquant":
         blocks(config["quant_cfg"], network.group)
     kept = set(network.layers)
@@ -191,7 +194,8 @@ def modelopt(network: Network, method: str) -> None:
         for batch in network.calibration:
             model(**batch)
 
-    off = [name for name, module in network.model.named_modules() if name and name not in kept and not list(module.children())]
+    leaves = [name for name, module in network.model.named_modules() if name and not list(module.children())]
+    off = [name for name in leaves if name not in kept]
     entries = config["quant_cfg"]
     for name in off:
         if isinstance(entries, list):

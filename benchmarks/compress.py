@@ -52,7 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name in options.recipes:
         recipe = load_recipe(name)
         if recipe.trains and not shown:
-            missing.append(Row(f"success_drop_points.{recipe.name}", None, "points", note=f"no demonstrations in {options.demonstrations}"))
+            why = f"no demonstrations in {options.demonstrations}; make demonstrations records them"
+            missing.append(Row(f"success_drop_points.{recipe.name}", None, "points", note=why))
             continue
         bundles[recipe.name] = build(
             options.checkpoint, recipe, demonstrations=shown if recipe.trains else (), traced=traced,
@@ -64,7 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     bar.close()
     n, successes = len(seeds), sum(comparison.reference.values())
-    rows = [Row("success_rate.full_precision", successes / n, "", None, None, n, None, f"tier {TIER}, seeds from {FIRST_SEED}")]
+    told = f"tier {TIER}, seeds from {FIRST_SEED}"
+    rows = [Row("success_rate.full_precision", successes / n, "", None, None, n, None, told)]
     limits = {Path(name).stem: limit for name, limit in LIMITS.items()}
     most_bits = {Path(name).stem: limit for name, limit in MOST_BITS.items()}
     for c in comparison.contenders:
@@ -76,7 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         rows += [
             Row(f"success_drop_points.{c.name}", c.drop_points, "points", _at_most(lost), lost, n, None, note),
-            Row(f"success_drop_bound_points.{c.name}", upper, "points", _at_most(bound), bound, n, None, "one-sided, 95 %"),
+            Row(f"success_drop_bound_points.{c.name}", upper, "points", _at_most(bound), bound, n, None,
+                "one-sided, 95 %"),
             Row(f"action_error_rel.{c.name}", c.verification["action_error_rel"], "", _at_most(error), error,
                 c.verification["frames"], tuple(c.verification["frame_error_rel"]), "5th to 95th percentile of frames"),
             Row(f"bits.{c.name}", c.bits, "bits", _at_most(most_bits.get(c.name)), most_bits.get(c.name), 1, None,
@@ -99,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--recipes", nargs="+", default=list(LIMITS))
     parser.add_argument("--demonstrations", type=Path, default=DEMONSTRATIONS, help="for recipes that train")
-    parser.add_argument("--episodes", type=int, default=EPISODES, help="fewer than the fixed number only to try this out")
+    parser.add_argument("--episodes", type=int, default=EPISODES, help="fewer only to try this out")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     return parser
 

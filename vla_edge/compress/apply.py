@@ -40,6 +40,7 @@ def compress_policy(
     tell: Tell,
     reduce_range: bool = False,
     zeros: Collection[str] = (),
+    given: Mapping[str, CompressedLinear] | None = None,
 ) -> dict[str, CompressedLinear]:
     """What becomes of every layer. `stages` may be changed in place, see `Recipe.changes_policy`.
 
@@ -50,6 +51,7 @@ def compress_policy(
         tell: called with the fraction done and what is being done.
         reduce_range: what `reduce_range: auto` means on the machine the engine is for.
         zeros: layers that were pruned before, whose zeros stay.
+        given: layers that somebody else has compressed already.
 
     Raises:
         RecipeError: smoothing or pruning that contradicts the plan.
@@ -59,8 +61,11 @@ def compress_policy(
     pruning = plan_pruning(recipe, plan, {name: module.in_features for name, module in modules.items()})
     groups = input_groups(modules, stages)
 
+    done = dict(given or {})
+
     def steps_of(group: InputGroup) -> list:
-        found = (part.get(name) for name in group.names for part in (plan, smoothing, pruning))
+        names = [name for name in group.names if name not in done]
+        found = (part.get(name) for name in names for part in (plan, smoothing, pruning))
         return [step for step in found if step is not None]
 
     watched = {g.names[0]: g for g in groups if any(step.needs_statistics for step in steps_of(g))}
@@ -81,6 +86,8 @@ def compress_policy(
     scales: dict[str, np.ndarray] = {}  # by which inputs are divided at run time
     for number, (name, group) in enumerate(watched.items()):
         tell(0.5 + 0.1 * number / len(watched), "rescaling channels")
+        if not done.keys().isdisjoint(group.names):
+            continue  # who compressed them has seen what comes as it is
         scale = _scale(group, plan, smoothing, modules, statistics[name], reduce_range)
         if scale is not None:
             statistics |= dict.fromkeys(group.names, statistics[name].scaled(1 / scale))
@@ -88,14 +95,16 @@ def compress_policy(
                 rescale(group, modules, scale)
             else:
                 scales |= dict.fromkeys(group.names, scale)
-    done = {}
     for name, step in plan.items():
         if isinstance(step, LowRankStep):
             done[name] = compress_layer(name, modules[name], step, statistics=statistics[name])
             _put(modules[name], done[name].effective_weight())
-    static = {name: step for name, step in plan.items() if isinstance(step, Quantize) and step.static_activations}
+    static = {
+        name: step for name, step in plan.items()
+        if isinstance(step, Quantize) and step.static_activations and name not in done
+    }  # fmt: skip
     ranges: dict[str, RangeObserver] = {}
-    if not pruning and not done:  # or other numbers reach the layers now
+    if not pruning and not any(isinstance(step, LowRankStep) for step in plan.values()):  # or other numbers reach the layers now
         ranges = {
             name: RangeObserver.spanning(statistics[name].low.min(), statistics[name].high.max())
             for name, step in static.items() if name in statistics and step.calibrator == "minmax"

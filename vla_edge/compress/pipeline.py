@@ -12,6 +12,7 @@ from pathlib import Path
 from vla_edge.compress.apply import Tell, compress_policy
 from vla_edge.compress.calibrate import CalibrationData, CalibrationError, watch_inputs
 from vla_edge.compress.plan import check_order, matches, plan_layers, plan_pruning
+from vla_edge.compress.providers import get_provider
 from vla_edge.compress.quantize.weights import CompressedLinear
 from vla_edge.compress.recipe import FewSteps, Finetune, Prune, Quantize, Recipe, RecipeError, Shrink, Training
 from vla_edge.compress.statistics import InputStatistics
@@ -64,6 +65,9 @@ def carry_out(
     from vla_edge.engine.trace import policy_layers
 
     check_order(recipe)
+    for step in recipe.steps:
+        if isinstance(step, Quantize) and step.provider:
+            get_provider(step)
     original, names = policy, list(policy_layers(policy.stages()))
     plan_pruning(recipe, plan_layers(recipe, names))
     for step in recipe.steps:
@@ -93,8 +97,9 @@ def carry_out(
         modules = policy_layers(stages)
         plan = plan_layers(gathered, list(modules))
         runner = Runner.from_policy(policy, checkpoint, num_steps)
+        given = _provided(plan, policy, checkpoint, num_steps, data.observations)
         found = compress_policy(
-            gathered, plan, modules, stages, runner, data.observations, part, reduce_range, pruned
+            gathered, plan, modules, stages, runner, data.observations, part, reduce_range, pruned, given
         )
         pruned.update(plan_pruning(gathered, plan))
         return found
@@ -126,6 +131,28 @@ def carry_out(
         layers = compress(pending)
     policy.requires_grad_(False)
     return Compressed(policy, layers, num_steps)
+
+
+def _provided(plan, policy, checkpoint, num_steps: int, observations) -> dict[str, CompressedLinear]:
+    """The layers that other libraries are to compress, compressed."""
+    from vla_edge.engine.runner import Runner
+    from vla_edge.engine.trace import policy_layers
+
+    layers: dict[str, CompressedLinear] = {}
+    for step in dict.fromkeys(step for step in plan.values() if isinstance(step, Quantize) and step.provider):
+        provider = get_provider(step)
+        theirs = copy.deepcopy(policy)  # they work in place
+        modules = policy_layers(theirs.stages())
+        runner = Runner.from_policy(theirs, checkpoint, num_steps)
+
+        def run(runner=runner) -> None:
+            runner.set_num_steps(runner.num_steps)  # what is computed then is to be seen too
+            for observation in observations:
+                runner.infer(observation)
+
+        mine = {name: modules[name] for name, own in plan.items() if own is step}
+        layers |= provider.quantize(theirs, mine, step, run)
+    return layers
 
 
 def _shrink(recipe: Recipe, step: Shrink, policy, runner, observations, part) -> None:

@@ -27,6 +27,7 @@ FLOATS = ("float32", "float16", "bfloat16")
 WEIGHTS = ("int8", "int4", "fp8", "nvfp4")
 ACTIVATIONS = (None, "int8", "int8-dynamic", "fp8", "int4-dynamic")
 PATTERNS = ("unstructured", "2:4")
+PROVIDERS = (None, "modelopt")
 METHODS = ("rtn", "awq", "gptq")
 PRUNERS = ("magnitude", "wanda", "sparsegpt")
 CALIBRATORS = ("minmax", "percentile", "mse")
@@ -163,6 +164,7 @@ class Quantize:
             run time, "int4-dynamic" for one of each group of channels.
         method: how the values are chosen: "rtn" (nearest), "awq" (channels scaled and groups clipped first), "gptq"
             (errors made up for by weights not yet rounded).
+        provider: library whose algorithm is run in the place of ours: "modelopt"; see `providers`.
         at_run_time: as of `smooth`, for the scales of awq.
         low_rank: channels of a float16 branch that takes over what rounds worst (SVDQuant); 0 for none.
         damping, activation_order: of gptq, see `quantize.gptq`.
@@ -180,6 +182,7 @@ class Quantize:
     activations: str | None = None
     method: str = "rtn"
     group_size: int | str | None = None
+    provider: str | None = None
     at_run_time: bool = False
     low_rank: int = 0
     calibrator: str = "minmax"
@@ -199,6 +202,7 @@ class Quantize:
         if self.activations == "int4-dynamic" and (self.weights != "int4" or self.group_size in (None, CHANNEL)):
             raise ValueError("activations int4-dynamic go with weights int4 in groups, whose size they share")
         _one_of("method", self.method, METHODS)
+        _one_of("provider", self.provider, PROVIDERS)
         _one_of("calibrator", self.calibrator, CALIBRATORS)
         if self.group_size is not None and self.group_size != CHANNEL:
             _whole("group_size", self.group_size, ", channel or null")
@@ -216,7 +220,7 @@ class Quantize:
     @property
     def needs_statistics(self) -> bool:
         """Whether the weights are chosen by what reaches them."""
-        return self.needs_products or self.correct_bias
+        return self.needs_products or self.correct_bias or self.provider is not None
 
     @property
     def needs_products(self) -> bool:

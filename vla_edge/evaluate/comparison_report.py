@@ -62,8 +62,8 @@ def write_comparison_report(comparison: Comparison, path: str | Path) -> tuple[P
     page.section(
         "Where it comes from",
         "Mean absolute difference to full precision of each joint, mrad; and the median time of each stage, ms.",
-        table(("Joint", *names), by_joint, numeric=range(1, len(names) + 1)),
-        table(("Stage", *names), by_stage, numeric=range(1, len(names) + 1)),
+        subheading("By joint") + table(("Joint", *names), by_joint, numeric=range(1, len(names) + 1)),
+        subheading("By stage") + table(("Stage", *names), by_stage, numeric=range(1, len(names) + 1)),
         folded("What the recipes say of themselves", table(("Recipe", ""), [(c.name, c.description) for c in rows])),
     )
     html = page.write(path, FOOTER)
