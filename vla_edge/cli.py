@@ -101,9 +101,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--rounds", type=int, default=30)
     sub.add_argument("--threads", type=int, help="at most this many for each stage, and for PyTorch")
 
-    sub = command("compare", _compare, "build several recipes and set them side by side, in radians, successes, MB and ms")
+    sub = command(
+        "compare", _compare, "build several recipes and set them side by side, in radians, successes, MB and ms"
+    )
     sub.add_argument("checkpoint", type=Path, help="directory in LeRobot's layout")
-    sub.add_argument("--recipes", nargs="+", default=["int8", "int4-gptq", "int4-awq", "int4-rtn"], help="names or files")
+    sub.add_argument(
+        "--recipes", nargs="+", default=["int8", "int4-gptq", "int4-awq", "int4-rtn"], help="names or files"
+    )
     sub.add_argument("--episodes", type=int, default=0, help="of the simulated world for each engine; 0 for none")
     sub.add_argument("--first-seed", type=int, default=300_000, help="seeds count up from here, below 1,000,000")
     sub.add_argument("--tier", default="hard", help="difficulty of the episodes")

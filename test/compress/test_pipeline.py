@@ -88,7 +88,9 @@ def test_zeros_stay_through_training_and_rounding(loaded, run):
 
 def test_few_steps_learn_where_many_lead(loaded, run):
     few = {"num_steps": 1, "batch": 16, "rate": 1e-3}
-    untrained, trained = (run({"few_steps": {**few, "steps": steps, "rate": rate}}) for steps, rate in ((1, 1e-12), (150, 3e-4)))
+    untrained, trained = (
+        run({"few_steps": {**few, "steps": steps, "rate": rate}}) for steps, rate in ((1, 1e-12), (150, 3e-4))
+    )
     assert trained.num_steps == untrained.num_steps == 1
     assert error(loaded, trained) < 0.8 * error(loaded, untrained)
 

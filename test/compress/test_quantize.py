@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vla_edge.compress.quantize.formats import FP8, INT4, INT8, NVFP4, number_format
+from vla_edge.compress.quantize.formats import INT4, INT8, number_format
 from vla_edge.compress.quantize.ranges import RangeObserver, calibrate
 from vla_edge.compress.quantize.rtn import fitting_group, round_to_nearest
 from vla_edge.compress.quantize.weights import ActivationQuant, CompressedLinear, QuantizedWeight, weight_fractions

@@ -51,8 +51,14 @@ def test_an_unknown_key_is_named_with_the_nearest_valid_one(plain, wrong, neares
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        ({"quantize": {"targets": ["vision"], "weights": "int3"}}, "weights is 'int3', allowed is int8, int4, fp8, nvfp4"),
-        ({"quantize": {"targets": ["vision"], "activations": "int5"}}, "allowed is null, int8, int8-dynamic, fp8, int4-dynamic"),
+        (
+            {"quantize": {"targets": ["vision"], "weights": "int3"}},
+            "weights is 'int3', allowed is int8, int4, fp8, nvfp4",
+        ),
+        (
+            {"quantize": {"targets": ["vision"], "activations": "int5"}},
+            "allowed is null, int8, int8-dynamic, fp8, int4-dynamic",
+        ),
         ({"quantize": {"targets": ["vision"], "weights": "int4"}}, "need a group_size"),
         ({"quantize": {"targets": ["vision"], "group_size": 0, "weights": "int4"}}, "group_size is 0"),
         ({"quantize": {"targets": ["vision"], "method": "magic"}}, "method is 'magic'"),

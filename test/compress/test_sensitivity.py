@@ -29,9 +29,7 @@ def found(subject):
 
 def test_every_layer_is_measured_in_every_precision_and_the_policy_is_left_alone(subject, found):
     before = subject.chunks()
-    again = measure(
-        subject.stages, subject.modules, subject.runner, make_observations(6), make_observations(3, seed=5)
-    )
+    again = measure(subject.stages, subject.modules, subject.runner, make_observations(6), make_observations(3, seed=5))
     assert again == found
     np.testing.assert_array_equal(subject.chunks(), before)
     assert set(found.error_rad) == set(subject.modules)

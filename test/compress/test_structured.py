@@ -28,7 +28,9 @@ def subject(loaded):
 
 
 def statistics_of(subject, units) -> dict:
-    readers = {name: m for name, m in subject.modules.items() if any(m is layer for u in units for layer, _ in u.readers)}
+    readers = {
+        name: m for name, m in subject.modules.items() if any(m is layer for u in units for layer, _ in u.readers)
+    }
     seen = watch_inputs(subject.runner, readers, lambda _: InputStatistics(), make_observations(6))
     return {id(readers[name]): statistics for name, statistics in seen.items()}
 

@@ -32,7 +32,9 @@ def test_it_agrees_with_the_reference_evaluator(toy, tmp_path, precision, option
     got = runtime.load(tmp_path / "out" / built.file, interface(stage), built.options).run(toy_inputs())
     for name in names:
         # an input on the edge between two grid points may fall to either side
-        limit = 1e-4 if " static" not in precision and " dynamic" not in precision else 3e-2 if "int8" in precision else 0.3
+        limit = (
+            1e-4 if " static" not in precision and " dynamic" not in precision else 3e-2 if "int8" in precision else 0.3
+        )
         difference = np.abs(got[name] - expected[name])
         assert difference.max() < limit and difference.mean() < min(limit / 10, 3e-3)
 

@@ -42,9 +42,7 @@ def compressed(stage: Stage, precision: str) -> dict[str, CompressedLinear]:
                 dense = dense * scale
             weight = round_to_nearest(dense, number_format(name), GROUPS.get(name))
             activation = _activation(name, inputs, weight.group_size)
-            layers[path] = CompressedLinear(
-                weight, kept.bias, activation, branch, None if scale is None else 1 / scale
-            )
+            layers[path] = CompressedLinear(weight, kept.bias, activation, branch, None if scale is None else 1 / scale)
     return layers
 
 

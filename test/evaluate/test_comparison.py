@@ -66,7 +66,16 @@ def contender(name: str, error: float, megabytes: float, results: dict, referenc
     profile = {"vision": {"p50": 2.0}, "total": {"p50": 10 * error}}
     paired = mcnemar([reference[s] for s in reference], [results[s] for s in reference]) if reference else None
     return Contender(
-        name, subject.Path(name), f"recipe <{name}>", 4.5, int(megabytes * 1e6), 1000, verification, profile, results, paired
+        name,
+        subject.Path(name),
+        f"recipe <{name}>",
+        4.5,
+        int(megabytes * 1e6),
+        1000,
+        verification,
+        profile,
+        results,
+        paired,
     )
 
 

@@ -104,7 +104,9 @@ def compress_policy(
         if isinstance(step, Quantize) and step.static_activations and name not in done
     }  # fmt: skip
     ranges: dict[str, RangeObserver] = {}
-    if not pruning and not any(isinstance(step, LowRankStep) for step in plan.values()):  # or other numbers reach the layers now
+    if not pruning and not any(
+        isinstance(step, LowRankStep) for step in plan.values()
+    ):  # or other numbers reach the layers now
         ranges = {
             name: RangeObserver.spanning(statistics[name].low.min(), statistics[name].high.max())
             for name, step in static.items() if name in statistics and step.calibrator == "minmax"
@@ -119,8 +121,14 @@ def compress_policy(
     return {
         name: done.get(name)
         or compress_layer(
-            name, module, plan[name], ranges.get(name), statistics.get(name), reduce_range,
-            name in pruning or name in zeros, scales.get(name),
+            name,
+            module,
+            plan[name],
+            ranges.get(name),
+            statistics.get(name),
+            reduce_range,
+            name in pruning or name in zeros,
+            scales.get(name),
         )
         for name, module in modules.items()
     }

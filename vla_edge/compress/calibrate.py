@@ -152,7 +152,8 @@ def watch_inputs(
     Args:
         runner: a `Runner` in PyTorch whose stages contain `modules`.
         modules: "stage.path" -> `nn.Linear`.
-        observer: makes what watches the layer of that name: its `update` takes each input (..., in) and raises ValueError.
+        observer: makes what watches the layer of that name; its `update` takes each input (..., in) and may raise
+            ValueError.
 
     Raises:
         CalibrationError: a layer's input is not finite.

@@ -35,9 +35,7 @@ def factorize(
         rank = int(np.searchsorted(kept, energy - 1e-12)) + 1
     rank = max(1, min(rank, len(values)))
     share = np.sqrt(values[:rank])
-    return LowRank(
-        (share[:, None] * (right[:rank] @ inverse)).astype(dtype), (left[:, :rank] * share).astype(dtype)
-    )
+    return LowRank((share[:, None] * (right[:rank] @ inverse)).astype(dtype), (left[:, :rank] * share).astype(dtype))
 
 
 def saves(shape: tuple[int, int], rank: int) -> bool:

@@ -58,7 +58,7 @@ def carry_out(
         work: where training goes on from when it was interrupted; needed by recipes that train.
 
     Raises:
-        RecipeError, CalibrationError, DemonstrationError, TrainingError: what is wrong; all that can be known before the
+        RecipeError, CalibrationError, DemonstrationError, TrainingError: what is wrong; what can be known before the
             work is found before it.
     """
     from vla_edge.engine.runner import Runner
@@ -171,14 +171,18 @@ def _shrink(recipe: Recipe, step: Shrink, policy, runner, observations, part) ->
     chosen = [units for units in units_in(policy) if shares[units.kind] and covered(units)]
     if not any(round(shares[units.kind] * units.count) for units in chosen):
         raise RecipeError(
-            f"recipe {recipe.name}: a shrink step takes nothing out: its targets cover no whole block, or its shares are "
-            "less than half a unit; a text layer's heads are also those of the action expert beside it"
+            f"recipe {recipe.name}: a shrink step takes nothing out: its targets cover no whole block, or its shares "
+            "are less than half a unit; a text layer's heads are also those of the action expert beside it"
         )
     readers = {names[id(layer)]: layer for units in chosen for layer, _ in units.readers}
-    seen = watch_inputs(runner, readers, lambda _: InputStatistics(), observations, lambda f: part(0.9 * f, "seeing what is missed"))
+    seen = watch_inputs(
+        runner, readers, lambda _: InputStatistics(), observations, lambda f: part(0.9 * f, "seeing what is missed")
+    )
     for name, statistics in seen.items():
         if not statistics.count:
-            raise CalibrationError(f"calibration never reached layer {name}; give observations that make the policy use it")
+            raise CalibrationError(
+                f"calibration never reached layer {name}; give observations that make the policy use it"
+            )
     shrink(chosen, shares, {id(readers[name]): statistics for name, statistics in seen.items()})
 
 

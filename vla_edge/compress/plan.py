@@ -65,7 +65,9 @@ def check_order(recipe: Recipe) -> None:
         if rounded and isinstance(step, FewSteps | Prune):
             raise RecipeError(f"{where} changes weights that step {rounded} has fixed; put it before")
         if rounded and trained and trained > rounded and not isinstance(step, Training):
-            raise RecipeError(f"{where} follows training through the rounding of step {rounded}; put it before {trained}")
+            raise RecipeError(
+                f"{where} follows training through the rounding of step {rounded}; put it before {trained}"
+            )
         if isinstance(step, Training):
             trained = number
             if any(isinstance(earlier, LowRankStep) for earlier in recipe.steps[:number]):

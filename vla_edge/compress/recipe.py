@@ -158,8 +158,8 @@ class Quantize:
 
     Attributes:
         targets: which layers.
-        weights: "int8" and "fp8" (one scale per output channel), "int4" (one per group), "nvfp4" (groups of 16, with FP8
-            scales and one more for the whole).
+        weights: "int8" and "fp8" (one scale per output channel), "int4" (one per group), "nvfp4" (groups of 16,
+            with FP8 scales and one more for the whole).
         activations: None for float32; "int8" or "fp8" for a grid fixed by calibration; "int8-dynamic" for one found at
             run time, "int4-dynamic" for one of each group of channels.
         method: how the values are chosen: "rtn" (nearest), "awq" (channels scaled and groups clipped first), "gptq"
@@ -264,8 +264,8 @@ class Shrink:
 
 @dataclass(frozen=True)
 class Finetune:
-    """Train the policy to do what it did before the steps so far, under what they decided: weights that were pruned stay
-    zero, weights that are quantized are trained through their rounding.
+    """Train the policy to do what it did before the steps so far, under what they decided: weights that were pruned
+    stay zero, weights that are quantized are trained through their rounding.
 
     Attributes:
         steps: of the optimizer. batch: frames each. rate: at its peak. seed: of the order of frames, and of noise.

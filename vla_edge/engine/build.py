@@ -58,8 +58,8 @@ def build(
         The bundle's directory.
 
     Raises:
-        CheckpointError, RecipeError, CalibrationError, DemonstrationError, TrainingError, BagError, ExportError, BackendError, VerifyError, BundleError:
-            what is wrong, where and what to do; nothing is left behind.
+        CheckpointError, RecipeError, CalibrationError, DemonstrationError, TrainingError, BagError, ExportError,
+            BackendError, VerifyError, BundleError: what is wrong, where and what to do; nothing is left behind.
     """
     from vla_edge.engine.backends import get_backend
     from vla_edge.policy.checkpoint import load_checkpoint

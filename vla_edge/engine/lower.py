@@ -1,6 +1,6 @@
 """Marker nodes -> standard ONNX: what each `nn.Linear` becomes in the file.
 
-Only operators of the ONNX standard appear (opset 21, or 23 with NVFP4), in the forms that every runtime knows how to fuse:
+Only operators of the ONNX standard appear (opset 21, or 23 with NVFP4), in the forms that runtimes know how to fuse:
 
     float32, float16    MatMul (a Cast where weights are stored in half)
     int8, int4, fp8     DequantizeLinear -> MatMul, per channel or per block
@@ -39,8 +39,8 @@ def lower(graph, layers: Mapping[str, CompressedLinear], norms: Mapping[str, np.
         norms: constant of `rescalable_norms` by name -> its value.
 
     Raises:
-        ExportError: a norm or a layer is not in the graph, the graph holds one that is not in `layers`, or a large constant
-            product is no `nn.Linear`.
+        ExportError: a norm or a layer is not in the graph, the graph holds one that is not in `layers`, or a large
+            constant product is no `nn.Linear`.
     """
     import onnx
 

@@ -41,15 +41,19 @@ def write_comparison_report(comparison: Comparison, path: str | Path) -> tuple[P
         columns += ["Success %", "Lost, points", "At most", "Pairs that differ"]
     page.section(
         "Side by side",
-        "Bits count scales and factors. What is lost in successes is against full precision, seed by seed; below zero is "
-        "a gain.",
+        "Bits count scales and factors. What is lost in successes is against full precision, seed by seed; below zero "
+        "is a gain.",
         table(columns, [_row(c, n) for c in rows], numeric=range(1, len(columns))),
     )
     names, errors = [c.name for c in rows], [round(100 * _error(c), 4) for c in rows]
-    size = page.chart("size", "scatter", "Error against size", names=names, x=[round(c.engine_bytes / 1e6, 3) for c in rows],
-                      y=errors, unitX="MB", unitY="% of the motion")  # fmt: skip
-    time = page.chart("time", "scatter", "Error against latency", names=names, x=[round(_latency(c), 3) for c in rows],
-                      y=errors, unitX="ms a chunk", unitY="% of the motion")  # fmt: skip
+    sizes, times = [round(c.engine_bytes / 1e6, 3) for c in rows], [round(_latency(c), 3) for c in rows]
+    size = page.chart(
+        "size", "scatter", "Error against size", names=names, x=sizes, y=errors, unitX="MB", unitY="% of the motion"
+    )
+    time = page.chart(
+        "time", "scatter", "Error against latency", names=names, x=times, y=errors, unitX="ms a chunk",
+        unitY="% of the motion",
+    )  # fmt: skip
     page.section(
         "What is worth its price",
         "On the line: no other engine is both nearer to full precision and smaller, or faster.",
@@ -104,7 +108,10 @@ def to_json(comparison: Comparison) -> dict:
 def summary(comparison: Comparison) -> str:
     """The table for a terminal."""
     n = len(comparison.reference)
-    lines = [f"{'recipe':18}{'bits':>7}{'MB':>8}{'error %':>9}{'ms':>8}" + (f"{'success':>9}{'lost':>8}{'<=':>8}" if n else "")]
+    lines = [
+        f"{'recipe':18}{'bits':>7}{'MB':>8}{'error %':>9}{'ms':>8}"
+        + (f"{'success':>9}{'lost':>8}{'<=':>8}" if n else "")
+    ]
     for c in comparison.contenders:
         line = f"{c.name:18}{c.bits:7.2f}{c.engine_bytes / 1e6:8.2f}{100 * _error(c):9.2f}{_latency(c):8.1f}"
         if n:
@@ -118,7 +125,8 @@ def summary(comparison: Comparison) -> str:
 def _row(c: Contender, n: int) -> tuple:
     low, high = c.verification["frame_error_rel"]
     row = (
-        c.name, f"{c.bits:.2f}", f"{c.language_bytes / 1e6:.2f}", f"{c.engine_bytes / 1e6:.2f}", f"{100 * _error(c):.2f}",
+        c.name, f"{c.bits:.2f}", f"{c.language_bytes / 1e6:.2f}", f"{c.engine_bytes / 1e6:.2f}",
+        f"{100 * _error(c):.2f}",
         f"{100 * low:.2f} to {100 * high:.2f}", f"{c.verification['cosine']:.5f}", f"{_latency(c):.1f}",
     )  # fmt: skip
     if not n:

@@ -89,9 +89,7 @@ class ConstrainedLinear(nn.Linear):
             return CompressedLinear(seen.astype(given.dtype), bias)
         values = given.grid.nearest(seen / self.steps.numpy())
         weight = QuantizedWeight(values, given.scales, given.format, given.group_size, given.tensor_scale)
-        return CompressedLinear(
-            weight, bias, self.layer.activation, self.layer.low_rank, self.layer.input_scale
-        )
+        return CompressedLinear(weight, bias, self.layer.activation, self.layer.low_rank, self.layer.input_scale)
 
 
 def constrain(policy: nn.Module, layers: Mapping[str, CompressedLinear], pruned: Collection[str]) -> None:

@@ -40,7 +40,13 @@ class Demonstrations:
     """
 
     def __init__(self, directories: Sequence[str | Path], tokenize, every: int = 1):
-        gathered: dict[str, list[np.ndarray]] = {"images": [], "state": [], "action": [], "instruction": [], "pointer": []}
+        gathered: dict[str, list[np.ndarray]] = {
+            "images": [],
+            "state": [],
+            "action": [],
+            "instruction": [],
+            "pointer": [],
+        }
         for directory in directories:
             for shard in shards(directory):
                 for name, arrays in gathered.items():

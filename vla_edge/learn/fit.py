@@ -1,7 +1,7 @@
 """A training run that can be killed at any moment: what every kind of training here shares.
 
-`OUT/state.pt` is what a run goes on from, `OUT/log.jsonl` its losses. Every step draws its data from (seed, step), so an
-interrupted run goes on with what it would have seen.
+`OUT/state.pt` is what a run goes on from, `OUT/log.jsonl` its losses. Every step draws its data from (seed, step), so
+an interrupted run goes on with what it would have seen.
 """
 
 from __future__ import annotations

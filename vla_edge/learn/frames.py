@@ -46,7 +46,7 @@ class Frames:
         return Frames(self.images[index], self.tokens[index], self.mask[index], self.state[index], actions)
 
     def shown_to(self, policy, gain: Tensor | None = None) -> tuple[PrefixCache, list[Tensor]]:
-        """What the policy's action expert gets of them, and where each of its text layers looks; `gain` as in `pixels`."""
+        """What the policy's action expert gets of them, and where its text layers look; `gain` as in `pixels`."""
         pixels = self.pixels(gain)
         tokens = policy.vision(pixels.flatten(0, 1))[0]
         tokens = tokens.unflatten(0, pixels.shape[:2]).flatten(1, 2)

@@ -2,8 +2,8 @@
 fewer flow steps.
 
 The student sees the teacher's observations, noise and flow time and is to give the teacher's velocity and the teacher's
-keys and values (Hinton et al., 2015, arXiv:1503.02531; features as in FitNets, Romero et al., 2014, arXiv:1412.6550). No
-labels are needed beyond the observations: where nobody showed actions, the teacher's own take their place.
+keys and values (Hinton et al., 2015, arXiv:1503.02531; features as in FitNets, Romero et al., 2014, arXiv:1412.6550).
+No labels are needed beyond the observations: where nobody showed actions, the teacher's own take their place.
 """
 
 from __future__ import annotations
@@ -100,10 +100,10 @@ class FewStepsConfig(FitConfig):
 class FewSteps(Fit):
     """The action expert learns to take a teacher's many flow steps in few.
 
-    From every point of the coarse grid the student is to reach, in one step, where the teacher's fine steps lead from the
-    same noise (progressive distillation, Salimans & Ho, 2022, arXiv:2202.00512, with all halvings at once). Beyond the
-    first step it starts from its own previous point, so that it learns to mend its own errors and not only the teacher's
-    path; its input is what it will meet on the robot.
+    From every point of the coarse grid the student is to reach, in one step, where the teacher's fine steps lead from
+    the same noise (progressive distillation, Salimans & Ho, 2022, arXiv:2202.00512, with all halvings at once). Beyond
+    the first step it starts from its own previous point, so that it learns to mend its own errors and not only the
+    teacher's path; its input is what it will meet on the robot.
 
     Args:
         config: of the run. student: whose `denoise` and `time` are trained in place. teacher: with the same prefix.

@@ -167,7 +167,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
     numbers = [field for field in fields(TrainConfig) if field.type in ("int", "float")]
     for field in numbers:
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type={"int": int, "float": float}[field.type], default=field.default)
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}", type={"int": int, "float": float}[field.type], default=field.default
+        )
     options = parser.parse_args(arguments)
     from tqdm import tqdm
 

@@ -252,9 +252,7 @@ class ActionExpert(nn.Module):
         h = self.mlp_out(F.silu(self.mlp_in(self.action_in(x)) + time_condition[:, None]))
         prefix_bias = ((1 - mask) * MASKED)[:, None, None, :]
         batch, length = h.shape[:2]
-        joint_bias = torch.cat(
-            [prefix_bias.expand(-1, -1, length, -1), self.causal.expand(batch, -1, -1, -1)], dim=-1
-        )
+        joint_bias = torch.cat([prefix_bias.expand(-1, -1, length, -1), self.causal.expand(batch, -1, -1, -1)], dim=-1)
         for index, layer in enumerate(self.layers):
             normed = layer.attention_norm(h)
             q, k, v = layer.queries(normed), keys[index], values[index]
@@ -285,8 +283,8 @@ class SmolVLA(nn.Module):
     def units(self) -> tuple[Units, ...]:
         """Key heads of each layer with the query heads that share them, see `policy.blocks.Units`.
 
-        A self-attending expert layer reads the text layer's keys, so both lose the same heads. A cross-attending one has
-        keys of its own, made of the text layer's.
+        A self-attending expert layer reads the text layer's keys, so both lose the same heads. A cross-attending one
+        has keys of its own, made of the text layer's.
         """
         c, found = self.config, []
         experts = dict(zip(c.expert_layers, self.denoise.layers))

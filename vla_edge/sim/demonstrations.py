@@ -64,8 +64,12 @@ class Recording:
 
 
 def record(
-    episodes: int, seed: int = FIRST_SEED, workers: int = 1, out_dir: str | Path = "out/demonstrations",
-    tier: str = "touch", progress: bool = True,
+    episodes: int,
+    seed: int = FIRST_SEED,
+    workers: int = 1,
+    out_dir: str | Path = "out/demonstrations",
+    tier: str = "touch",
+    progress: bool = True,
 ) -> dict[str, float]:
     """Records episodes into `shard-*.npz` files; shards that are already there are kept.
 
@@ -84,8 +88,11 @@ def record(
     recording = Recording(tier, int(seed), int(episodes))
     _claim(out, recording)
     blocks = [
-        (tier, out / f"shard-{start // EPISODES_PER_SHARD:04d}.npz",
-         tuple(range(seed + start, seed + min(start + EPISODES_PER_SHARD, episodes))))
+        (
+            tier,
+            out / f"shard-{start // EPISODES_PER_SHARD:04d}.npz",
+            tuple(range(seed + start, seed + min(start + EPISODES_PER_SHARD, episodes))),
+        )
         for start in range(0, episodes, EPISODES_PER_SHARD)
     ]
     totals = {"episodes": 0, "frames": 0, "successes": 0}
@@ -286,8 +293,10 @@ def main(arguments: list[str] | None = None) -> None:
         totals = record(options.episodes, options.seed, options.workers, options.out, options.tier)
     except VlaEdgeError as error:
         raise SystemExit(f"error: {error}") from None
-    print(f"{totals['episodes']} episodes, {totals['frames']} frames, object reached in {totals['successes']}; "
-          f"written to {options.out}")
+    print(
+        f"{totals['episodes']} episodes, {totals['frames']} frames, object reached in {totals['successes']}; "
+        f"written to {options.out}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""Other libraries' algorithms behind the same recipe step (`quantize: {provider: ...}`), one file each, imported when asked
-for. Their result is read back into our representation, so that export, gate and engine are the same whoever rounded.
+"""Other libraries' algorithms behind the same recipe step (`quantize: {provider: ...}`), one file each.
+
+They are imported when asked for, and their result is read back into our representation, so that export, gate and engine
+are the same whoever rounded.
 
 A provider module offers
 

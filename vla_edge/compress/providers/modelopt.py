@@ -1,4 +1,4 @@
-"""NVIDIA ModelOpt (package nvidia-modelopt, Apache-2.0): its AWQ, SmoothQuant, INT8 and FP8, read back layer by layer."""
+"""NVIDIA ModelOpt (package nvidia-modelopt): its AWQ, SmoothQuant, INT4 and FP8, read back layer by layer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def load():
     return modelopt.torch.quantization
 
 
-def quantize(root, modules: Mapping[str, object], step: Quantize, run: Callable[[], None]) -> dict[str, CompressedLinear]:
+def quantize(
+    root, modules: Mapping[str, object], step: Quantize, run: Callable[[], None]
+) -> dict[str, CompressedLinear]:
     """Quantize `modules` of `root`, which is changed and of no use afterwards.
 
     Args:

@@ -49,7 +49,9 @@ def _energy(layer, width: int, moment: np.ndarray) -> np.ndarray:
     weight = _numpy(layer)
     return np.array(
         [
-            np.einsum("oi,ij,oj->", weight[:, i : i + width], moment[i : i + width, i : i + width], weight[:, i : i + width])
+            np.einsum(
+                "oi,ij,oj->", weight[:, i : i + width], moment[i : i + width, i : i + width], weight[:, i : i + width]
+            )
             for i in range(0, weight.shape[1], width)
         ]
     )

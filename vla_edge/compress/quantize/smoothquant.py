@@ -48,8 +48,10 @@ def best_smoothing(
     """
     best = None
     for alpha in (None, *STRENGTHS):
-        scale = np.ones(len(statistics.largest), np.float32) if alpha is None else smoothing_scale(
-            statistics, weights, alpha
+        scale = (
+            np.ones(len(statistics.largest), np.float32)
+            if alpha is None
+            else smoothing_scale(statistics, weights, alpha)
         )
         smooth = statistics.scaled(1 / scale)
         width = group or len(scale)

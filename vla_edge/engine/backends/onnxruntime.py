@@ -89,9 +89,7 @@ def load(
     disabled = ["ReluQuantRewrite"]
     disabled += [] if options.get("fuse_bias", True) else ["MatMulAddFusion"]
     try:
-        session = ort.InferenceSession(
-            str(path), session_options, providers=PROVIDERS, disabled_optimizers=disabled
-        )
+        session = ort.InferenceSession(str(path), session_options, providers=PROVIDERS, disabled_optimizers=disabled)
     except Exception as error:  # the runtime raises a type of its own for each failure
         raise BackendError(f"ONNX Runtime {version()} cannot load stage file {path}: {_one_line(error)}") from error
     return OnnxRuntimeStage(session, stage)
@@ -160,8 +158,8 @@ def gains_by_reduced_range() -> bool:
 
 
 def _unpack_fp4(path: Path) -> None:
-    """Store 4-bit floating point as the 8-bit integers of twice its value, which this runtime can read: the same numbers
-    at twice the size."""
+    """Store 4-bit floating point as the 8-bit integers of twice its value, which this runtime can read: the same
+    numbers at twice the size."""
     import onnx
 
     model = onnx.load(str(path))
