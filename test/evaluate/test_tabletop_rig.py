@@ -59,12 +59,12 @@ def test_an_impossible_chunk_is_rejected_with_the_controllers_reason_and_moves_n
 
 
 def test_a_calibration_bag_shows_the_expert_at_the_rate_of_the_policy(tmp_path):
-    frames = record(tmp_path / "calibration", range(FIRST_SEED, FIRST_SEED + 2))
+    frames = record(tmp_path / "calibration", [FIRST_SEED])
     with Bag(tmp_path / "calibration") as bag:
         found = list(bag.frames(rate_hz=5.0, horizon_s=0.5))
         assert not bag.skipped and not bag.storage.warnings
     assert len(found) == frames >= 14
-    assert len({frame.observation.instruction for frame in found}) == 2
+    assert len({frame.observation.instruction for frame in found}) == 2, "one of each tier"
     rig = TabletopRig()
     rig.begin(FIRST_SEED, LoopOptions())
     first = rig.observe("")

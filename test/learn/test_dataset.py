@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
 
 from vla_edge.learn.dataset import Demonstrations
+from vla_edge.sim.demonstrations import DemonstrationError
 
 TOKENS = np.arange(16)[None]
 
@@ -38,3 +40,16 @@ def test_normalization_makes_state_and_relative_action_standard(recording):
     np.testing.assert_allclose(state.normalize(states).std(0), 1, atol=1e-4)
     np.testing.assert_allclose(state.normalize(states).mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(action.normalize(offsets).reshape(-1, 15).std(0), 1, atol=1e-4)
+
+
+def test_each_recording_has_its_share_of_a_batch(recording, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    with np.load(recording / "shard-0000.npz") as shard:
+        np.savez_compressed(other / "shard-0000.npz", **{**shard, "state": shard["state"] + 100})
+    rng = np.random.default_rng(0)
+    for shares, expected in (((0.3, 0.7), 14), ((), 7)):
+        batch = Demonstrations([recording, other], _tokenize, shares=shares).draw(rng, 20)
+        assert (batch.state > 50).all(1).sum() == expected
+    with pytest.raises(DemonstrationError, match="as many shares"):
+        Demonstrations([recording], _tokenize, shares=(1, 2))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +18,12 @@ from vla_edge.evaluate.bag_writer import BagWriter
 from vla_edge.evaluate.closed_loop import LoopOptions, run_episode
 from vla_edge.evaluate.expert_policy import ExpertPolicy
 from vla_edge.evaluate.tabletop_rig import TabletopRig
+from vla_edge.sim.tasks import TIERS
 from vla_edge.types import NANOSECONDS, JointState, Observation, VlaEdgeError
 
 # Between those of evaluations, which count from 0, and those of demonstrations, which count from 1,000,000.
 FIRST_SEED = 900_000
-EPISODES = 20
+EPISODES = 12
 # After success the hand stays: that, too, is something the policy has to do, and the motion after each frame is seen.
 STAY_S = 1.0
 # Episodes lie one after another on one clock, with a pause that no chunk spans.
@@ -77,22 +78,26 @@ class RecordingRig(TabletopRig):
         self._next_ns = stamp + NANOSECONDS // JOINT_STATE_HZ
 
 
-def record(path: str | Path, seeds: Iterable[int], tier: str = "touch", rate_hz: float = 5.0, progress=None) -> int:
-    """Records one expert episode for each seed; returns the number of frames.
+def record(
+    path: str | Path, seeds: Iterable[int], tiers: Sequence[str] = TIERS, rate_hz: float = 5.0, progress=None
+) -> int:
+    """Records one expert episode of each tier for each seed; returns the number of frames.
 
     Raises:
         BagError: something is at `path` already.
     """
-    options = LoopOptions(tier=tier, rate_hz=rate_hz)
     seeds = list(seeds)
-    about = {"source": "expert in simulation", "tier": tier, "seeds": f"{seeds[0]} to {seeds[-1]}"}
+    about = {
+        "source": "expert in simulation", "tiers": ", ".join(tiers), "seeds": f"{seeds[0]} to {seeds[-1]}",
+    }  # fmt: skip
     with BagWriter(path, image_format="png", compress=True, metadata=about) as writer:
         rig, policy = RecordingRig(writer), ExpertPolicy()
         policy.bind(rig)
         for seed in seeds:
-            row = run_episode(rig, policy, seed, options)
-            if progress is not None:
-                progress(row)
+            for tier in tiers:
+                row = run_episode(rig, policy, seed, LoopOptions(tier=tier, rate_hz=rate_hz))
+                if progress is not None:
+                    progress(row)
     return rig.frames
 
 
@@ -100,9 +105,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m vla_edge.evaluate.calibration_bag", description=__doc__)
     parser.add_argument("output", type=Path, help="directory of the bag to write")
-    parser.add_argument("--episodes", type=int, default=EPISODES)
+    parser.add_argument("--episodes", type=int, default=EPISODES, help="of each tier")
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
-    parser.add_argument("--tier", default="touch")
+    parser.add_argument("--tiers", nargs="+", default=TIERS, choices=TIERS)
     parser.add_argument("--rate", type=float, default=5.0, help="frames a second")
     options = parser.parse_args(arguments)
     seeds = range(options.first_seed, options.first_seed + options.episodes)
@@ -113,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"seed {row.seed}: {row.instruction}: {'success' if row.success else 'failed'}", file=sys.stderr)
 
     try:
-        frames = record(options.output, seeds, options.tier, options.rate, tell)
+        frames = record(options.output, seeds, options.tiers, options.rate, tell)
     except VlaEdgeError as error:
         print(error, file=sys.stderr)
         return 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vla_edge.policy.spec import Normalization, NormalizationMode
-from vla_edge.sim.demonstrations import shards
+from vla_edge.sim.demonstrations import DemonstrationError, shards
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,14 @@ class Demonstrations:
         directories: recordings, of the same image size and chunk.
         tokenize: instruction -> ((1, L) ids, (1, L) mask), an `InstructionTokenizer`.
         every: only each n-th frame of a shard is kept.
+        shares: of a batch, one for each directory; in proportion to their frames when left out.
     """
 
-    def __init__(self, directories: Sequence[str | Path], tokenize, every: int = 1):
+    def __init__(
+        self, directories: Sequence[str | Path], tokenize, every: int = 1, shares: Sequence[float] = ()
+    ):
+        if shares and (len(shares) != len(directories) or min(shares) <= 0):
+            raise DemonstrationError(f"{len(directories)} directories need as many shares above 0, not {tuple(shares)}")
         gathered: dict[str, list[np.ndarray]] = {
             "images": [],
             "state": [],
@@ -47,10 +52,14 @@ class Demonstrations:
             "instruction": [],
             "pointer": [],
         }
+        ends = []
         for directory in directories:
             for shard in shards(directory):
                 for name, arrays in gathered.items():
                     arrays.append(shard[name][::every])
+            ends.append(sum(map(len, gathered["state"])))
+        self._ranges = list(zip([0, *ends], ends))
+        self._shares = np.array(shares) / sum(shares) if shares else np.diff([0, *ends]) / ends[-1]
         # each list is let go as soon as it is joined: images alone are gigabytes
         self._images = np.concatenate(gathered.pop("images"))
         self._state = np.concatenate(gathered.pop("state"))
@@ -82,8 +91,9 @@ class Demonstrations:
         return self._take(np.arange(len(self)))
 
     def draw(self, rng: np.random.Generator, size: int) -> Batch:
-        """`size` frames, uniformly, with replacement."""
-        return self._take(rng.integers(len(self), size=size))
+        """`size` frames with replacement, of each directory its share (to the next whole frame), uniformly from each."""
+        counts = np.diff([0, *np.rint(size * np.cumsum(self._shares)).astype(int)])
+        return self._take(np.concatenate([rng.integers(*span, size=n) for span, n in zip(self._ranges, counts)]))
 
     def _take(self, index: np.ndarray) -> Batch:
         wording = self._wording[index]

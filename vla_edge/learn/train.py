@@ -45,6 +45,7 @@ class TrainConfig(FitConfig):
         draws: (noise, time) pairs per frame.
         pointer: weight of the pointer loss. pointer_layers: text layers it supervises.
         state_noise: rad. brightness: relative.
+        shares: of each directory of demonstrations in a batch; in proportion to its frames when empty.
     """
 
     draws: int = 2
@@ -52,6 +53,7 @@ class TrainConfig(FitConfig):
     pointer_layers: tuple[int, ...] = (1, 2)
     state_noise: float = 0.005
     brightness: float = 0.1
+    shares: tuple[float, ...] = ()
 
 
 def reference_shapes() -> SmolVLAConfig:
@@ -90,7 +92,9 @@ class Trainer(Fit):
         out.mkdir(parents=True, exist_ok=True)
         write_tokenizer(out, self._words, LANGUAGE_LENGTH)
         self.data = Demonstrations(
-            demonstrations, InstructionTokenizer(out / "tokenizer.json", LANGUAGE_LENGTH, PROMPT)
+            demonstrations,
+            InstructionTokenizer(out / "tokenizer.json", LANGUAGE_LENGTH, PROMPT),
+            shares=config.shares,
         )
         torch.manual_seed(config.seed)
         if start is None:
@@ -162,6 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train the reference policy by behaviour cloning.")
     parser.add_argument("--demonstrations", type=Path, nargs="+", default=[Path("out/demonstrations")])
     parser.add_argument("--out", type=Path, default=Path("out/train"))
+    parser.add_argument("--shares", type=float, nargs="+", default=(), help="of each recording in a batch")
     parser.add_argument("--start", type=Path, help="checkpoint to go on from, in a new run")
     parser.add_argument("--save-every", type=int, default=200, help="steps")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
@@ -176,6 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     config = replace(TrainConfig(), **{field.name: getattr(options, field.name) for field in numbers})
+    config = replace(config, shares=tuple(options.shares))
     try:
         trainer = Trainer(config, options.demonstrations, options.out, start=options.start)
         with tqdm(total=config.steps, initial=trainer.step, desc="training", unit="step") as bar:
