@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vla_edge.compress.quantize.formats import INT4, INT8, number_format
-from vla_edge.compress.quantize.ranges import RangeObserver, calibrate
+from vla_edge.compress.quantize.ranges import CALIBRATORS, RangeObserver, calibrate
 from vla_edge.compress.quantize.rtn import fitting_group, round_to_nearest
 from vla_edge.compress.quantize.weights import ActivationQuant, CompressedLinear, QuantizedWeight, weight_fractions
 
@@ -96,6 +96,29 @@ def test_min_max_covers_everything_and_zero_is_exact():
     assert calibrate(positive) == ActivationQuant("static", float(np.float32(2 / 255)), 0)
 
 
+def test_the_tail_calibrator_expects_what_more_of_the_same_data_hold():
+    """From 100 updates, ranges that hold for about 1,000; where nothing varies, what was seen is all."""
+    rng = np.random.default_rng(3)
+    held, wide = 0, []
+    for _ in range(40):
+        observer = RangeObserver()
+        for _ in range(100):
+            observer.update(rng.normal(size=200))
+        low, high = observer.expected()
+        assert low <= observer.low and high >= observer.high
+        more = rng.normal(size=(900, 200))
+        held += low <= more.min() and more.max() <= high
+        wide.append((high - low) / (observer.high - observer.low))
+    # the largest of many more values lies beyond what was seen nearly always, and beyond the range half of the time
+    assert held >= 8 and np.mean(wide) < 1.4
+    grid = calibrate(observer, "tail")
+    assert grid.scale * 255 == pytest.approx(high - low, rel=1e-5)
+    constant = RangeObserver()
+    for _ in range(50):
+        constant.update(np.array([-1.0, 2.0]))
+    assert calibrate(constant, "tail") == calibrate(constant, "minmax")
+
+
 def test_percentile_agrees_with_numpy():
     values = RNG.normal(size=200_000)
     observer = RangeObserver()
@@ -125,7 +148,7 @@ def test_least_squares_finds_the_best_clipping():
     assert error(calibrate(observer, "mse")) <= 1.05 * best
 
 
-@pytest.mark.parametrize("calibrator", ["minmax", "percentile", "mse"])
+@pytest.mark.parametrize("calibrator", CALIBRATORS)
 def test_a_constant_channel_gives_a_usable_grid(calibrator):
     observer = RangeObserver()
     observer.update(np.zeros(10))

@@ -30,7 +30,7 @@ PATTERNS = ("unstructured", "2:4")
 PROVIDERS = (None, "modelopt")
 METHODS = ("rtn", "awq", "gptq")
 PRUNERS = ("magnitude", "wanda", "sparsegpt")
-CALIBRATORS = ("minmax", "percentile", "mse")
+CALIBRATORS = ("minmax", "tail", "percentile", "mse")
 CHANNEL = "channel"
 
 

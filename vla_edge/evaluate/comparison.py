@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def compare_engines(
     opened = {name: Bundle.load(path) for name, path in bundles.items()}
     tell = progress or (lambda fraction, what: None)
     runs = [(FULL_PRECISION, checkpoint, _fingerprint(checkpoint)), *(
-        (name, bundle.directory, bundle.manifest["digest"]) for name, bundle in opened.items()
+        (name, bundle.directory, _content(bundle)) for name, bundle in opened.items()
     )] if seeds else []  # fmt: skip
     found: dict[str, dict[int, bool]] = {}
     for number, (name, policy, digest) in enumerate(runs):
@@ -147,6 +148,12 @@ def _contender(name: str, bundle, successes: Mapping[int, bool], paired: PairedT
         name, bundle.directory, manifest["recipe"]["description"], 8 * sum(size.values()) / weights, bundle.bytes,
         size.get(LANGUAGE, 0), manifest["verification"], manifest["profile"], successes, paired,
     )  # fmt: skip
+
+
+def _content(bundle) -> str:
+    """Of what acts: stages, tokenizer and policy; the same for a bundle that was built again to the same files."""
+    acts = [bundle.manifest["files"], bundle.manifest["policy"]]
+    return hashlib.sha256(json.dumps(acts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _fingerprint(checkpoint: Path) -> str:

@@ -8,7 +8,10 @@ from vla_edge.compress.quantize.formats import FP8
 from vla_edge.compress.quantize.weights import ActivationQuant
 
 BINS = 2048
-CALIBRATORS = ("minmax", "percentile", "mse")
+CALIBRATORS = ("minmax", "tail", "percentile", "mse")
+# How many times as many data as were seen a range of the calibrator "tail" is meant to hold for.
+AHEAD = 10
+_EULER = 0.5772156649
 _CLIPS = np.geomspace(0.02, 1.0, 120)
 
 
@@ -24,6 +27,8 @@ class RangeObserver:
 
     def __init__(self, scale: np.ndarray | None = None):
         self._scale = scale
+        # of the largest and the smallest value of each update: how many, sum, sum of squares
+        self._extremes = np.zeros((2, 3))
         self.low, self.high = np.inf, -np.inf
         self.counts = np.zeros(BINS, np.int64)
         self._span = 0.0
@@ -42,6 +47,8 @@ class RangeObserver:
         if not np.isfinite([low, high]).all():
             raise ValueError("values that are not finite")
         self.low, self.high = min(self.low, low), max(self.high, high)
+        ends = np.array([-low, high])
+        self._extremes += np.stack([np.ones(2), ends, ends**2], axis=1)
         largest = max(-low, high)
         if self._span == 0.0 and largest > 0.0:
             self._span = largest
@@ -56,6 +63,19 @@ class RangeObserver:
         observer = cls()
         observer.update(np.array([low, high]))
         return observer
+
+    def expected(self, times: float = AHEAD) -> tuple[float, float]:
+        """Smallest and largest value to be expected in `times` as many updates as were seen, at least what was seen.
+
+        The return level of extreme value theory: extremes of the updates are taken to follow a Gumbel distribution,
+        fitted by its moments (Gumbel, 1958).
+        """
+        ends = np.array([-self.low, self.high])
+        count, total, squares = self._extremes.T
+        deviation = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
+        spread = deviation * np.sqrt(6) / np.pi
+        levels = np.maximum(ends, total / count + spread * (np.log(times * count) - _EULER))
+        return -float(levels[0]), float(levels[1])
 
     @property
     def centers(self) -> np.ndarray:
@@ -76,7 +96,8 @@ def calibrate(
     """The 8-bit grid for what `observer` saw.
 
     Args:
-        calibrator: "minmax" covers everything; "percentile" leaves out the rarest values on both sides together;
+        calibrator: "minmax" covers everything; "tail" also what more of the same data is likely to hold (see
+            `RangeObserver.expected`); "percentile" leaves out the rarest values on both sides together;
             "mse" takes the clipping with the least expected squared error (as in TensorRT's and NNCF's MSE search).
         form: "int8", unsigned with a zero point, or "fp8", symmetric.
 
@@ -86,10 +107,11 @@ def calibrate(
     if not np.isfinite(observer.low):
         raise ValueError("no values")
     grid = _fp8_grid if form == "fp8" else _grid
-    low, high = min(observer.low, 0.0), max(observer.high, 0.0)
+    low, high = observer.expected() if calibrator == "tail" else (observer.low, observer.high)
+    low, high = min(low, 0.0), max(high, 0.0)
     if low == high:
         return grid(0.0, 0.0)
-    if calibrator == "minmax":
+    if calibrator in ("minmax", "tail"):
         return grid(low, high)
     if calibrator == "percentile":
         tail = (1 - percentile / 100) / 2
