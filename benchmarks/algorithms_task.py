@@ -3,8 +3,8 @@
     python benchmarks/algorithms_task.py NETWORK METHOD ours|modelopt|llmcompressor
 
 Runs in an environment that has the peers and transformers, so that both sides have the same torch. Text is Python's own
-documentation, two thirds to calibrate on and the rest to judge by; the error is that of the whole network's answer to its
-own in full precision. Weights and text are read from installed packages and never written.
+documentation, two thirds to calibrate on and the rest to judge by; the error is that of the whole network's answer, to
+its own in full precision. Weights and text are read from installed packages and never written.
 """
 
 from __future__ import annotations

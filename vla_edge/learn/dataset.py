@@ -40,9 +40,7 @@ class Demonstrations:
         shares: of a batch, one for each directory; in proportion to their frames when left out.
     """
 
-    def __init__(
-        self, directories: Sequence[str | Path], tokenize, every: int = 1, shares: Sequence[float] = ()
-    ):
+    def __init__(self, directories: Sequence[str | Path], tokenize, every: int = 1, shares: Sequence[float] = ()):
         if shares and (len(shares) != len(directories) or min(shares) <= 0):
             raise DemonstrationError(f"{len(directories)} directories need as many shares above 0, not {tuple(shares)}")
         gathered: dict[str, list[np.ndarray]] = {
@@ -91,7 +89,7 @@ class Demonstrations:
         return self._take(np.arange(len(self)))
 
     def draw(self, rng: np.random.Generator, size: int) -> Batch:
-        """`size` frames with replacement, of each directory its share (to the next whole frame), uniformly from each."""
+        """`size` frames with replacement: of each directory its share, uniformly from its frames."""
         counts = np.diff([0, *np.rint(size * np.cumsum(self._shares)).astype(int)])
         return self._take(np.concatenate([rng.integers(*span, size=n) for span, n in zip(self._ranges, counts)]))
 
