@@ -20,7 +20,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 CALIBRATION, EVALUATION, LENGTH = 64, 32, 256
-METHODS = ("rtn", "awq", "gptq", "smoothquant", "wanda", "sparsegpt", "wanda-2:4", "sparsegpt-2:4")
 
 
 @dataclass

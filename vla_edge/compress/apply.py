@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
-from vla_edge.compress.calibrate import CalibrationError, watch_inputs
+from vla_edge.compress.calibrate import never_reached, watch_inputs
 from vla_edge.compress.fold import InputGroup, input_groups, rescale
 from vla_edge.compress.low_rank import factorize, saves
 from vla_edge.compress.plan import plan_pruning, plan_smoothing
@@ -78,7 +78,7 @@ def compress_policy(
         )  # fmt: skip
         for name, group in watched.items():
             if not seen[name].count:
-                raise _never_reached(name)
+                raise never_reached(name)
             statistics |= dict.fromkeys(group.names, seen[name])
     for number, (name, step) in enumerate(pruning.items()):
         tell(0.4 + 0.1 * number / len(pruning), "pruning")
@@ -161,7 +161,7 @@ def compress_layer(
     if isinstance(step, Keep):
         return CompressedLinear(weight.astype(_dtype(step.dtype)), bias)
     if step.needs_statistics and statistics is None:
-        raise _never_reached(name)
+        raise never_reached(name)
     if isinstance(step, LowRankStep):
         factors = factorize(weight, step.rank, step.energy, statistics.second_moment, step.dtype)
         if saves(weight.shape, factors.rank):
@@ -250,7 +250,7 @@ def _activation(name: str, step: Quantize, ranges: RangeObserver | None, columns
     if step.activations == "int4-dynamic":
         return ActivationQuant("dynamic", format="int4", group_size=fitting_group(columns, step.group_size))
     if ranges is None or not np.isfinite(ranges.low):
-        raise _never_reached(name)
+        raise never_reached(name)
     return calibrate(ranges, step.calibrator, step.percentile, step.activations)
 
 
@@ -263,10 +263,6 @@ def _put(module, weight: np.ndarray) -> None:
 
     with torch.no_grad():
         module.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight)))
-
-
-def _never_reached(name: str) -> CalibrationError:
-    return CalibrationError(f"calibration never reached layer {name}; give observations that make the policy use it")
 
 
 def _dtype(name: str):

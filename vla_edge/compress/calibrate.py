@@ -183,6 +183,11 @@ def watch_inputs(
     return observers
 
 
+def never_reached(name: str) -> CalibrationError:
+    """For a layer that needs data and saw none."""
+    return CalibrationError(f"calibration never reached layer {name}; give observations that make the policy use it")
+
+
 def _hash(digest, observation: Observation) -> None:
     digest.update(observation.stamp_ns.to_bytes(8, "little", signed=True))
     digest.update(observation.instruction.encode())

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from vla_edge.compress.apply import Tell, compress_policy
-from vla_edge.compress.calibrate import CalibrationData, CalibrationError, watch_inputs
+from vla_edge.compress.calibrate import CalibrationData, never_reached, watch_inputs
 from vla_edge.compress.plan import check_order, matches, plan_layers, plan_pruning
 from vla_edge.compress.providers import get_provider
 from vla_edge.compress.quantize.weights import CompressedLinear
@@ -180,9 +180,7 @@ def _shrink(recipe: Recipe, step: Shrink, policy, runner, observations, part) ->
     )
     for name, statistics in seen.items():
         if not statistics.count:
-            raise CalibrationError(
-                f"calibration never reached layer {name}; give observations that make the policy use it"
-            )
+            raise never_reached(name)
     shrink(chosen, shares, {id(readers[name]): statistics for name, statistics in seen.items()})
 
 

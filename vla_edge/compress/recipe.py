@@ -20,11 +20,11 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar
 
+from vla_edge.compress.quantize.formats import NAMES as FORMATS
 from vla_edge.resources import share_directory
 from vla_edge.types import VlaEdgeError
 
 FLOATS = ("float32", "float16", "bfloat16")
-WEIGHTS = ("int8", "int4", "fp8", "nvfp4")
 ACTIVATIONS = (None, "int8", "int8-dynamic", "fp8", "int4-dynamic")
 PATTERNS = ("unstructured", "2:4")
 PROVIDERS = (None, "modelopt")
@@ -193,7 +193,7 @@ class Quantize:
     correct_bias: bool = False
 
     def check(self) -> None:
-        _one_of("weights", self.weights, WEIGHTS)
+        _one_of("weights", self.weights, FORMATS)
         if self.reduce_range not in (True, False, "auto"):
             raise ValueError(f"reduce_range is {self.reduce_range!r}, allowed is true, false, auto")
         if self.reduce_range and (self.weights != "int8" or self.activations is None):

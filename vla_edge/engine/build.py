@@ -202,18 +202,16 @@ class _Build:
         from vla_edge.engine.export import export_stage, trace
 
         layers = grouped_by_stage(compressed)
+        # a stage that was trained or made smaller is a graph of its own
+        traced = {} if self.recipe.reshapes or self.recipe.trains else self.traced
         entries = []
         for index, stage in enumerate(stages):
             self.tell(0.30 + 0.40 * index / len(stages), f"exporting and compiling {stage.name}")
             mine = layers.get(stage.name, {})
             key = f"{self.checkpoint.fingerprint} {stage.name}"
-            # one that was trained or made smaller is a graph of its own
-            graph = None if self.recipe.reshapes or self.recipe.trains else self.traced.get(key)
-            if graph is None:
-                graph = trace(stage)
-                if not (self.recipe.reshapes or self.recipe.trains):
-                    self.traced[key] = graph
-            file = export_stage(stage, mine, self.directory / f"{stage.name}.onnx", graph)
+            if key not in traced:
+                traced[key] = trace(stage)
+            file = export_stage(stage, mine, self.directory / f"{stage.name}.onnx", traced[key])
             interface = StageInterface(stage.name, stage.inputs, stage.outputs)
             built = self.runtime.build(file, self.directory, interface, None)
             entries.append(

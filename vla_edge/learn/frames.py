@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vla_edge.learn.losses import euler_path
 from vla_edge.policy.preprocess import Preprocessor
 from vla_edge.policy.smolvla import PrefixCache
 from vla_edge.policy.spec import PolicySpec
@@ -107,9 +108,7 @@ def with_actions_of(policy, frames: Frames, num_steps: int, batch: int = 64, see
     with torch.no_grad():
         for begin in range(0, len(frames), batch):
             part = frames.take(np.arange(begin, min(begin + batch, len(frames))))
-            x, cache = torch.randn(len(part), *shape, generator=generator), part.shown_to(policy)[0]
-            for step in range(num_steps):
-                time = torch.full((len(part),), 1 - step / num_steps)
-                x = x - policy.denoise(x, policy.time(time)[0], *cache)[0] / num_steps
-            chunks.append(x)
+            noise, cache = torch.randn(len(part), *shape, generator=generator), part.shown_to(policy)[0]
+            *_, actions = euler_path(policy, noise, cache, num_steps)
+            chunks.append(actions)
     return replace(frames, actions=torch.cat(chunks))

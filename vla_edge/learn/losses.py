@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,14 @@ def flow_points(actions: Tensor, draws: int, generator=None) -> tuple[Tensor, Te
     # a Beta(1.5, 1) variate is U^(1 / 1.5)
     time = torch.rand(len(actions), generator=generator).pow(1 / 1.5) * 0.999 + 0.001
     return time[:, None, None] * noise + (1 - time[:, None, None]) * actions, time, noise - actions
+
+
+def euler_path(policy: SmolVLA, x: Tensor, cache: PrefixCache, num_steps: int) -> Iterator[Tensor]:
+    """From noise (B, T, A): x after each of `num_steps` steps of the flow."""
+    for step in range(num_steps):
+        time = torch.full((len(x),), 1 - step / num_steps)
+        x = x - policy.denoise(x, policy.time(time)[0], *cache)[0] / num_steps
+        yield x
 
 
 def repeat_cache(cache: PrefixCache, times: int) -> PrefixCache:

@@ -17,12 +17,21 @@ from torch import Tensor, nn
 
 from vla_edge.learn.fit import Fit, FitConfig
 from vla_edge.learn.frames import Frames
-from vla_edge.learn.losses import flow_matching_loss, flow_points, repeat_cache
+from vla_edge.learn.losses import euler_path, flow_matching_loss, flow_points, repeat_cache
 from vla_edge.policy.smolvla import PrefixCache
 
 
 @dataclass(frozen=True)
-class MatchConfig(FitConfig):
+class StudentConfig(FitConfig):
+    """Defaults of what begins near its goal: a lower rate, a shorter warm-up and memory."""
+
+    rate: float = 3e-4
+    warmup: int = 20
+    average: float = 0.99
+
+
+@dataclass(frozen=True)
+class MatchConfig(StudentConfig):
     """How a student follows its teacher.
 
     Attributes:
@@ -34,9 +43,6 @@ class MatchConfig(FitConfig):
 
     steps: int = 300
     batch: int = 32
-    rate: float = 3e-4
-    warmup: int = 20
-    average: float = 0.99
     draws: int = 2
     features: float = 0.1
     attention: float = 0.0
@@ -81,7 +87,7 @@ class Match(Fit):
 
 
 @dataclass(frozen=True)
-class FewStepsConfig(FitConfig):
+class FewStepsConfig(StudentConfig):
     """How the number of flow steps is reduced.
 
     Attributes:
@@ -90,9 +96,6 @@ class FewStepsConfig(FitConfig):
 
     steps: int = 400
     batch: int = 64
-    rate: float = 3e-4
-    warmup: int = 20
-    average: float = 0.99
     num_steps: int = 2
     teacher_steps: int = 10
 
@@ -122,14 +125,11 @@ class FewSteps(Fit):
         coarse, fine = config.num_steps, config.teacher_steps
         with torch.no_grad():
             cache = batch.shown_to(self.student)[0]
-            path, x = [], start
-            for step in range(fine):
-                x = x - velocity(self.teacher, (x, _moment(batch, 1 - step / fine)), cache) / fine
-                if (step + 1) % (fine // coarse) == 0:
-                    path.append(x)
+            every = fine // coarse
+            path = list(euler_path(self.teacher, start, cache, fine))[every - 1 :: every]
         losses, x = {}, start
         for step, goal in enumerate(path):
-            given = velocity(self.student, (x, _moment(batch, 1 - step / coarse)), cache)
+            given = velocity(self.student, (x, torch.full((len(x),), 1 - step / coarse)), cache)
             wanted = (x - goal) * coarse
             losses[f"step{step + 1}"] = (given - wanted).square().mean() / coarse**2
             x = (x - given / coarse).detach()
@@ -154,7 +154,3 @@ def _draw(frames: Frames, config: MatchConfig, rng: np.random.Generator) -> tupl
     noise = torch.from_numpy(rng.standard_normal(batch.state.shape).astype(np.float32))
     state = batch.state + config.state_noise * noise
     return Frames(batch.images, batch.tokens, batch.mask, state, batch.actions), torch.from_numpy(gain)
-
-
-def _moment(batch: Frames, time: float) -> Tensor:
-    return torch.full((len(batch),), time)

@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -102,8 +102,8 @@ def record(
     return totals
 
 
-def shards(directory: str | Path) -> Iterator[dict[str, np.ndarray]]:
-    """The shards of a recording, in order, as name -> array.
+def shards(directory: str | Path, fields: Sequence[str] = FIELDS) -> Iterator[dict[str, np.ndarray]]:
+    """The shards of a recording, in order, as name -> array, of those `fields`.
 
     Raises:
         DemonstrationError: there are none, or one is damaged.
@@ -116,24 +116,14 @@ def shards(directory: str | Path) -> Iterator[dict[str, np.ndarray]]:
     for file in files:
         try:
             with np.load(file) as arrays:
-                yield {name: arrays[name] for name in FIELDS}
+                yield {name: arrays[name] for name in fields}
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise DemonstrationError(f"{file} cannot be read ({error}); delete it and record again") from None
 
 
 def frame_count(directory: str | Path) -> int:
     """Frames of a recording, without reading its pictures. Raises DemonstrationError as `shards`."""
-    files = sorted(Path(directory).glob("shard-*.npz"))
-    if not files:
-        next(shards(directory))
-    total = 0
-    for file in files:
-        try:
-            with np.load(file) as arrays:
-                total += len(arrays["step"])
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise DemonstrationError(f"{file} cannot be read ({error}); delete it and record again") from None
-    return total
+    return sum(len(shard["step"]) for shard in shards(directory, ("step",)))
 
 
 def record_episode(world: TabletopWorld, expert: Expert, seed: int, tier: str) -> tuple[dict[str, list], bool]:

@@ -11,7 +11,6 @@ BINS = 2048
 CALIBRATORS = ("minmax", "tail", "percentile", "mse")
 # How many times as many data as were seen a range of the calibrator "tail" is meant to hold for.
 AHEAD = 10
-_EULER = 0.5772156649
 _CLIPS = np.geomspace(0.02, 1.0, 120)
 
 
@@ -74,7 +73,7 @@ class RangeObserver:
         count, total, squares = self._extremes.T
         deviation = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
         spread = deviation * np.sqrt(6) / np.pi
-        levels = np.maximum(ends, total / count + spread * (np.log(times * count) - _EULER))
+        levels = np.maximum(ends, total / count + spread * (np.log(times * count) - np.euler_gamma))
         return -float(levels[0]), float(levels[1])
 
     @property

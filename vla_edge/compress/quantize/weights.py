@@ -230,9 +230,3 @@ def weight_fractions(layers: Mapping[str, CompressedLinear]) -> dict[str, float]
         counts[layer.precision] = counts.get(layer.precision, 0) + layer.shape[0] * layer.shape[1]
     total = sum(counts.values()) or 1
     return {precision: counts[precision] / total for precision in sorted(counts, key=counts.get, reverse=True)}
-
-
-def average_bits(layers: Mapping[str, CompressedLinear]) -> float:
-    """Bits on disk per weight of the matrices they stand for, scales and low-rank factors included."""
-    weights = sum(layer.shape[0] * layer.shape[1] for layer in layers.values())
-    return 8 * sum(layer.nbytes for layer in layers.values()) / max(weights, 1)
