@@ -6,24 +6,13 @@ import copy
 
 import numpy as np
 import pytest
-from tiny_subject import Subject, load_tiny, make_observations
+from tiny_subject import Subject, make_observations
 
 from vla_edge.compress.apply import compress_policy
 from vla_edge.compress.calibrate import CalibrationError
 from vla_edge.compress.fold import InputGroup, input_groups, rescale
 from vla_edge.compress.plan import plan_layers
 from vla_edge.compress.recipe import RecipeError, load_recipe, recipe_directory
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    return load_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def subject(loaded):
-    policy, checkpoint = loaded
-    return Subject(copy.deepcopy(policy), checkpoint)
 
 
 def quantize(**options):

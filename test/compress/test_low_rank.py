@@ -6,20 +6,19 @@ import copy
 
 import numpy as np
 import pytest
-from test_methods import inputs, statistics, weight  # noqa: F401 - fixtures
 from tiny_subject import Subject, load_tiny
 
 from vla_edge.compress.low_rank import factorize, saves
 from vla_edge.compress.statistics import output_error
 
 
-def test_without_data_it_is_the_truncated_svd(weight):  # noqa: F811
+def test_without_data_it_is_the_truncated_svd(weight):
     left, values, right = np.linalg.svd(weight.astype(np.float64), full_matrices=False)
     found = factorize(weight, 7)
     np.testing.assert_allclose(found.dequantize(), (left[:, :7] * values[:7]) @ right[:7], atol=1e-5)
 
 
-def test_with_data_no_factors_of_that_rank_err_less(weight, statistics):  # noqa: F811
+def test_with_data_no_factors_of_that_rank_err_less(weight, statistics):
     moment = statistics.second_moment
     ours = output_error(factorize(weight, 7, second_moment=moment).dequantize() - weight, moment)
     blind = output_error(factorize(weight, 7).dequantize() - weight, moment)
@@ -30,7 +29,7 @@ def test_with_data_no_factors_of_that_rank_err_less(weight, statistics):  # noqa
     assert ours == pytest.approx((rest**2).sum(), rel=0.05)
 
 
-def test_energy_keeps_its_share(weight):  # noqa: F811
+def test_energy_keeps_its_share(weight):
     values = np.linalg.svd(weight, compute_uv=False) ** 2
     found = factorize(weight, energy=0.9)
     assert values[: found.rank].sum() >= 0.9 * values.sum() > values[: found.rank - 1].sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tiny_subject import COLUMNS, ROWS
 
 from vla_edge.compress.quantize.awq import clipped_steps, search_scale
 from vla_edge.compress.quantize.formats import FP8, INT4, INT8
@@ -11,30 +12,6 @@ from vla_edge.compress.quantize.gptq import gptq
 from vla_edge.compress.quantize.rtn import grid_steps, round_on_grid, round_to_nearest
 from vla_edge.compress.quantize.smoothquant import best_smoothing, smoothing_scale
 from vla_edge.compress.statistics import InputStatistics, output_error
-
-ROWS, COLUMNS = 48, 96
-
-
-@pytest.fixture(scope="module")
-def inputs() -> np.ndarray:
-    """Correlated channels, a few of them thirty times as large as the others, as in language models."""
-    rng = np.random.default_rng(0)
-    mix = rng.normal(size=(COLUMNS, COLUMNS)) / np.sqrt(COLUMNS) + np.eye(COLUMNS)
-    scale = np.where(rng.random(COLUMNS) < 0.05, 30.0, 1.0)
-    return np.float32(rng.normal(size=(2000, COLUMNS)) @ mix * scale + 0.3 * scale)
-
-
-@pytest.fixture(scope="module")
-def statistics(inputs) -> InputStatistics:
-    statistics = InputStatistics()
-    for part in np.split(inputs, [0, 300, 900]):  # empty and uneven parts
-        statistics.update(part.reshape(-1, 1, COLUMNS))
-    return statistics
-
-
-@pytest.fixture(scope="module")
-def weight() -> np.ndarray:
-    return np.float32(np.random.default_rng(1).normal(size=(ROWS, COLUMNS)) * 0.05)
 
 
 def error(quantized, weight, inputs) -> float:

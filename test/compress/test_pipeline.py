@@ -6,7 +6,7 @@ import copy
 
 import numpy as np
 import pytest
-from tiny_subject import Subject, load_tiny, make_observations
+from tiny_subject import Subject, make_observations
 
 from vla_edge.compress.calibrate import collect
 from vla_edge.compress.fake import installed
@@ -17,11 +17,6 @@ from vla_edge.engine.trace import policy_layers
 
 INT4 = {"quantize": {"targets": ["*"], "weights": "int4", "group_size": 32}}
 SHRINK = {"shrink": {"targets": ["*"], "channels": 0.5}}
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    return load_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,13 @@ import copy
 
 import numpy as np
 import pytest
-from tiny_subject import Subject, load_tiny, make_observations
+from tiny_subject import Subject, make_observations
 
 from vla_edge.compress.calibrate import collect
 from vla_edge.compress.fake import installed
 from vla_edge.compress.pipeline import carry_out
 from vla_edge.compress.recipe import RecipeError, parse_recipe
 from vla_edge.engine.trace import policy_layers
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    return load_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def recipe(**step):

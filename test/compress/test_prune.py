@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from test_methods import COLUMNS, ROWS, inputs, statistics, weight  # noqa: F401 - fixtures
-from tiny_subject import Subject, load_tiny
+from tiny_subject import COLUMNS, ROWS
 
 from vla_edge.compress.prune.masks import keep_largest, magnitude_mask, wanda_mask
 from vla_edge.compress.prune.sparsegpt import sparsegpt
@@ -22,13 +21,13 @@ def two_of_four(matrix: np.ndarray) -> bool:
     return bool(((matrix != 0).reshape(-1, 4).sum(1) == 2).all())
 
 
-def test_magnitude_takes_the_smallest_of_the_whole_matrix(weight):  # noqa: F811
+def test_magnitude_takes_the_smallest_of_the_whole_matrix(weight):
     keep = magnitude_mask(weight, 0.3)
     assert (~keep).sum() == round(0.3 * weight.size)
     assert np.abs(weight[~keep]).max() <= np.abs(weight[keep]).min()
 
 
-def test_wanda_takes_the_least_product_of_weight_and_input_norm_in_each_output(weight, statistics, inputs):  # noqa: F811
+def test_wanda_takes_the_least_product_of_weight_and_input_norm_in_each_output(weight, statistics, inputs):
     keep = wanda_mask(weight, statistics, 0.5)
     assert ((~keep).sum(1) == COLUMNS // 2).all()
     score = np.abs(weight) * np.linalg.norm(inputs.astype(np.float64), axis=0)
@@ -37,7 +36,7 @@ def test_wanda_takes_the_least_product_of_weight_and_input_norm_in_each_output(w
 
 
 @pytest.mark.parametrize("pattern", (False, True), ids=["unstructured", "2:4"])
-def test_the_more_a_method_knows_the_less_the_output_errs(weight, statistics, pattern):  # noqa: F811
+def test_the_more_a_method_knows_the_less_the_output_errs(weight, statistics, pattern):
     moment = statistics.second_moment
     pruned = {
         "magnitude": weight * magnitude_mask(weight, 0.5, pattern),
@@ -51,7 +50,7 @@ def test_the_more_a_method_knows_the_less_the_output_errs(weight, statistics, pa
     assert errors["sparsegpt"] < 0.85 * errors["wanda"] < 0.1 * errors["magnitude"], errors
 
 
-def test_sparsegpt_gives_what_stays_the_least_squares_correction_by_the_book(statistics):  # noqa: F811
+def test_sparsegpt_gives_what_stays_the_least_squares_correction_by_the_book(statistics):
     """One weight of each row goes: the rest must then be the least-squares answer on the inputs yet to come."""
     columns = 6
     moment = statistics.second_moment[:columns, :columns].astype(np.float64)
@@ -62,7 +61,7 @@ def test_sparsegpt_gives_what_stays_the_least_squares_correction_by_the_book(sta
     np.testing.assert_allclose(found[0], row[0] - row[0, 0] / inverse[0, 0] * inverse[0], atol=1e-6)
 
 
-def test_gptq_keeps_the_zeros(weight, statistics):  # noqa: F811
+def test_gptq_keeps_the_zeros(weight, statistics):
     pruned = sparsegpt(weight, statistics.second_moment, 0.5, True)
     found = gptq(pruned, statistics.second_moment, INT4, 32, keep=pruned != 0)
     assert not found.values[pruned == 0].any()
@@ -71,18 +70,6 @@ def test_gptq_keeps_the_zeros(weight, statistics):  # noqa: F811
 def test_fours_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="in fours"):
         keep_largest(np.ones((3, 6)), 0.5, True, True)
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    return load_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def subject(loaded):
-    import copy
-
-    return Subject(copy.deepcopy(loaded[0]), loaded[1])
 
 
 @pytest.mark.parametrize("storage", [

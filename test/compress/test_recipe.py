@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from vla_edge.compress.plan import grouped_by_stage, matches, plan_layers
-from vla_edge.compress.recipe import Keep, Quantize, RecipeError, load_recipe, parse_recipe, recipe_directory
+from vla_edge.compress.recipe import RecipeError, load_recipe, parse_recipe, recipe_directory
+from vla_edge.compress.steps import Keep, Quantize
 
 LAYERS = ("vision.layers.0.q", "vision.layers.0.mlp.up", "vision.connector", "prefix.layers.0.q", "denoise.action_out")
 SHIPPED = sorted(path.stem for path in recipe_directory().glob("*.yaml"))

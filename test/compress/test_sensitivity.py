@@ -12,8 +12,9 @@ from tiny_subject import Subject, load_tiny, make_observations
 
 from vla_edge.compress.mixed import choose, to_recipe
 from vla_edge.compress.plan import plan_layers
-from vla_edge.compress.recipe import Accept, Quantize, RecipeError, parse_recipe
+from vla_edge.compress.recipe import Accept, RecipeError, parse_recipe
 from vla_edge.compress.sensitivity import OPTIONS, Sensitivity, Trial, measure
+from vla_edge.compress.steps import Quantize
 
 
 @pytest.fixture(scope="module")

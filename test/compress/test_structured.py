@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
-import pytest
 import torch
-from tiny_subject import Subject, load_tiny, make_observations
+from tiny_subject import make_observations
 from torch import nn
 
 from vla_edge.compress.calibrate import watch_inputs
@@ -15,16 +12,6 @@ from vla_edge.compress.prune.structured import shrink
 from vla_edge.compress.statistics import InputStatistics
 from vla_edge.engine.runner import Runner
 from vla_edge.policy.blocks import MLP, Units, units_in
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    return load_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def subject(loaded):
-    return Subject(copy.deepcopy(loaded[0]), loaded[1])
 
 
 def statistics_of(subject, units) -> dict:

@@ -18,6 +18,9 @@ from vla_edge.policy.checkpoint_writer import write_checkpoint
 sys.path.append(str(Path(__file__).resolve().parents[1] / "engine"))
 from tiny import WORDS, make_observations, tiny_policy, tiny_spec  # noqa: E402
 
+ROWS, COLUMNS = 48, 96
+"""Of the layer with difficult inputs, see conftest."""
+
 
 def load_tiny(directory: Path):
     """(policy, checkpoint), written to and read from `directory`."""

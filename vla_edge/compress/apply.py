@@ -23,8 +23,9 @@ from vla_edge.compress.quantize.ranges import RangeObserver, calibrate
 from vla_edge.compress.quantize.rtn import fitting_group, round_on_grid, round_to_nearest
 from vla_edge.compress.quantize.smoothquant import best_smoothing, smoothing_scale
 from vla_edge.compress.quantize.weights import ActivationQuant, CompressedLinear, LowRank, QuantizedWeight
-from vla_edge.compress.recipe import CHANNEL, Keep, LowRankStep, Prune, Quantize, Recipe, Storage
+from vla_edge.compress.recipe import Recipe
 from vla_edge.compress.statistics import InputStatistics
+from vla_edge.compress.steps import CHANNEL, Keep, LowRankStep, Prune, Quantize, Storage
 from vla_edge.types import Observation
 
 Tell = Callable[[float, str], None]

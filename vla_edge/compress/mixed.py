@@ -10,8 +10,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from vla_edge.compress.recipe import Accept, Recipe, RecipeError, Storage
+from vla_edge.compress.recipe import Accept, Recipe, RecipeError
 from vla_edge.compress.sensitivity import OPTIONS, Sensitivity
+from vla_edge.compress.steps import Storage
 
 
 @dataclass(frozen=True)

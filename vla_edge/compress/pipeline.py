@@ -14,8 +14,9 @@ from vla_edge.compress.calibrate import CalibrationData, never_reached, watch_in
 from vla_edge.compress.plan import check_order, matches, plan_layers, plan_pruning
 from vla_edge.compress.providers import get_provider
 from vla_edge.compress.quantize.weights import CompressedLinear
-from vla_edge.compress.recipe import FewSteps, Finetune, Prune, Quantize, Recipe, RecipeError, Shrink, Training
+from vla_edge.compress.recipe import Recipe, RecipeError
 from vla_edge.compress.statistics import InputStatistics
+from vla_edge.compress.steps import FewSteps, Finetune, Prune, Quantize, Shrink, Training
 from vla_edge.types import Observation
 
 _SAVE_EVERY = 50
@@ -78,6 +79,8 @@ def carry_out(
             )
     frames = None
     if recipe.trains:
+        if work is None:
+            raise RecipeError(f"recipe {recipe.name} trains, and there is no directory to keep that in")
         tell(0.0, "reading what to train on")
         frames = _frames(recipe, original, checkpoint, demonstrations, recording or data.observations)
     if recipe.changes_policy:
@@ -114,8 +117,6 @@ def carry_out(
             pending = [earlier for earlier in pending if earlier not in now]
             if now:
                 layers = compress(now)
-            if work is None:
-                raise RecipeError(f"recipe {recipe.name} trains, and there is no directory to keep that in")
             run = work / f"{number}-{_question(recipe, checkpoint, number, len(frames))}"
             layers = _train(step, policy, original, frames, layers, pruned, num_steps, run, part)
             if isinstance(step, FewSteps):

@@ -6,19 +6,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from vla_edge.compress.recipe import (
-    FewSteps,
-    Keep,
-    LowRankStep,
-    Prune,
-    Quantize,
-    Recipe,
-    RecipeError,
-    Shrink,
-    Smooth,
-    Storage,
-    Training,
-)
+from vla_edge.compress.recipe import Recipe, RecipeError
+from vla_edge.compress.steps import FewSteps, Keep, LowRankStep, Prune, Quantize, Shrink, Smooth, Storage, Training
 
 
 def plan_layers(recipe: Recipe, layers: Sequence[str]) -> dict[str, Storage]:

@@ -20,8 +20,9 @@ from vla_edge.compress.calibrate import watch_inputs
 from vla_edge.compress.fake import installed
 from vla_edge.compress.fold import input_groups
 from vla_edge.compress.quantize.weights import CompressedLinear
-from vla_edge.compress.recipe import Keep, Quantize, RecipeError, Storage
+from vla_edge.compress.recipe import RecipeError
 from vla_edge.compress.statistics import InputStatistics
+from vla_edge.compress.steps import Keep, Quantize, Storage
 from vla_edge.evaluate.metrics import MotionScale
 from vla_edge.evaluate.page import write_text
 from vla_edge.policy.preprocess import positions_by_name

@@ -14,7 +14,8 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from vla_edge.compress.recipe import Quantize, RecipeError
+from vla_edge.compress.recipe import RecipeError
+from vla_edge.compress.steps import Quantize
 
 # name -> (module, what to install)
 PROVIDERS = {"modelopt": ("vla_edge.compress.providers.modelopt", "nvidia-modelopt")}

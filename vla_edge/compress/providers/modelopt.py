@@ -10,7 +10,7 @@ import numpy as np
 from vla_edge.compress.quantize.formats import FP8, number_format
 from vla_edge.compress.quantize.rtn import fitting_group, round_on_grid
 from vla_edge.compress.quantize.weights import ActivationQuant, CompressedLinear
-from vla_edge.compress.recipe import Quantize
+from vla_edge.compress.steps import Quantize
 
 # its presets; "smoothquant" is what it offers for INT8 with rounded inputs
 METHODS = {

@@ -1,0 +1,328 @@
+"""The steps a recipe can have: what each is about, and which values it takes.
+
+`check` raises ValueError; which step of which recipe it was is for `recipe` to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from vla_edge.compress.quantize.formats import NAMES as FORMATS
+from vla_edge.compress.quantize.ranges import CALIBRATORS
+
+FLOATS = ("float32", "float16", "bfloat16")
+ACTIVATIONS = (None, "int8", "int8-dynamic", "fp8", "int4-dynamic")
+PATTERNS = ("unstructured", "2:4")
+PROVIDERS = (None, "modelopt")
+METHODS = ("rtn", "awq", "gptq")
+PRUNERS = ("magnitude", "wanda", "sparsegpt")
+CHANNEL = "channel"
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Leave layers in floating point.
+
+    Attributes:
+        targets: which layers.
+        dtype: "float32", "float16" or "bfloat16"; 16 bits are for storage, products are computed in float32.
+    """
+
+    key: ClassVar[str] = "keep"
+    needs_statistics: ClassVar[bool] = False
+    needs_products: ClassVar[bool] = False
+    changes_policy: ClassVar[bool] = False
+    targets: tuple[str, ...]
+    dtype: str = "float32"
+
+    def check(self) -> None:
+        _one_of("dtype", self.dtype, FLOATS)
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """Move outliers of activations into weights before either is rounded (SmoothQuant).
+
+    Attributes:
+        targets: which layers.
+        alpha: share that moves, 0 to 1, or "auto" to find each input's own.
+        at_run_time: inputs that no norm or layer before can be rescaled for are multiplied when they come, which costs
+            a little time; otherwise they stay as they are.
+    """
+
+    key: ClassVar[str] = "smooth"
+    needs_statistics: ClassVar[bool] = True
+    needs_products: ClassVar[bool] = False
+    changes_policy: ClassVar[bool] = True
+    targets: tuple[str, ...]
+    alpha: float | str = "auto"
+    at_run_time: bool = False
+
+    def check(self) -> None:
+        number = isinstance(self.alpha, (int, float)) and not isinstance(self.alpha, bool)
+        if self.alpha != "auto" and not (number and 0 <= self.alpha <= 1):
+            raise ValueError(f"alpha is {self.alpha!r}, allowed is 0 to 1, or auto")
+        _one_of("at_run_time", self.at_run_time, (True, False), booleans=True)
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Set weights of layers to zero; what else becomes of the layers is for other steps to say.
+
+    Attributes:
+        targets: which layers.
+        method: "magnitude" (the smallest go), "wanda" (those that move the output least) or "sparsegpt" (which also
+            lets the weights that stay make up for those that go).
+        pattern: "unstructured", or "2:4": two of every four neighbouring inputs stay.
+        sparsity: share that goes; half of them in 2:4.
+        damping: of sparsegpt.
+    """
+
+    key: ClassVar[str] = "prune"
+    changes_policy: ClassVar[bool] = True
+    targets: tuple[str, ...]
+    method: str = "wanda"
+    pattern: str = "unstructured"
+    sparsity: float = 0.5
+    damping: float = 0.01
+
+    def check(self) -> None:
+        _one_of("method", self.method, PRUNERS)
+        _one_of("pattern", self.pattern, PATTERNS)
+        _number("sparsity", self.sparsity, 0, 1, "above 0, below 1")
+        if self.sparsity == 1 or self.pattern == "2:4" and self.sparsity != 0.5:
+            raise ValueError(f"sparsity is {self.sparsity!r}, allowed is above 0, below 1, and 0.5 for 2:4")
+        _number("damping", self.damping, 0, 1, "above 0, to 1")
+
+    @property
+    def needs_statistics(self) -> bool:
+        return self.method != "magnitude"
+
+    @property
+    def needs_products(self) -> bool:
+        return self.method == "sparsegpt"
+
+
+@dataclass(frozen=True)
+class LowRankStep:
+    """Put two thin products in the place of layers, where that is fewer multiplications; other layers stay whole.
+
+    Attributes:
+        targets: which layers.
+        energy: share of the output's energy over the data to keep, above 0, to 1; one of energy and rank is given.
+        rank: of the factors.
+        dtype: the factors are stored in: "float32" or "float16".
+    """
+
+    key: ClassVar[str] = "lowrank"
+    needs_statistics: ClassVar[bool] = True
+    needs_products: ClassVar[bool] = True
+    changes_policy: ClassVar[bool] = True
+    targets: tuple[str, ...]
+    energy: float | None = None
+    rank: int | None = None
+    dtype: str = "float32"
+
+    def check(self) -> None:
+        if (self.energy is None) == (self.rank is None):
+            raise ValueError("one of energy and rank must be given")
+        if self.energy is not None:
+            _number("energy", self.energy, 0, 1, "above 0, to 1")
+        else:
+            _whole("rank", self.rank)
+        _one_of("dtype", self.dtype, ("float32", "float16"))
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Round the weights of layers to a coarser grid, and their inputs too if wanted.
+
+    Attributes:
+        targets: which layers.
+        weights: "int8" and "fp8" (one scale per output channel), "int4" (one per group), "nvfp4" (groups of 16,
+            with FP8 scales and one more for the whole).
+        activations: None for float32; "int8" or "fp8" for a grid fixed by calibration; "int8-dynamic" for one found at
+            run time, "int4-dynamic" for one of each group of channels.
+        method: how the values are chosen: "rtn" (nearest), "awq" (channels scaled and groups clipped first), "gptq"
+            (errors made up for by weights not yet rounded).
+        provider: library whose algorithm is run in the place of ours: "modelopt"; see `providers`.
+        at_run_time: as of `smooth`, for the scales of awq.
+        low_rank: channels of a float16 branch that takes over what rounds worst (SVDQuant); 0 for none.
+        damping, activation_order: of gptq, see `quantize.gptq`.
+        correct_bias: add to the bias what rounding the weights takes from the layer's mean output.
+        group_size: inputs per scale of int8 and int4, or "channel" for all; where it does not divide a layer's inputs a
+            smaller one is taken.
+        calibrator, percentile: how the grid of static activations is chosen.
+        reduce_range: int8 weights use 7 bits, which is exact and about 15 % faster on x86-64 without VNNI and costs
+            accuracy everywhere; "auto" does so where the machine of the build gains by it.
+    """
+
+    key: ClassVar[str] = "quantize"
+    targets: tuple[str, ...]
+    weights: str = "int8"
+    activations: str | None = None
+    method: str = "rtn"
+    group_size: int | str | None = None
+    provider: str | None = None
+    at_run_time: bool = False
+    low_rank: int = 0
+    calibrator: str = "minmax"
+    percentile: float = 99.99
+    reduce_range: bool | str = False
+    damping: float = 0.01
+    activation_order: bool = True
+    correct_bias: bool = False
+
+    def check(self) -> None:
+        _one_of("weights", self.weights, FORMATS)
+        if self.reduce_range not in (True, False, "auto"):
+            raise ValueError(f"reduce_range is {self.reduce_range!r}, allowed is true, false, auto")
+        if self.reduce_range and (self.weights != "int8" or self.activations is None):
+            raise ValueError("reduce_range goes with int8 weights and 8-bit activations")
+        _one_of("activations", self.activations, ACTIVATIONS)
+        if self.activations == "int4-dynamic" and (self.weights != "int4" or self.group_size in (None, CHANNEL)):
+            raise ValueError("activations int4-dynamic go with weights int4 in groups, whose size they share")
+        _one_of("method", self.method, METHODS)
+        _one_of("provider", self.provider, PROVIDERS)
+        _one_of("calibrator", self.calibrator, CALIBRATORS)
+        if self.group_size is not None and self.group_size != CHANNEL:
+            _whole("group_size", self.group_size, ", channel or null")
+        if self.weights == "int4" and self.group_size is None:
+            raise ValueError("weights int4 need a group_size (32, 64, 128, or channel for one scale per output)")
+        if self.weights in ("fp8", "nvfp4") and self.group_size is not None:
+            raise ValueError(f"weights {self.weights} have their own groups; leave group_size out")
+        _whole("low_rank", self.low_rank, ", or 0", least=0)
+        if not isinstance(self.percentile, (int, float)) or not 50 < self.percentile <= 100:
+            raise ValueError(f"percentile is {self.percentile!r}, allowed is 50 to 100")
+        _number("damping", self.damping, 0, 1, "above 0, to 1")
+        for name in ("activation_order", "correct_bias", "at_run_time"):
+            _one_of(name, getattr(self, name), (True, False), booleans=True)
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether the weights are chosen by what reaches them."""
+        return self.needs_products or self.correct_bias or self.provider is not None
+
+    @property
+    def needs_products(self) -> bool:
+        """Whether it asks for products of channels, see `statistics.InputStatistics`."""
+        return self.method != "rtn" or self.low_rank > 0
+
+    @property
+    def changes_policy(self) -> bool:
+        return self.method == "awq"
+
+    @property
+    def static_activations(self) -> bool:
+        """Whether inputs are rounded to a grid that calibration fixes."""
+        return self.activations in ("int8", "fp8")
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """Take whole channels of feed-forwards and heads of attentions out of the policy, those that are missed least.
+
+    Attributes:
+        targets: which parts; a block is made smaller where they cover all of its layers.
+        channels, heads: share of each block's that goes, 0 to below 1; at least one always stays.
+    """
+
+    key: ClassVar[str] = "shrink"
+    needs_statistics: ClassVar[bool] = True
+    changes_policy: ClassVar[bool] = True
+    targets: tuple[str, ...]
+    channels: float = 0.0
+    heads: float = 0.0
+
+    def check(self) -> None:
+        for name in ("channels", "heads"):
+            _number(name, getattr(self, name), -1e-12, 1, "0 to below 1")
+            if getattr(self, name) == 1:
+                raise ValueError(f"{name} is 1, allowed is 0 to below 1")
+        if self.channels == self.heads == 0:
+            raise ValueError("channels and heads are both 0; give one of them")
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Train the policy to do what it did before the steps so far, under what they decided: weights that were pruned
+    stay zero, weights that are quantized are trained through their rounding.
+
+    Attributes:
+        steps: of the optimizer. batch: frames each. rate: at its peak. seed: of the order of frames, and of noise.
+        features, attention: weight of the teacher's keys and values, and of where its text layers look. shown: of the
+            actions that demonstrations show, beside those of the teacher.
+        demonstrations: directories to train on; what the build is given, or else the recording it calibrates on.
+    """
+
+    key: ClassVar[str] = "finetune"
+    needs_statistics: ClassVar[bool] = True
+    changes_policy: ClassVar[bool] = True
+    steps: int = 300
+    batch: int = 32
+    rate: float = 3e-4
+    features: float = 0.1
+    attention: float = 0.0
+    shown: float = 0.0
+    seed: int = 0
+    demonstrations: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        _training(self)
+        for name in ("features", "attention", "shown"):
+            _number(name, getattr(self, name), -1e-12, 1e6, "0 or above")
+
+
+@dataclass(frozen=True)
+class FewSteps:
+    """Train the action expert to reach in few flow steps where the policy's own many lead.
+
+    Attributes:
+        num_steps: flow steps afterwards; divides those of the checkpoint.
+        steps, batch, rate, seed, demonstrations: as of `finetune`.
+    """
+
+    key: ClassVar[str] = "few_steps"
+    needs_statistics: ClassVar[bool] = True
+    changes_policy: ClassVar[bool] = True
+    num_steps: int = 2
+    steps: int = 400
+    batch: int = 64
+    rate: float = 3e-4
+    seed: int = 0
+    demonstrations: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        _training(self)
+        _whole("num_steps", self.num_steps)
+
+
+STEPS = {step.key: step for step in (Keep, Smooth, Prune, LowRankStep, Quantize, Shrink, Finetune, FewSteps)}
+Storage = Keep | LowRankStep | Quantize
+"""What says how a layer is stored; the other steps prepare it."""
+Training = Finetune | FewSteps
+
+
+def _training(step) -> None:
+    for name in ("steps", "batch"):
+        _whole(name, getattr(step, name))
+    _number("rate", step.rate, 0, 1, "above 0, to 1")
+    _whole("seed", step.seed, ", or 0", least=0)
+
+
+def _one_of(name: str, value, allowed: Sequence, booleans: bool = False) -> None:
+    if value not in allowed or isinstance(value, bool) is not booleans:
+        words = ", ".join("null" if item is None else str(item) for item in allowed)
+        raise ValueError(f"{name} is {value!r}, allowed is {words}")
+
+
+def _number(name: str, value, low: float, high: float, words: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value <= high:
+        raise ValueError(f"{name} is {value!r}, allowed is {words}")
+
+
+def _whole(name: str, value, more: str = "", least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}, allowed is a positive whole number{more}")
