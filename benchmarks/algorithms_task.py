@@ -176,40 +176,21 @@ def ours(network: Network, method: str) -> None:
 
 
 def modelopt(network: Network, method: str) -> None:
-    """NVIDIA ModelOpt, simulated in place."""
-    import copy
-
+    """NVIDIA ModelOpt, simulated in place, with the settings our provider gives it."""
     import modelopt.torch.quantization as mtq
 
-    known = {
-        "awq": mtq.INT4_AWQ_CFG, "smoothquant": mtq.INT8_SMOOTHQUANT_CFG, "rtn": mtq.INT4_BLOCKWISE_WEIGHT_ONLY_CFG,
-    }  # fmt: skip
-    config = copy.deepcopy(known[method])
-    if method != "smoothquant":
-        blocks(config["quant_cfg"], network.group)
-    kept = set(network.layers)
+    from vla_edge.compress.providers.modelopt import configuration
+    from vla_edge.compress.steps import Quantize
+
+    eight = Quantize(("*",), "int8", "int8")
+    step = eight if method == "smoothquant" else Quantize(("*",), "int4", method=method, group_size=network.group)
+    modules = {name: network.model.get_submodule(name) for name in network.layers}
 
     def forward(model):
         for batch in network.calibration:
             model(**batch)
 
-    leaves = [name for name, module in network.model.named_modules() if name and not list(module.children())]
-    off = [name for name in leaves if name not in kept]
-    entries = config["quant_cfg"]
-    for name in off:
-        if isinstance(entries, list):
-            entries.append({"quantizer_name": f"{name}.*", "enable": False})
-        else:
-            entries[f"{name}.*"] = {"enable": False}
-    mtq.quantize(network.model, config, forward)
-
-
-def blocks(entry, group: int) -> None:
-    """Set every block size in a ModelOpt configuration."""
-    for value in entry.values() if isinstance(entry, dict) else entry if isinstance(entry, list) else ():
-        if isinstance(value, dict) and "block_sizes" in value:
-            value["block_sizes"] = {**value["block_sizes"], -1: group}
-        blocks(value, group)
+    mtq.quantize(network.model, configuration(network.model, modules, step), forward)
 
 
 def llmcompressor(network: Network, method: str) -> None:

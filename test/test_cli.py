@@ -158,11 +158,14 @@ def test_the_bar_is_redrawn_in_a_terminal_and_a_line_a_step_elsewhere(monkeypatc
     assert [line.split()[-1] for line in log.getvalue().splitlines()] == ["calibrating", "comparing"]
 
 
-def test_sensitivity_writes_a_recipe_that_builds_and_its_report(robot, tmp_path, capsys):
+@pytest.mark.parametrize(("budget", "key", "limit"), [("--bits", "average_bits", 9), ("--ms", "predicted_ms", 1000)])
+def test_sensitivity_writes_a_recipe_that_builds_and_its_report(robot, tmp_path, capsys, budget, key, limit):
     recipe = tmp_path / "found.yaml"
-    command = ("sensitivity", robot / "checkpoint", "--bits", "9", "--frames", "2", "--output", recipe, "--json")
+    command = ("sensitivity", robot / "checkpoint", budget, str(limit), "--frames", "2", "--output", recipe, "--json")
     told = json.loads(printed(capsys, *command))
-    assert told["average_bits"] <= 9 and len(told["layers"]) > 1 and told["measured_error_rel"] > 0
+    assert told[key] <= limit and told["layers"]
+    assert told["measured_error_rel"] > 0 if budget == "--bits" else told["layers"].keys() == {"float32"}
+    assert (told["measured_ms"] or 0) > 0 if budget == "--ms" else told["measured_ms"] is None
     assert {file.name for file in tmp_path.iterdir()} == {"found.yaml", "found.html", "found.json"}
     assert "sensitivity by layer" in recipe.with_suffix(".html").read_text()
     printed(capsys, "build", robot / "checkpoint", "--recipe", recipe, "--output", tmp_path / "bundle")

@@ -3,6 +3,7 @@
 A test run can end with code 0 because it collected nothing, or because an import guard skipped a whole directory.
 
     python tools/check_tests_ran.py out/ci/tests.xml
+    python tools/check_tests_ran.py --any out/ci/peers-nncf.xml     one test that passed will do
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ LEAST = 1_200
 MOST_SKIPPED = 10
 
 
-def problems(report: Path, tests: Path) -> list[str]:
+def problems(report: Path, tests: Path, *, any_will_do: bool = False) -> list[str]:
     """What is wrong with a run, one sentence each."""
     try:
         cases = list(ElementTree.parse(report).iter("testcase"))
@@ -31,6 +32,8 @@ def problems(report: Path, tests: Path) -> list[str]:
         skipped += outcome == {"skipped"}
         if not outcome:
             passed[".".join(case.get("classname", "").split(".")[:2])] += 1
+    if any_will_do:
+        return [] if passed else ["no test passed"]
     wanted = {f"test.{path.parent.relative_to(tests)}" for path in tests.glob("*/test_*.py")}
     found = [f"no test passed in {name.replace('.', '/')}" for name in sorted(wanted) if not passed[name]]
     if failed:
@@ -43,12 +46,12 @@ def problems(report: Path, tests: Path) -> list[str]:
 
 
 def main() -> int:
-    report = Path(sys.argv[1])
-    found = problems(report, Path(__file__).resolve().parents[1] / "test")
+    report = Path(sys.argv[-1])
+    found = problems(report, Path(__file__).resolve().parents[1] / "test", any_will_do="--any" in sys.argv)
     for problem in found:
         print(f"tests: {problem}", file=sys.stderr)
     if not found:
-        print("tests: every directory was tested")
+        print("tests: they ran")
     return bool(found)
 
 

@@ -59,12 +59,22 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--backend", default="onnxruntime", help="runtime to build for")
     sub.add_argument("--output", type=Path, help="directory of the bundle; by default bundles/ beside the checkpoint")
     sub.add_argument(
-        "--calibration", type=Path, help="bag to calibrate and verify on; calibration/ beside the checkpoint"
+        "--calibration",
+        type=Path,
+        help="bag, LeRobot dataset or demonstrations to calibrate and verify on; calibration/ beside the checkpoint",
     )
     sub.add_argument(
         "--demonstrations", type=Path, nargs="+", default=[], help="recordings that recipes with training train on"
     )
     sub.add_argument("--force", action="store_true", help="build even when the same bundle is there already")
+
+    sub = command("merge", _merge, "merge a LoRA, DoRA or QLoRA adapter (peft's) into a checkpoint, giving a new one")
+    sub.add_argument("base", type=Path, help="checkpoint the adapter was trained on, in LeRobot's layout")
+    sub.add_argument("adapter", type=Path, help="directory with adapter_config.json and adapter_model.safetensors")
+    sub.add_argument("output", type=Path, help="checkpoint directory to write; must not exist")
+    sub.add_argument(
+        "--nf4-base", action="store_true", help="round adapted layers to NF4 first, as QLoRA trained the adapter"
+    )
 
     sub = command("inspect", _inspect, "check a bundle and tell what is in it")
     sub.add_argument("bundle", type=Path)
@@ -112,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--first-seed", type=int, default=300_000, help="seeds count up from here, below 1,000,000")
     sub.add_argument("--tier", default="hard", help="difficulty of the episodes")
     sub.add_argument("--workers", type=int, default=1, help="processes")
-    sub.add_argument("--calibration", type=Path, help="bag; by default calibration/ beside the checkpoint")
+    sub.add_argument("--calibration", type=Path, help="recording; calibration/ beside the checkpoint")
     sub.add_argument(
         "--demonstrations", type=Path, nargs="+", default=[], help="recordings that recipes with training train on"
     )
@@ -123,7 +133,8 @@ def parser() -> argparse.ArgumentParser:
     budget = sub.add_mutually_exclusive_group(required=True)
     budget.add_argument("--bits", type=float, help="most bits per weight on average, scales included")
     budget.add_argument("--error", type=float, help="most action error, as a share of the motion's standard deviation")
-    sub.add_argument("--calibration", type=Path, help="bag; by default calibration/ beside the checkpoint")
+    budget.add_argument("--ms", type=float, help="most milliseconds of a chunk on this machine")
+    sub.add_argument("--calibration", type=Path, help="recording; calibration/ beside the checkpoint")
     sub.add_argument("--frames", type=int, default=16, help="observations the error is measured on")
     sub.add_argument("--output", type=Path, default=Path("mixed.yaml"), help="recipe to write, its report beside it")
 
@@ -156,6 +167,22 @@ def _build(options):
         f"{bundle.manifest['profile']['total']['p50']:.1f} ms a chunk here"
     )
     return {"bundle": str(path), "bytes": bundle.bytes, **_manifest(bundle, layers=False)}, 0, text
+
+
+def _merge(options):
+    from dataclasses import asdict
+
+    from vla_edge.policy.merge import merge_adapter
+
+    bar = Bar()
+    try:
+        merged = merge_adapter(options.base, options.adapter, options.output, options.nf4_base, bar)
+    finally:
+        bar.close()
+    text = f"{merged.directory}: {merged.factored} layers merged, {merged.replaced} tensors replaced"
+    if merged.adopted:
+        text += f"; from the adapter's directory: {', '.join(merged.adopted)}"
+    return {**asdict(merged), "directory": str(merged.directory)}, 0, text
 
 
 def _compare(options):
@@ -195,8 +222,8 @@ def _sensitivity(options):
     progress = Bar()
     try:
         recipe, choice, found, measured = search(
-            options.checkpoint, options.calibration, options.bits, options.error, options.frames, output.stem, progress,
-            unfinished,
+            options.checkpoint, options.calibration, options.bits, options.error, options.ms, options.frames,
+            output.stem, progress, unfinished,
         )  # fmt: skip
     finally:
         progress.close()
@@ -206,12 +233,16 @@ def _sensitivity(options):
     counts = {option: list(choice.options.values()).count(option) for option in dict.fromkeys(choice.options.values())}
     layers = ", ".join(f"{count} layers in {option}" for option, count in counts.items())
     text = (
-        f"{output}: {choice.average_bits:.2f} bits per weight, {layers}; action error {100 * measured:.2f} % of the "
-        f"motion on calibration data (predicted {100 * choice.predicted_error_rel:.2f} %); why: {report}"
+        f"{output}: {choice.average_bits:.2f} bits per weight, {layers}; action error "
+        f"{100 * measured.error_rel:.2f} % of the motion on calibration data "
+        f"(predicted {100 * choice.predicted_error_rel:.2f} %)"
+        + ("" if measured.ms is None else f"; {measured.ms:.1f} ms a chunk (predicted {choice.predicted_ms:.1f})")
+        + f"; why: {report}"
     )
     result = {
         "recipe": str(output), "report": str(report), "average_bits": choice.average_bits, "layers": counts,
-        "predicted_error_rel": choice.predicted_error_rel, "measured_error_rel": measured,
+        "predicted_error_rel": choice.predicted_error_rel, "measured_error_rel": measured.error_rel,
+        "predicted_ms": choice.predicted_ms, "measured_ms": measured.ms,
     }  # fmt: skip
     return result, 0, text
 

@@ -13,6 +13,7 @@ from vla_edge.compress.calibrate import CalibrationError
 from vla_edge.compress.fold import InputGroup, input_groups, rescale
 from vla_edge.compress.plan import plan_layers
 from vla_edge.compress.recipe import RecipeError, load_recipe, recipe_directory
+from vla_edge.engine.export import as_it_is
 
 
 def quantize(**options):
@@ -120,6 +121,16 @@ def test_inputs_that_cannot_be_rescaled_before_are_multiplied_when_they_come(sub
     before = Subject(copy.deepcopy(loaded[0]), loaded[1]).chunks()
     with installed(subject.modules, layers):
         assert np.abs(subject.chunks() - before).mean() < 0.05 * np.abs(before).mean()
+
+
+def test_a_layer_that_was_given_stays_as_it_is_where_another_would_be_scaled_into_it(subject):
+    made = {id(module): name for name, module in subject.modules.items()}
+    group = next(g for g in input_groups(subject.modules, subject.stages) if id(g.producer) in made)
+    name = made[id(group.producer)]
+    given = {name: as_it_is(subject.modules[name])}
+    layers = subject.compress(quantize(weights="int4", group_size=16, method="awq"), given=given)
+    assert layers[name] is given[name]
+    np.testing.assert_array_equal(subject.modules[name].weight.detach().numpy(), given[name].weight)
 
 
 @pytest.mark.parametrize(

@@ -72,9 +72,10 @@ def test_training_through_the_rounding_stays_on_the_grid_and_helps(loaded, run):
     assert any((l.weight.values != rounded.layers[n].weight.values).any() for n, l in trained.layers.items())
 
 
-def test_zeros_stay_through_training_and_rounding(loaded, run):
+@pytest.mark.parametrize("few", [(), ({"few_steps": {"num_steps": 1, "steps": 5, "batch": 8, "rate": 0.1}},)])
+def test_zeros_stay_through_training_and_rounding(loaded, run, few):
     targets = ["vision.encoder.layers", "denoise.layers"]
-    done = run({"prune": {"targets": targets, "pattern": "2:4"}}, train(5), INT4)
+    done = run({"prune": {"targets": targets, "pattern": "2:4"}}, train(5), *few, INT4)
     pruned = [layer for name, layer in done.layers.items() if any(name.startswith(target) for target in targets)]
     assert len(pruned) > 5
     for layer in pruned:
@@ -129,6 +130,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(run, tmp_path):
         ([INT4, train(5), {"keep": {"targets": ["vision"]}}], "follows training through the rounding"),
         ([{"lowrank": {"targets": ["*"], "rank": 4}}, train(5)], "does not train the factors"),
         ([{"few_steps": {"num_steps": 2}}], "do not divide"),
+        ([{"few_steps": {"num_steps": 1}}, train(5)], "put it before few_steps"),
         ([{"shrink": {"targets": ["denoise"], "heads": 0.5}}], "cover no whole block"),
         ([{"shrink": {"targets": ["*"]}}], "both 0"),
         ([train(5, shown=1.0)], "give it demonstrations"),

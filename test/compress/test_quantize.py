@@ -53,6 +53,8 @@ def test_a_group_that_does_not_divide_gives_way_to_one_that_does(columns, wanted
 def test_values_outside_their_bits_are_refused():
     with pytest.raises(ValueError, match="within"):
         QuantizedWeight(np.array([[8]]), np.array([1.0]), "int4")
+    with pytest.raises(ValueError, match="within -8 to 7"):
+        QuantizedWeight(np.array([[-9]]), np.array([1.0]), "int4")
     with pytest.raises(ValueError, match="do not divide"):
         QuantizedWeight(np.zeros((1, 10)), np.ones((1, 2)), "int4", 4)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -114,6 +115,22 @@ def test_a_budget_of_error_takes_the_fewest_bits():
     strict, loose = (choose(found, max_error_rel=limit) for limit in (0.05, 0.3))
     assert strict.predicted_error_rel <= 0.05 and loose.predicted_error_rel <= 0.3
     assert loose.average_bits < strict.average_bits
+
+
+def test_a_budget_of_time_is_kept_and_counts_what_is_no_layer():
+    found, rng = toy(), np.random.default_rng(3)
+    times = {name: dict(zip(OPTIONS, rng.uniform(0.1, 1.0, 4).tolist())) for name in found.weights}
+    found = replace(found, milliseconds=times, rest_ms=2.0)
+    fastest = 2.0 + sum(min(row.values()) for row in times.values())
+    errors = []
+    for budget in (fastest + 0.01, fastest + 0.5, 99.0):
+        choice = choose(found, max_ms=budget)
+        spent = 2.0 + sum(times[layer][option] for layer, option in choice.options.items())
+        assert choice.predicted_ms == pytest.approx(spent) and spent <= budget
+        errors.append(choice.predicted_error_rel)
+    assert errors[0] > errors[1] > errors[2] == choose(found, max_bits=99).predicted_error_rel
+    with pytest.raises(RecipeError, match="ms cannot be kept to: the nearest is"):
+        choose(found, max_ms=fastest - 0.01)
 
 
 def test_a_budget_nothing_keeps_to_is_an_error_that_says_what_is_nearest():

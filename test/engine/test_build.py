@@ -94,7 +94,7 @@ def test_a_damaged_bundle_is_built_again(checkpoint, data, traced, bundle, tmp_p
 def test_progress_goes_up_and_ends(checkpoint, data, traced, tmp_path):
     seen = []
     build(
-        checkpoint, "int8", output=tmp_path / "b", calibration=data, traced=traced,
+        checkpoint, "int8-static", output=tmp_path / "b", calibration=data, traced=traced,
         progress=lambda fraction, step: seen.append((fraction, step)),
     )  # fmt: skip
     fractions = [fraction for fraction, _ in seen]

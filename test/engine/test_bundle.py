@@ -50,7 +50,7 @@ def test_the_manifest_says_what_was_built_of_what(bundle):
     assert vision["backend"] == "onnxruntime" and vision["precision"] == {"int8": 1.0}
     assert vision["inputs"] == [{"name": "image", "shape": [1, 3, 32, 32], "dtype": "float32"}]
     connector = vision["layers"]["connector"]
-    assert (connector["shape"], connector["weights"], connector["activations"]) == ([32, 128], "int8", "int8")
+    assert (connector["shape"], connector["weights"], connector["activations"]) == ([32, 128], "int8", "int8-dynamic")
     assert set(manifest["files"]) == {file.name for file in bundle.iterdir()} - {MANIFEST}
 
 

@@ -8,14 +8,15 @@ from vla_edge.compress.low_rank import factorize
 from vla_edge.compress.quantize.formats import number_format
 from vla_edge.compress.quantize.ranges import RangeObserver, calibrate
 from vla_edge.compress.quantize.rtn import round_to_nearest
-from vla_edge.compress.quantize.weights import ActivationQuant, CompressedLinear
+from vla_edge.compress.quantize.weights import ActivationQuant, CompressedLinear, QuantizedWeight
 from vla_edge.engine.export import as_it_is, linear_layers
 from vla_edge.policy.stages import Stage
 
-# format of the weights, and after a space what happens to the inputs
+# format of the weights, and after a space what happens to the inputs, or that other libraries rounded
 PRECISIONS = (
     "float32", "float16", "lowrank", "int8", "int4", "fp8", "nvfp4", "int8 static", "int8 dynamic", "fp8 static",
     "int4 dynamic", "int4 dynamic lowrank", "int4 scaled", "int8 static scaled", "int8 dynamic scaled",
+    "int4 foreign", "int8 static foreign", "int8 dynamic foreign",
 )  # fmt: skip
 GROUPS = {"int4": 8, "nvfp4": 16}
 
@@ -41,9 +42,19 @@ def compressed(stage: Stage, precision: str) -> dict[str, CompressedLinear]:
                 scale = np.linspace(0.5, 2, kept.shape[1], dtype=np.float32)
                 dense = dense * scale
             weight = round_to_nearest(dense, number_format(name), GROUPS.get(name))
+            if "foreign" in inputs:
+                weight = _foreign(weight)
             activation = _activation(name, inputs, weight.group_size)
             layers[path] = CompressedLinear(weight, kept.bias, activation, branch, None if scale is None else 1 / scale)
     return layers
+
+
+def _foreign(weight: QuantizedWeight) -> QuantizedWeight:
+    """With the most negative integer, and groups whose sign is turned."""
+    values, scales = weight.values.copy(), weight.scales.copy()
+    values[::3, ::7] = -weight.grid.largest - 1
+    scales[::2] *= -1
+    return QuantizedWeight(values, scales, weight.format, weight.group_size)
 
 
 def _activation(name: str, inputs: list[str], group: int | None) -> ActivationQuant | None:

@@ -6,10 +6,25 @@ import numpy as np
 import pytest
 from conftest import CAMERA_HZ, JOINTS, START_NS, picture, recording, truth
 
-from vla_edge.evaluate.bag import Bag, BagError, observations
+from vla_edge.compress.calibrate import collect, load_calibration
+from vla_edge.evaluate.bag import Bag, BagError
 from vla_edge.evaluate.bag_writer import BagWriter
 from vla_edge.evaluate.contract import ContractError, TopicContract
 from vla_edge.types import JointState
+
+
+def observations(path, spec=None, rate_hz=None, contract=None):
+    """Those of a bag as the policy of `spec` would have been shown them; all cameras and joints without one."""
+    cameras = None if spec is None else tuple(camera.name for camera in spec.cameras)
+    with Bag(path, contract) as bag:
+        for frame in bag.frames(cameras, spec and spec.joint_names, rate_hz):
+            yield frame.observation
+
+
+def test_calibration_is_sampled_from_the_frames_of_a_bag(make_bag, spec):
+    bag = make_bag()
+    data = load_calibration(bag, spec)
+    assert data.source == "bag" and data.identity == collect(observations(bag, spec)).identity
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])

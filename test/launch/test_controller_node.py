@@ -23,7 +23,7 @@ from vla_edge.types import ActionChunk
 CONFIGURE, ACTIVATE = Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE
 # A loaded test machine must not look like a dead robot.
 PATIENT = {
-    "joint_state_timeout": 0.5, "late_ticks": 100, "pause_ticks": 100, "start_ramp": 0.2, "status_period": 0.1,
+    "joint_state_timeout": 1.0, "late_ticks": 100, "pause_ticks": 1000, "start_ramp": 0.2, "status_period": 0.1,
 }
 
 
@@ -71,7 +71,7 @@ class Arms:
         return self.peer.diagnostics("controller", lambda v: all(v[key] == value for key, value in wanted.items()))
 
     def keeps_to_velocities(self) -> bool:
-        """Whether every command moved by what the working velocity allows for the time since the one before, at most."""
+        """Whether every command moved by no more than the working velocity allows for the time since the last."""
         messages = [message for _, message in list(self.commands)]
         seconds = np.diff([convert.stamp_of(message) for message in messages]) / 1e9
         steps = np.abs(np.diff([message.position for message in messages], axis=0))

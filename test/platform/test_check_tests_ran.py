@@ -50,3 +50,9 @@ def test_failures_are_counted(tool, tests):
     report = write(tests, ("test.control.test_it", tool.LEAST, ""), ("test.nodes.test_it", 1, ""),
                    ("test.nodes.test_it", 2, "<failure/>"), ("test.nodes.test_it", 1, "<error/>"))
     assert tool.problems(report, tests) == ["3 tests failed"]
+
+
+def test_where_any_test_will_do_one_has_to_pass(tool, tests):
+    skipped = ("test.nodes.test_it", tool.MOST_SKIPPED + 1, "<skipped/>")
+    assert tool.problems(write(tests, skipped), tests, any_will_do=True) == ["no test passed"]
+    assert not tool.problems(write(tests, skipped, ("test.nodes.test_it", 1, "")), tests, any_will_do=True)

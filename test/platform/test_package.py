@@ -25,7 +25,10 @@ ROSDEP = {
 }  # fmt: skip
 """Keys that rosdep's python.yaml defines for Ubuntu and Debian: look there before adding one. A key it lacks
 (python3-zstandard, python3-lz4) ends `rosdep install` before it has installed anything."""
-PYPI = {"cv2": "opencv-python-headless", "yaml": "pyyaml", "PIL": "pillow", "modelopt": "nvidia-modelopt"}
+PYPI = {
+    "cv2": "opencv-python-headless", "yaml": "pyyaml", "PIL": "pillow", "modelopt": "nvidia-modelopt",
+    "neural_compressor": "neural-compressor-pt",
+}  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:
@@ -73,9 +76,10 @@ def test_every_import_is_a_declared_dependency():
 
 
 def test_every_dependency_is_imported_by_something():
-    # torch's exporter imports onnxscript; the meshes' package is installed apart from the others.
-    used = set().union(*map(imports, SOURCES), *map(imports, (ROOT / "test").rglob("*.py")), {"onnxscript"})
-    used |= {"setuptools", "rosbags_image", "pytest_timeout"}  # by import of rosbags.image, and by pytest
+    # torch's exporter imports onnxscript, Neural Compressor accelerate, pytest its plugins; the meshes' package is
+    # installed apart from the others.
+    used = set().union(*map(imports, SOURCES), *map(imports, (ROOT / "test").rglob("*.py")))
+    used |= {"onnxscript", "accelerate", "setuptools", "rosbags_image", "pytest_timeout"}
     idle = {name for name in declared() if name.replace("-", "_") not in used} - set(PYPI.values())
     assert idle == set(), "no file imports it"
 

@@ -7,6 +7,7 @@ itself; then ranges of activations are recorded on what it has become, and weigh
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -63,6 +64,8 @@ def compress_policy(
     groups = input_groups(modules, stages)
 
     done = dict(given or {})
+    fixed = {id(modules[name]) for name in done}
+    groups = [replace(group, producer=None) if id(group.producer) in fixed else group for group in groups]
 
     def steps_of(group: InputGroup) -> list:
         names = [name for name in group.names if name not in done]

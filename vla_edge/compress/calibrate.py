@@ -9,11 +9,14 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from vla_edge.types import NANOSECONDS, Observation, VlaEdgeError
+
+if TYPE_CHECKING:
+    from vla_edge.evaluate.recording import Moment
 
 CALIBRATION_FRAMES, HELD_OUT_FRAMES = 96, 32
 # every fourth episode is kept for verification
@@ -80,12 +83,12 @@ class Sample:
 
 
 def collect(
-    observations: Iterable[Observation],
+    observations: Iterable[Observation | Moment],
     source: str = "observations",
     frames: int = CALIBRATION_FRAMES,
     held_out: int = HELD_OUT_FRAMES,
 ) -> CalibrationData:
-    """Sample a stream evenly, keeping whole episodes apart for verification.
+    """Sample a stream evenly, keeping whole episodes apart for verification; of moments, those that are kept are read.
 
     An episode ends where the instruction changes or the stamps jump by more than two seconds. A single episode is cut
     in two: what comes last is held out.
@@ -115,6 +118,10 @@ def collect(
         raise CalibrationError(
             f"{source} holds {len(calibration)} usable observations; record at least a whole episode"
         )
+    calibration, verification = (
+        [item if isinstance(item, Observation) else item.read() for item in items]
+        for items in (calibration, verification)
+    )
     digest = hashlib.sha256()
     for observation in (*calibration, *verification):
         _hash(digest, observation)
@@ -125,18 +132,20 @@ def load_calibration(source, spec, **limits) -> CalibrationData:
     """Calibration data from whatever holds observations.
 
     Args:
-        source: a bag, `CalibrationData`, or an iterable of `Observation`.
-        spec: of the policy; its cameras and joints are taken from a bag.
+        source: a bag, a LeRobot dataset or a directory of demonstrations; `CalibrationData`; or an iterable of
+            `Observation`.
+        spec: of the policy; its cameras and joints are taken from a recording.
 
     Raises:
-        CalibrationError, BagError: nothing usable is there.
+        CalibrationError, BagError, DatasetError, DemonstrationError, ObservationError: nothing usable is there.
     """
     if isinstance(source, CalibrationData):
         return source
     if isinstance(source, (str, Path)):
-        from vla_edge.evaluate.bag import observations
+        from vla_edge.evaluate.recording import open_recording
 
-        return collect(observations(source, spec), Path(source).name, **limits)
+        with open_recording(source) as recording:
+            return collect(recording.moments(spec), Path(source).name, **limits)
     return collect(source, **limits)
 
 

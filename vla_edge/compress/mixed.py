@@ -23,41 +23,75 @@ class Choice:
         options: layer -> name of its option.
         average_bits: per weight, scales included.
         predicted_error_rel: of the chunks over the standard deviation of the motion.
+        predicted_ms: of a chunk, where the layers were timed.
     """
 
     options: Mapping[str, str]
     average_bits: float
     predicted_error_rel: float
+    predicted_ms: float | None = None
 
 
-def choose(found: Sensitivity, max_bits: float | None = None, max_error_rel: float | None = None) -> Choice:
-    """The least error within `max_bits` per weight, or the fewest bits within `max_error_rel`; one of them is given.
+@dataclass(frozen=True)
+class Measured:
+    """What the whole choice does, beside what was predicted from layers one by one.
+
+    Attributes:
+        error_rel: action error over the standard deviation of the motion, on what the search calibrated on.
+        ms: of a chunk on this machine, where the budget is one of time.
+    """
+
+    error_rel: float
+    ms: float | None = None
+
+
+def choose(
+    found: Sensitivity,
+    max_bits: float | None = None,
+    max_error_rel: float | None = None,
+    max_ms: float | None = None,
+) -> Choice:
+    """The least error within `max_bits` per weight or `max_ms` of a chunk, or the fewest bits within `max_error_rel`.
+
+    Args:
+        found: with `milliseconds` where the budget is one of time. Of the budgets one is given.
 
     Raises:
         RecipeError: no choice keeps to the budget, or not exactly one budget is given.
     """
-    if (max_bits is None) == (max_error_rel is None):
-        raise RecipeError("give one budget: average bits per weight, or the error that is allowed")
-    low, high = -60.0, 60.0  # logarithm of the price of a bit in squared rad: from none to any
-    by_bits = max_bits is not None
-    within = (lambda c: c.average_bits <= max_bits) if by_bits else (lambda c: c.predicted_error_rel <= max_error_rel)
-    # a higher price gives fewer bits and more error
-    feasible, other = (high, low) if by_bits else (low, high)
-    best = _at(found, math.exp(feasible))
+    if [max_bits, max_error_rel, max_ms].count(None) != 2:
+        raise RecipeError("give one budget: average bits per weight, milliseconds, or the error that is allowed")
+    low, high = -60.0, 60.0  # logarithm of the price of a bit, or a millisecond, in squared rad: from none to any
+    costs, budget = found.bits, None
+    if max_bits is not None:
+        what, budget = f"{max_bits:g} bits", max_bits * sum(found.weights.values())
+    elif max_ms is not None:
+        what, costs, budget = f"{max_ms:g} ms", found.milliseconds, max_ms - found.rest_ms
+    else:
+        what = f"an error of {max_error_rel:g}"
+
+    def within(choice: Choice) -> bool:
+        if budget is None:
+            return choice.predicted_error_rel <= max_error_rel
+        return sum(costs[layer][option] for layer, option in choice.options.items()) <= budget
+
+    # a higher price gives less cost and more error
+    feasible, other = (low, high) if budget is None else (high, low)
+    best = _at(found, costs, math.exp(feasible))
     if not within(best):
-        what = f"{max_bits:g} bits" if by_bits else f"an error of {max_error_rel:g}"
+        time = "" if best.predicted_ms is None else f", {best.predicted_ms:.2f} ms"
         raise RecipeError(
-            f"{what} cannot be kept to: the nearest is {best.average_bits:.2f} bits at an error of "
+            f"{what} cannot be kept to: the nearest is {best.average_bits:.2f} bits{time} at an error of "
             f"{best.predicted_error_rel:.4f} of the motion; allow more"
         )
     for _ in range(60):
         middle = (feasible + other) / 2
-        tried = _at(found, math.exp(middle))
+        tried = _at(found, costs, math.exp(middle))
         if within(tried):
             feasible, best = middle, tried
         else:
             other = middle
-    return _improve(found, best, max_bits) if by_bits else best
+    return best if budget is None else _improve(found, best, costs, budget)
 
 
 def to_recipe(
@@ -77,26 +111,26 @@ def to_recipe(
     return Recipe(name, tuple(steps), accept, description)
 
 
-def _at(found: Sensitivity, price: float) -> Choice:
-    """The best choice when every bit costs `price` squared rad."""
+def _at(found: Sensitivity, costs: Mapping[str, Mapping[str, float]], price: float) -> Choice:
+    """The best choice when every unit of cost costs `price` squared rad."""
     options = {}
     for layer, errors in found.error_rad.items():
-        options[layer] = min(errors, key=lambda option: errors[option] ** 2 + price * found.bits[layer][option])
+        options[layer] = min(errors, key=lambda option: errors[option] ** 2 + price * costs[layer][option])
     return _choice(found, options)
 
 
-def _improve(found: Sensitivity, choice: Choice, max_bits: float) -> Choice:
+def _improve(found: Sensitivity, choice: Choice, costs: Mapping[str, Mapping[str, float]], budget: float) -> Choice:
     """What the relaxation leaves of the budget, spent where it gains most."""
     options = dict(choice.options)
-    left = max_bits * sum(found.weights.values()) - sum(found.bits[layer][o] for layer, o in options.items())
+    left = budget - sum(costs[layer][option] for layer, option in options.items())
     while True:
         gains = []
         for layer, now in options.items():
-            errors, bits = found.error_rad[layer], found.bits[layer]
+            errors, cost = found.error_rad[layer], costs[layer]
             for option in errors:
-                more, gain = bits[option] - bits[now], errors[now] ** 2 - errors[option] ** 2
+                more, gain = cost[option] - cost[now], errors[now] ** 2 - errors[option] ** 2
                 if gain > 0 and more <= left:
-                    gains.append((gain / max(more, 1), layer, option, more))
+                    gains.append((gain / more if more > 0 else math.inf, layer, option, more))
         if not gains:
             return _choice(found, options)
         _, layer, option, more = max(gains)
@@ -107,4 +141,7 @@ def _improve(found: Sensitivity, choice: Choice, max_bits: float) -> Choice:
 def _choice(found: Sensitivity, options: Mapping[str, str]) -> Choice:
     bits = sum(found.bits[layer][option] for layer, option in options.items())
     error = math.sqrt(sum(found.error_rad[layer][option] ** 2 for layer, option in options.items()))
-    return Choice(dict(options), bits / sum(found.weights.values()), error / found.motion_std_rad)
+    ms = None
+    if found.milliseconds is not None:
+        ms = found.rest_ms + sum(found.milliseconds[layer][option] for layer, option in options.items())
+    return Choice(dict(options), bits / sum(found.weights.values()), error / found.motion_std_rad, ms)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from vla_edge.compress.apply import Tell, compress_policy
 from vla_edge.compress.calibrate import CalibrationData, never_reached, watch_inputs
-from vla_edge.compress.plan import check_order, matches, plan_layers, plan_pruning
-from vla_edge.compress.providers import get_provider
+from vla_edge.compress.plan import check_order, matches, plan_layers, plan_pruning, plan_smoothing
+from vla_edge.compress.providers import get_provider, trained_by_providers
 from vla_edge.compress.quantize.weights import CompressedLinear
 from vla_edge.compress.recipe import Recipe, RecipeError
 from vla_edge.compress.statistics import InputStatistics
@@ -70,7 +72,9 @@ def carry_out(
         if isinstance(step, Quantize) and step.provider:
             get_provider(step)
     original, names = policy, list(policy_layers(policy.stages()))
-    plan_pruning(recipe, plan_layers(recipe, names))
+    plan = plan_layers(recipe, names)
+    plan_pruning(recipe, plan)
+    plan_smoothing(recipe, plan)
     for step in recipe.steps:
         if isinstance(step, FewSteps) and checkpoint.spec.num_steps % step.num_steps:
             raise RecipeError(
@@ -86,6 +90,7 @@ def carry_out(
     if recipe.changes_policy:
         policy = copy.deepcopy(policy)
     num_steps, layers, pruned = checkpoint.spec.num_steps, {}, set()
+    others: dict[str, Callable] = {}  # layers that a provider trains through its own rounding
     pending: list = []
     fixed = False  # layers are rounded, and what follows is trained through that
     share = 1.0 / (1 + sum(isinstance(step, Shrink | Training) for step in recipe.steps))
@@ -105,6 +110,7 @@ def carry_out(
             gathered, plan, modules, stages, runner, data.observations, part, reduce_range, pruned, given
         )
         pruned.update(plan_pruning(gathered, plan))
+        others.update(trained_by_providers(plan))
         return found
 
     for number, step in enumerate(recipe.steps):
@@ -118,12 +124,10 @@ def carry_out(
             if now:
                 layers = compress(now)
             run = work / f"{number}-{_question(recipe, checkpoint, number, len(frames))}"
-            layers = _train(step, policy, original, frames, layers, pruned, num_steps, run, part)
+            layers = _train(step, policy, original, frames, layers, pruned, others, num_steps, run, part)
             if isinstance(step, FewSteps):
                 num_steps = step.num_steps
             fixed = fixed or rounded
-            if not fixed:
-                layers = {}
         else:
             pending.append(step)
             continue
@@ -145,14 +149,25 @@ def _provided(plan, policy, checkpoint, num_steps: int, observations) -> dict[st
         theirs = copy.deepcopy(policy)  # they work in place
         modules = policy_layers(theirs.stages())
         runner = Runner.from_policy(theirs, checkpoint, num_steps)
+        mine = {name: modules[name] for name, own in plan.items() if own is step}
 
-        def run(runner=runner) -> None:
+        def run(runner=runner, mine=mine) -> None:
+            reached: set[str] = set()
+            hooks = [
+                module.register_forward_pre_hook(lambda *_, name=name: reached.add(name))
+                for name, module in mine.items()
+            ]
             runner.set_num_steps(runner.num_steps)  # what is computed then is to be seen too
             for observation in observations:
                 runner.infer(observation)
+            for hook in hooks:
+                hook.remove()
+            for name in mine:
+                if name not in reached:
+                    raise never_reached(name)
 
-        mine = {name: modules[name] for name, own in plan.items() if own is step}
-        layers |= provider.quantize(theirs, mine, step, run)
+        with redirect_stdout(sys.stderr):  # what libraries report; standard output is for results
+            layers |= provider.quantize(theirs, mine, step, run)
     return layers
 
 
@@ -186,7 +201,7 @@ def _shrink(recipe: Recipe, step: Shrink, policy, runner, observations, part) ->
 
 
 def _train(
-    step: Training, policy, original, frames, layers, pruned, num_steps: int, run: Path, part
+    step: Training, policy, original, frames, layers, pruned, others, num_steps: int, run: Path, part
 ) -> dict[str, CompressedLinear]:
     """Train `policy` in place; returns its layers as they are now, empty where nothing constrained them."""
     import torch
@@ -199,24 +214,19 @@ def _train(
         part(number / step.steps, f"training ({told})")
 
     torch.manual_seed(step.seed)
-    if isinstance(step, FewSteps):
-        config = match.FewStepsConfig(
-            step.steps, step.batch, step.rate, seed=step.seed, num_steps=step.num_steps,
-            warmup=min(20, step.steps), teacher_steps=num_steps,
-        )  # fmt: skip
-        fit = match.FewSteps(config, policy, copy.deepcopy(policy), frames, run)
-        fit.train(_SAVE_EVERY, progress)
-        for name in ("denoise", "time"):
-            getattr(policy, name).load_state_dict(fit.average[name].state_dict())
-        return {}
-    constrain(policy, layers, pruned)
-    config = match.MatchConfig(
-        step.steps, step.batch, step.rate, seed=step.seed, warmup=min(20, step.steps), features=step.features,
-        attention=step.attention, shown=step.shown,
-    )  # fmt: skip
-    fit = match.Match(config, policy, original, frames, run)
+    few = isinstance(step, FewSteps)
+    # with many steps, a policy leads itself; whatever else it has lost, only the one it was made from still knows
+    teacher = copy.deepcopy(policy) if few else original
+    constrain(policy, layers, pruned, others)
+    shared = dict(steps=step.steps, batch=step.batch, rate=step.rate, seed=step.seed, warmup=min(20, step.steps))
+    if few:
+        config = match.FewStepsConfig(**shared, num_steps=step.num_steps, teacher_steps=num_steps)
+        fit = match.FewSteps(config, policy, teacher, frames, run)
+    else:
+        config = match.MatchConfig(**shared, features=step.features, attention=step.attention, shown=step.shown)
+        fit = match.Match(config, policy, teacher, frames, run)
     fit.train(_SAVE_EVERY, progress)
-    policy.load_state_dict(fit.average.state_dict())
+    fit.module.load_state_dict(fit.average.state_dict())
     return release(policy)
 
 

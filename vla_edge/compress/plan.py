@@ -7,7 +7,18 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from vla_edge.compress.recipe import Recipe, RecipeError
-from vla_edge.compress.steps import FewSteps, Keep, LowRankStep, Prune, Quantize, Shrink, Smooth, Storage, Training
+from vla_edge.compress.steps import (
+    FewSteps,
+    Finetune,
+    Keep,
+    LowRankStep,
+    Prune,
+    Quantize,
+    Shrink,
+    Smooth,
+    Storage,
+    Training,
+)
 
 
 def plan_layers(recipe: Recipe, layers: Sequence[str]) -> dict[str, Storage]:
@@ -44,7 +55,7 @@ def check_order(recipe: Recipe) -> None:
     """Nothing, when every step comes where it can be carried out.
 
     Raises:
-        RecipeError: layers are rounded, or factored, and something that changes them follows.
+        RecipeError: layers are rounded, factored or trained, and something that undoes it follows.
     """
     rounded = trained = None
     for number, step in enumerate(recipe.steps, 1):
@@ -57,6 +68,8 @@ def check_order(recipe: Recipe) -> None:
             raise RecipeError(
                 f"{where} follows training through the rounding of step {rounded}; put it before {trained}"
             )
+        if isinstance(step, Finetune) and any(isinstance(earlier, FewSteps) for earlier in recipe.steps[:number]):
+            raise RecipeError(f"{where} would teach it to take many flow steps again; put it before few_steps")
         if isinstance(step, Training):
             trained = number
             if any(isinstance(earlier, LowRankStep) for earlier in recipe.steps[:number]):
@@ -73,7 +86,7 @@ def plan_smoothing(recipe: Recipe, plan: Mapping[str, Storage]) -> dict[str, Smo
 
     Raises:
         RecipeError: two steps smooth the same layer, or a layer is smoothed that is not quantized or is quantized by
-            awq, which finds scales of its own.
+            awq, which finds scales of its own, or by another library.
     """
     found = _preparation(recipe, plan, Smooth, "smooths")
     for name, step in found.items():
@@ -82,6 +95,7 @@ def plan_smoothing(recipe: Recipe, plan: Mapping[str, Storage]) -> dict[str, Smo
             raise RecipeError(f"{where} smooths {name}, which is not quantized; leave it out")
         if storage.method == "awq":
             raise RecipeError(f"{where} smooths {name}, for which awq finds scales itself; drop one")
+        _ours(storage, where, "smooths", name)
     return found
 
 
@@ -94,16 +108,23 @@ def plan_pruning(
         plan: result of `plan_layers`. widths: inputs of each layer, where they are known.
 
     Raises:
-        RecipeError: two steps prune the same layer, its factors take its place, or 2:4 does not divide its inputs.
+        RecipeError: two steps prune the same layer, its factors take its place, another library compresses it, or 2:4
+            does not divide its inputs.
     """
     found = _preparation(recipe, plan, Prune, "prunes")
     for name, step in found.items():
         where = f"recipe {recipe.name}, step {recipe.steps.index(step) + 1}"
+        _ours(plan[name], where, "prunes", name)
         if isinstance(plan[name], LowRankStep):
             raise RecipeError(f"{where} prunes {name}, which another step puts factors in the place of; drop one")
         if widths and step.pattern == "2:4" and widths[name] % 4:
             raise RecipeError(f"{where} prunes {name} to 2:4, and its {widths[name]} inputs are no fours; leave it out")
     return found
+
+
+def _ours(storage: Storage, where: str, does: str, name: str) -> None:
+    if isinstance(storage, Quantize) and storage.provider:
+        raise RecipeError(f"{where} {does} {name}, which {storage.provider} compresses as it was; drop one")
 
 
 def _preparation(recipe: Recipe, plan: Mapping[str, Storage], kind: type, does: str) -> dict:

@@ -37,6 +37,14 @@ OPTIONS: dict[str, Storage] = {
 }
 """Precisions to choose from by name, coarsest first."""
 
+FAST_OPTIONS: dict[str, Storage] = {
+    "int4": OPTIONS["int4"],
+    "int8-dynamic": Quantize(EVERYTHING, "int8", "int8-dynamic", method="gptq", reduce_range="auto"),
+    "int8": OPTIONS["int8"],
+    "float32": Keep(EVERYTHING),
+}
+"""Those to choose from under a budget of time."""
+
 
 @dataclass(frozen=True)
 class Sensitivity:
@@ -47,6 +55,7 @@ class Sensitivity:
         frames: observations used.
         error_rad: layer -> option -> mean absolute difference of the chunks when that layer alone is compressed, rad.
         bits: layer -> option -> bits on disk, scales included. weights: layer -> number of weights.
+        milliseconds: layer -> option -> ms of a chunk, where they were measured. rest_ms: of a chunk, no layer's.
     """
 
     motion_std_rad: float
@@ -54,6 +63,8 @@ class Sensitivity:
     error_rad: Mapping[str, Mapping[str, float]]
     bits: Mapping[str, Mapping[str, int]]
     weights: Mapping[str, int]
+    milliseconds: Mapping[str, Mapping[str, float]] | None = None
+    rest_ms: float = 0.0
 
     def to_dict(self) -> dict:
         """Plain types."""
@@ -69,6 +80,7 @@ def measure(
     options: Mapping[str, Storage] = OPTIONS,
     tell: Tell = lambda fraction, what: None,
     progress_file: Path | None = None,
+    reduce_range: bool = False,
 ) -> Sensitivity:
     """Every layer in every precision.
 
@@ -76,14 +88,17 @@ def measure(
         stages, modules, runner: a policy in PyTorch, as for `compress_policy`; it is left as it was.
         calibration: what weights are rounded by. observations: what the error is measured on.
         progress_file: results so far, from which an interrupted run of the same question goes on.
+        reduce_range: what `reduce_range: auto` means on the machine the engine is for.
 
     Raises:
-        RecipeError: an option rounds activations or rescales channels, which needs more than one layer.
+        RecipeError: an option fixes the grid of activations or rescales channels, which needs more than one layer.
         CalibrationError: data that are not finite.
     """
     for name, step in options.items():
-        if isinstance(step, Quantize) and (step.activations is not None or step.method == "awq"):
-            raise RecipeError(f"option {name} is not about one layer's weights; sensitivity takes rtn and gptq only")
+        if isinstance(step, Quantize) and (step.static_activations or step.method == "awq"):
+            raise RecipeError(
+                f"option {name} is not about one layer alone; sensitivity takes rtn and gptq, and inputs as they come"
+            )
     groups = input_groups(modules, stages)
     seen = watch_inputs(
         runner, {group.names[0]: modules[group.names[0]] for group in groups}, lambda _: InputStatistics(), calibration,
@@ -98,7 +113,7 @@ def measure(
         tell(0.2 + 0.8 * number / len(modules), f"measuring {name}")
         errors[name], bits[name] = {}, {}
         for option, step in options.items():
-            layer = compress_layer(name, module, step, statistics=statistics[name])
+            layer = compress_layer(name, module, step, statistics=statistics[name], reduce_range=reduce_range)
             bits[name][option] = 8 * layer.nbytes
             errors[name][option] = known.get((name, option), lambda layer=layer: trial.error_rad({name: layer}))
     weights = {name: module.weight.numel() for name, module in modules.items()}

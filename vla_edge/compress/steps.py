@@ -15,7 +15,7 @@ from vla_edge.compress.quantize.ranges import CALIBRATORS
 FLOATS = ("float32", "float16", "bfloat16")
 ACTIVATIONS = (None, "int8", "int8-dynamic", "fp8", "int4-dynamic")
 PATTERNS = ("unstructured", "2:4")
-PROVIDERS = (None, "modelopt")
+PROVIDERS = (None, "modelopt", "llmcompressor", "torchao", "nncf", "neural-compressor")
 METHODS = ("rtn", "awq", "gptq")
 PRUNERS = ("magnitude", "wanda", "sparsegpt")
 CHANNEL = "channel"
@@ -147,7 +147,7 @@ class Quantize:
             run time, "int4-dynamic" for one of each group of channels.
         method: how the values are chosen: "rtn" (nearest), "awq" (channels scaled and groups clipped first), "gptq"
             (errors made up for by weights not yet rounded).
-        provider: library whose algorithm is run in the place of ours: "modelopt"; see `providers`.
+        provider: library whose algorithm is run in the place of ours; see `providers`.
         at_run_time: as of `smooth`, for the scales of awq.
         low_rank: channels of a float16 branch that takes over what rounds worst (SVDQuant); 0 for none.
         damping, activation_order: of gptq, see `quantize.gptq`.

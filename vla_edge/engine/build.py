@@ -20,7 +20,8 @@ from pathlib import Path
 from vla_edge.compress.calibrate import CalibrationData, CalibrationError
 from vla_edge.compress.recipe import Recipe, load_recipe
 from vla_edge.engine.bundle import Bundle, BundleError, StageEntry, writing
-from vla_edge.engine.manifest import TOKENIZER, sha256, write_manifest
+from vla_edge.engine.manifest import TOKENIZER, write_manifest
+from vla_edge.files import sha256
 from vla_edge.types import Observation
 
 Progress = Callable[[float, str], None]
@@ -48,7 +49,8 @@ def build(
         checkpoint: directory in LeRobot's layout.
         recipe: name of a shipped one, a file, or a `Recipe`.
         output: directory of the bundle; `default_output` when None.
-        calibration: bag, or observations; the directory `calibration` beside the checkpoint when None.
+        calibration: bag, LeRobot dataset, demonstrations, or observations; the directory `calibration` beside the
+            checkpoint when None.
         progress: called with the fraction done and the step being done.
         force: build even when the same bundle exists.
         traced: graphs of stages, filled and reused between builds of one checkpoint; tracing takes most of a build.
@@ -248,7 +250,8 @@ def calibration_source(calibration, checkpoint: Path):
     beside = checkpoint.parent / "calibration"
     if not beside.exists():
         raise CalibrationError(
-            f"there is no recording at {beside} to calibrate and verify on; give one with --calibration (a bag)"
+            f"there is no recording at {beside} to calibrate and verify on; give one with --calibration (a bag, a "
+            "LeRobot dataset or demonstrations)"
         )
     return beside
 

@@ -8,9 +8,6 @@ every hash, the manifest's own digest and the joint order, and refuses with one 
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +15,8 @@ from functools import cached_property
 from pathlib import Path
 
 from vla_edge.engine.backends import StageInterface
-from vla_edge.engine.manifest import MANIFEST, TOKENIZER, BundleError, read_manifest, sha256
+from vla_edge.engine.manifest import MANIFEST, TOKENIZER, BundleError, read_manifest
+from vla_edge.files import sha256, whole_directory
 from vla_edge.policy.spec import PolicySpec
 from vla_edge.policy.stages import TensorSpec
 
@@ -175,34 +173,8 @@ def writing(directory: str | Path) -> Iterator[Path]:
         and (not directory.is_dir() or any(directory.iterdir()))
     ):
         raise BundleError(f"{directory} exists and is no engine bundle, so it is not replaced; choose another output")
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", suffix=".partial", dir=directory.parent))
-    except OSError as error:
-        raise BundleError(f"bundle {directory} cannot be written: {error}; choose another output") from error
-    try:
+    with whole_directory(directory, BundleError) as temporary:
         yield temporary
-        temporary.chmod(0o755)
-        _replace(temporary, directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _replace(temporary: Path, directory: Path) -> None:
-    """Put `temporary` at `directory`; an older bundle there steps aside first, since a rename needs an empty place."""
-    if not directory.exists():
-        os.replace(temporary, directory)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", suffix=".old", dir=directory.parent))
-    try:
-        os.replace(directory, aside / "bundle")
-        os.replace(temporary, directory)
-    except BaseException:
-        if not directory.exists() and (aside / "bundle").exists():
-            os.replace(aside / "bundle", directory)
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _first_difference(found: Sequence[str], expected: Sequence[str]) -> str:

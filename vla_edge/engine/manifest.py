@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from vla_edge.files import sha256
 from vla_edge.types import VlaEdgeError
 
 SCHEMA = 1
@@ -52,15 +53,6 @@ def digest(manifest: Mapping) -> str:
     """SHA-256 of a manifest without its digest, whatever its formatting."""
     plain = {key: value for key, value in manifest.items() if key != "digest"}
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content, hexadecimal."""
-    value = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            value.update(block)
-    return value.hexdigest()
 
 
 def read_manifest(directory: Path) -> dict:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from vla_edge.compress.apply import compress_policy
 from vla_edge.compress.calibrate import load_calibration
-from vla_edge.compress.mixed import Choice, choose, to_recipe
+from vla_edge.compress.mixed import Choice, Measured, choose, to_recipe
 from vla_edge.compress.plan import plan_layers
-from vla_edge.compress.recipe import Accept, Recipe, RecipeError
-from vla_edge.compress.sensitivity import OPTIONS, Sensitivity, Trial, measure
-from vla_edge.engine.build import Progress, calibration_source, torch_threads
+from vla_edge.compress.recipe import Accept, Recipe, RecipeError, load_recipe
+from vla_edge.compress.sensitivity import FAST_OPTIONS, OPTIONS, Sensitivity, Trial, measure
+from vla_edge.engine.backends import get_backend
+from vla_edge.engine.build import Progress, build, calibration_source, torch_threads
+from vla_edge.engine.bundle import Bundle
+from vla_edge.engine.layer_latency import measure_layers
 from vla_edge.engine.runner import Runner
 from vla_edge.engine.trace import policy_layers
 from vla_edge.policy.checkpoint import load_checkpoint
+
+BACKEND = "onnxruntime"
 
 
 def search(
@@ -21,16 +28,20 @@ def search(
     calibration=None,
     max_bits: float | None = None,
     max_error_rel: float | None = None,
+    max_ms: float | None = None,
     frames: int = 16,
     name: str = "mixed",
     progress: Progress | None = None,
     progress_file: Path | None = None,
-) -> tuple[Recipe, Choice, Sensitivity, float]:
-    """A checkpoint and a recording -> the recipe, why, and its measured action error relative to the motion.
+) -> tuple[Recipe, Choice, Sensitivity, Measured]:
+    """A checkpoint and a recording -> the recipe, why, and what it does as a whole.
 
     Args:
         checkpoint: directory in LeRobot's layout.
-        calibration: bag or observations; `calibration` beside the checkpoint when None.
+        calibration: bag, LeRobot dataset, demonstrations, or observations; `calibration` beside the checkpoint when
+            None.
+        max_bits, max_error_rel, max_ms: the budget, one of them: bits per weight, action error relative to the motion,
+            or milliseconds of a chunk on this machine.
         frames: observations the error is measured on, of those calibrated on; a build verifies on others.
         progress_file: see `sensitivity.measure`.
 
@@ -50,19 +61,42 @@ def search(
         policy = load_policy(loaded)
         stages, runner = policy.stages(), Runner.from_policy(policy, loaded)
         modules = policy_layers(stages)
+        options = OPTIONS if max_ms is None else FAST_OPTIONS
+        reduce_range = get_backend(BACKEND).gains_by_reduced_range()
         found = measure(
-            stages, modules, runner, data.observations, observations, OPTIONS,
-            lambda f, what: tell(0.9 * f, what), progress_file,
+            stages, modules, runner, data.observations, observations, options,
+            lambda f, what: tell(0.7 * f, what), progress_file, reduce_range,
         )  # fmt: skip
-        choice = choose(found, max_bits, max_error_rel)
+        if max_ms is not None:
+            whole = _milliseconds(loaded, load_recipe("fp32"), data)
+            timed = measure_layers(
+                modules, runner, observations[0], whole, options, BACKEND, lambda f, what: tell(0.7 + 0.2 * f, what)
+            )
+            found = replace(found, milliseconds=timed.milliseconds, rest_ms=timed.rest_ms)
+        choice = choose(found, max_bits, max_error_rel, max_ms)
         tell(0.9, "measuring the whole")
         accept = Accept(action_error_rel=round(max(2 * choice.predicted_error_rel, 0.005), 4))
-        bits = None if max_bits is None else f"{max_bits:g} bits per weight"
-        budget = bits or f"an error of {100 * max_error_rel:g} % of the motion"
-        recipe = to_recipe(choice, name, accept, f"Precisions by sensitivity of the action chunk, for {budget}.")
+        if max_bits is not None:
+            budget = f"{max_bits:g} bits per weight"
+        elif max_ms is not None:
+            budget = f"{max_ms:g} ms a chunk"
+        else:
+            budget = f"an error of {100 * max_error_rel:g} % of the motion"
+        about = f"Precisions by sensitivity of the action chunk, for {budget}."
+        recipe = to_recipe(choice, name, accept, about, options)
         plan = plan_layers(recipe, list(modules))
-        layers = compress_policy(recipe, plan, modules, stages, runner, data.observations, lambda *_: None)
+        layers = compress_policy(
+            recipe, plan, modules, stages, runner, data.observations, lambda *_: None, reduce_range
+        )
         trial = Trial(runner, modules, observations)
-        measured = trial.error_rad(layers) / trial.motion_std_rad
+        error = trial.error_rad(layers) / trial.motion_std_rad
+        ms = None if max_ms is None else _milliseconds(loaded, recipe, data)
     tell(1.0, "writing the recipe")
-    return recipe, choice, found, measured
+    return recipe, choice, found, Measured(error, ms)
+
+
+def _milliseconds(loaded, recipe: Recipe, data) -> float:
+    """Of a chunk, in an engine of its own."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = build(loaded.directory, replace(recipe, accept=Accept()), BACKEND, Path(directory) / "engine", data)
+        return Bundle.load(path).manifest["profile"]["total"]["p50"]

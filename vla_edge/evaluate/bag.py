@@ -11,10 +11,12 @@ from pathlib import Path
 
 from vla_edge.evaluate.contract import TopicContract, find_topic
 from vla_edge.evaluate.frame_stream import Frame, FrameStream
+from vla_edge.evaluate.recording import Moment
 from vla_edge.evaluate.storage import BagError, Storage
-from vla_edge.types import NANOSECONDS, Observation
+from vla_edge.policy.spec import PolicySpec
+from vla_edge.types import NANOSECONDS
 
-__all__ = ["Bag", "BagError", "Frame", "observations"]
+__all__ = ["Bag", "BagError", "Frame"]
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 JOINT_STATE, STRING = "sensor_msgs/msg/JointState", "std_msgs/msg/String"
@@ -93,6 +95,12 @@ class Bag:
         aliases = self.contract.joints
         yield from FrameStream(self.storage, topics, cameras, names, aliases, rate_hz, horizon_s, self.skipped).frames()
 
+    def moments(self, spec: PolicySpec) -> Iterator[Moment]:
+        """See `Recording.moments`; a bag is read in one go, so they are decoded already."""
+        for frame in self.frames(tuple(camera.name for camera in spec.cameras), spec.joint_names):
+            seen = frame.observation
+            yield Moment(seen.stamp_ns, seen.instruction, lambda seen=seen: seen)
+
     def _topics(self, cameras: tuple[str, ...]) -> dict[str, tuple[str, str]]:
         """topic -> (part, camera): what every message of the bag is good for."""
         found: dict[str, tuple[str, str]] = {}
@@ -154,20 +162,3 @@ class Bag:
 
     def __exit__(self, *_) -> None:
         self.close()
-
-
-def observations(
-    path: str | Path,
-    spec=None,
-    rate_hz: float | None = None,
-    contract: TopicContract | None = None,
-) -> Iterator[Observation]:
-    """The observations of a bag as the policy of `spec` would have been shown them; all cameras and joints without one.
-
-    Raises:
-        BagError: the bag cannot be read or lacks what the policy needs.
-    """
-    with Bag(path, contract) as bag:
-        cameras = tuple(camera.name for camera in spec.cameras) if spec is not None else None
-        for frame in bag.frames(cameras, spec.joint_names if spec is not None else None, rate_hz):
-            yield frame.observation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vla_edge.compress.mixed import Choice
+from vla_edge.compress.mixed import Choice, Measured
 from vla_edge.compress.sensitivity import Sensitivity
 from vla_edge.evaluate.page import Page, subheading, table, two, write_json
 
@@ -16,12 +16,12 @@ MOST_BARS = 24
 
 
 def write_sensitivity_report(
-    found: Sensitivity, choice: Choice, measured_rel: float, path: str | Path, name: str = "Policy"
+    found: Sensitivity, choice: Choice, measured: Measured, path: str | Path, name: str = "Policy"
 ) -> Path:
     """Writes `path` and the same as JSON beside it.
 
     Args:
-        measured_rel: action error of the whole choice, relative to the motion.
+        measured: of the whole choice.
     """
     options = list(next(iter(found.error_rad.values())))
     coarsest = options[0]
@@ -34,8 +34,11 @@ def write_sensitivity_report(
     page.cards(
         [
             ("Bits per weight", f"{choice.average_bits:.2f}", "", "scales included"),
-            ("Action error", f"{100 * measured_rel:.2f}", "%",
+            ("Action error", f"{100 * measured.error_rel:.2f}", "%",
              f"of the motion; predicted {100 * choice.predicted_error_rel:.2f} %"),
+            *([] if measured.ms is None else [
+                ("Chunk", f"{measured.ms:.1f}", "ms",
+                 f"{choice.predicted_ms:.1f} predicted, of which {found.rest_ms:.1f} are no layer's")]),
             *((option, str(len(layers)), "layers", f"{100 * share[option]:.0f} % of the weights")
               for option, layers in counts.items()),
         ]  # fmt: skip
@@ -70,6 +73,7 @@ def write_sensitivity_report(
     write_json(
         Path(path).with_suffix(".json"),
         {"sensitivity": found.to_dict(), "choice": dict(choice.options), "average_bits": choice.average_bits,
-         "predicted_error_rel": choice.predicted_error_rel, "measured_error_rel": measured_rel},
+         "predicted_error_rel": choice.predicted_error_rel, "measured_error_rel": measured.error_rel,
+         "predicted_ms": choice.predicted_ms, "measured_ms": measured.ms},
     )  # fmt: skip
     return page.write(path, FOOTER)

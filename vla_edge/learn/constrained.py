@@ -4,7 +4,7 @@ them (quantization-aware training; straight-through estimator of Bengio et al., 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class ConstrainedLinear(nn.Linear):
                 branch = branch / self.input_scale
             rows = layer.weight.steps.reshape(len(rounded), -1)
             steps = torch.from_numpy(np.repeat(rows, rounded.shape[1] // rows.shape[1], axis=1))
-            away = (_WITHIN / 2) * (steps if layer.weight.grid.is_integer else 0.1 * steps)
+            away = (_WITHIN / 2) * (1.0 if layer.weight.grid.is_integer else 0.1) * steps.abs()
             weight = rounded + (weight - branch - rounded).clamp(-away, away)
             self.register_buffer("steps", steps, persistent=False)
         if layer.low_rank is not None:
@@ -66,7 +66,7 @@ class ConstrainedLinear(nn.Linear):
         if not self.layer.quantized:
             return weight
         grid = self.layer.weight.grid
-        inside = (weight / self.steps).clamp(-grid.largest, grid.largest)
+        inside = (weight / self.steps).clamp(grid.smallest, grid.largest)
         rounded = torch.from_numpy(grid.nearest(inside.detach().numpy()))
         return (inside + (rounded - inside).detach()) * self.steps
 
@@ -92,16 +92,23 @@ class ConstrainedLinear(nn.Linear):
         return CompressedLinear(weight, bias, self.layer.activation, self.layer.low_rank, self.layer.input_scale)
 
 
-def constrain(policy: nn.Module, layers: Mapping[str, CompressedLinear], pruned: Collection[str]) -> None:
+def constrain(
+    policy: nn.Module,
+    layers: Mapping[str, CompressedLinear],
+    pruned: Collection[str],
+    others: Mapping[str, Callable[..., ConstrainedLinear]] | None = None,
+) -> None:
     """Put constrained layers in the place of the policy's own.
 
     Args:
         layers: "stage.path" -> what became of it, for every layer. pruned: names of those whose zeros stay.
+        others: "stage.path" -> what makes its constrained layer, for those that other libraries train.
     """
+    others = others or {}
     for name, layer in layers.items():
         parent, _, own = name.rpartition(".")
         module = policy.get_submodule(parent)
-        setattr(module, own, ConstrainedLinear(getattr(module, own), layer, name in pruned))
+        setattr(module, own, others.get(name, ConstrainedLinear)(getattr(module, own), layer, name in pruned))
 
 
 def release(policy: nn.Module) -> dict[str, CompressedLinear]:

@@ -77,10 +77,8 @@ class Match(Fit):
             parts = [relative(getattr(cache, name), getattr(target, name)) for name in ("keys", "values")]
             losses["features"] = config.features * sum(parts)
         if config.attention and len(looks) == len(target_looks):
-            # heads may differ in number, what a layer looks at on the whole may not
-            pairs = [(ours.mean(1), theirs.mean(1)) for ours, theirs in zip(looks, target_looks)]
-            distance = sum((b * ((b + 1e-6) / (a + 1e-6)).log()).sum(-1).mean() for a, b in pairs)
-            losses["attention"] = config.attention * distance / len(pairs)
+            distance = sum(_divergence(ours, theirs) for ours, theirs in zip(looks, target_looks))
+            losses["attention"] = config.attention * distance / len(looks)
         if config.shown:
             losses["shown"] = config.shown * flow_matching_loss(student, cache, batch.actions, config.draws, generator)
         return losses
@@ -146,6 +144,14 @@ def relative(ours: Tensor, theirs: Tensor) -> Tensor:
     """Mean square difference over mean square, layer by layer (the first dimension)."""
     dims = tuple(range(1, ours.ndim))
     return ((ours - theirs).square().mean(dims) / theirs.square().mean(dims).clamp_min(1e-12)).mean()
+
+
+def _divergence(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Mean Kullback-Leibler divergence of (B, heads, queries, keys) to where the teacher looks, nats: of each head where
+    there are as many, of what a layer looks at on the whole otherwise."""
+    if ours.shape[1] != theirs.shape[1]:
+        ours, theirs = ours.mean(1), theirs.mean(1)
+    return (theirs * ((theirs + 1e-6) / (ours + 1e-6)).log()).sum(-1).mean()
 
 
 def _draw(frames: Frames, config: MatchConfig, rng: np.random.Generator) -> tuple[Frames, Tensor]:

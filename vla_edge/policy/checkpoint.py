@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vla_edge.files import sha256
 from vla_edge.policy.checkpoint_files import CheckpointError, Document, read_json, read_tensors, read_tokenizer
 from vla_edge.policy.checkpoint_processors import Processing, read_processing
 from vla_edge.policy.spec import ACTION, STATE, CameraSpec, PolicySpec
@@ -136,7 +137,7 @@ def fingerprint(directory: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
         digest.update(path.relative_to(directory).as_posix().encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(bytes.fromhex(sha256(path)))
     return digest.hexdigest()
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from vla_edge.files import whole_directory
 from vla_edge.policy.checkpoint import ROBOT_FILE, WEIGHTS_FILE
+from vla_edge.policy.checkpoint_files import CheckpointError
 from vla_edge.policy.checkpoint_processors import NEW_LINE, NORMALIZER, POSTPROCESSOR, PREPROCESSOR, UNNORMALIZER
 from vla_edge.policy.spec import ACTION, STATE, NormalizationMode, PolicySpec
 
@@ -30,9 +29,7 @@ def write_checkpoint(directory: str | Path, policy, spec: PolicySpec, words: Ite
     from vla_edge.policy.smolvla_names import to_lerobot
 
     directory = Path(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
+    with whole_directory(directory, CheckpointError) as temporary:
         save_file(to_lerobot(policy), temporary / WEIGHTS_FILE, metadata={"format": "pt"})
         (temporary / BACKBONE).mkdir()
         _write_json(temporary / "config.json", lerobot_config(policy.config, spec))
@@ -43,14 +40,8 @@ def write_checkpoint(directory: str | Path, policy, spec: PolicySpec, words: Ite
         _write_json(temporary / BACKBONE / "preprocessor_config.json", image_processor)
         write_tokenizer(temporary / BACKBONE, words, policy.config.language_length)
         _write_processors(temporary, spec)
-        temporary.chmod(0o755)
         for path in temporary.rglob("*.safetensors"):
             path.chmod(0o644)  # safetensors keeps them to their owner
-        if directory.exists():
-            shutil.rmtree(directory)
-        os.replace(temporary, directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return directory
 
 

@@ -65,6 +65,31 @@ class Preprocessor:
         return padded
 
 
+def as_delivered(picture: np.ndarray, camera: CameraSpec) -> np.ndarray:
+    """(H, W, 3) uint8 as it was stored -> the camera's frame, of which `Preprocessor.image` makes what it made of it.
+
+    A picture may have been stored as the camera gave it, cropped, or cropped and taken at the network's size where that
+    is every third, fifth, ... pixel.
+
+    Raises:
+        ObservationError: it is of another size.
+    """
+    top, left, height, width = camera.crop
+    size, step = picture.shape[:2], height // camera.height
+    if size == (camera.source_height, camera.source_width):
+        return picture
+    if size == (camera.height, camera.width) and step % 2 == 1 and (size[0] * step, size[1] * step) == (height, width):
+        picture = picture.repeat(step, 0).repeat(step, 1)
+    if picture.shape[:2] != (height, width):
+        raise ObservationError(
+            f"pictures of camera {camera.name!r} were stored as {size[1]}x{size[0]} pixels, but the policy was trained "
+            f"on {camera.source_width}x{camera.source_height}, cropped to {width}x{height}; record them like that"
+        )
+    frame = np.zeros((camera.source_height, camera.source_width, 3), np.uint8)
+    frame[top : top + height, left : left + width] = picture
+    return frame
+
+
 class Postprocessor:
     """Turns the network's final action tensor into absolute joint targets."""
 

@@ -14,9 +14,11 @@ import json
 import multiprocessing
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -108,17 +110,27 @@ def shards(directory: str | Path, fields: Sequence[str] = FIELDS) -> Iterator[di
     Raises:
         DemonstrationError: there are none, or one is damaged.
     """
+    for file in shard_files(directory):
+        yield read_shard(file, fields)
+
+
+def shard_files(directory: str | Path) -> list[Path]:
+    """Of a recording, in order. Raises DemonstrationError where there are none."""
     files = sorted(Path(directory).glob("shard-*.npz"))
     if not files:
         raise DemonstrationError(
             f"{directory} holds no demonstrations; record them with `python -m vla_edge.sim.demonstrations`"
         )
-    for file in files:
-        try:
-            with np.load(file) as arrays:
-                yield {name: arrays[name] for name in fields}
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise DemonstrationError(f"{file} cannot be read ({error}); delete it and record again") from None
+    return files
+
+
+def read_shard(file: Path, fields: Sequence[str] = FIELDS) -> dict[str, np.ndarray]:
+    """Name -> array of those `fields`. Raises DemonstrationError where it is damaged."""
+    try:
+        with np.load(file) as arrays:
+            return {name: arrays[name] for name in fields}
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+        raise DemonstrationError(f"{file} cannot be read ({error}); delete it and record again") from None
 
 
 def frame_count(directory: str | Path) -> int:

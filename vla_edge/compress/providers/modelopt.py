@@ -19,6 +19,7 @@ METHODS = {
     ("int8", "int8", "rtn"): "INT8_SMOOTHQUANT_CFG",
     ("fp8", "fp8", "rtn"): "FP8_DEFAULT_CFG",
 }
+SETTINGS: frozenset[str] = frozenset()
 
 
 def load():
@@ -37,8 +38,13 @@ def quantize(
         root: `nn.Module` that holds all layers. modules: name -> those to quantize.
         run: shows the calibration data to `root`.
     """
-    mtq = load()
-    config = copy.deepcopy(getattr(mtq, METHODS[step.weights, step.activations, step.method]))
+    load().quantize(root, configuration(root, modules, step), lambda _: run())
+    return {name: _read(module, step) for name, module in modules.items()}
+
+
+def configuration(root, modules: Mapping[str, object], step: Quantize) -> dict:
+    """The library's preset for `step`, about `modules` of `root` and nothing else."""
+    config = copy.deepcopy(getattr(load(), METHODS[step.weights, step.activations, step.method]))
     widths = {module.in_features for module in modules.values()}
     chosen = {id(module) for module in modules.values()}
     # its presets leave out layers by the names they have in language models: a "gate" is a router's there
@@ -50,8 +56,7 @@ def quantize(
     if step.weights == "int4":
         # one block size for all that it is asked to do at once; a group per layer would need a call per layer
         _block_size(entries, min(fitting_group(width, step.group_size) for width in widths))
-    mtq.quantize(root, config, lambda _: run())
-    return {name: _read(module, step) for name, module in modules.items()}
+    return config
 
 
 def _read(module, step: Quantize) -> CompressedLinear:

@@ -1,7 +1,8 @@
 """The grids that weights and inputs are rounded to.
 
-Integers are symmetric and leave out the most negative value. FP8 is E4M3 without infinities (Micikevicius et al., 2022,
-arXiv:2209.05433); FP4 is E2M1, as in the OCP microscaling formats and NVFP4.
+Our algorithms keep integers symmetric and leave out the most negative one; other libraries use it, see `providers`.
+FP8 is E4M3 without infinities (Micikevicius et al., 2022, arXiv:2209.05433); FP4 is E2M1, as in the OCP microscaling
+formats and NVFP4.
 """
 
 from __future__ import annotations
@@ -21,16 +22,23 @@ class Format:
     Attributes:
         name: "int8", "int4", "fp8" or "nvfp4".
         bits: of one value.
-        largest: magnitude of its last point; the first is its negative.
+        largest: its last point.
+        full: whether integers have one more point below the negative of the last.
     """
 
     name: str
     bits: int
     largest: float
+    full: bool = False
+
+    @property
+    def smallest(self) -> float:
+        """Its first point."""
+        return -self.largest - self.full
 
     def nearest(self, values: np.ndarray) -> np.ndarray:
         """float32 points of the grid closest to `values`; what lies beyond goes to its end."""
-        clipped = np.clip(values, -self.largest, self.largest)
+        clipped = np.clip(values, self.smallest, self.largest)
         if self.is_integer:
             return np.rint(clipped, out=clipped)
         return clipped.astype(self.dtype).astype(np.float32)
@@ -61,7 +69,8 @@ class Format:
             # at least the smallest number FP8 has: a group without a scale would lose everything
             return np.maximum(steps / whole, np.float32(2.0**-9)).astype(ml_dtypes.float8_e4m3fn), float(whole)
         half = np.finfo(np.float16)
-        if steps.ndim == 2 and steps.min() >= half.smallest_normal and steps.max() <= half.max:
+        sizes = np.abs(steps)  # some libraries turn the sign of a whole group
+        if steps.ndim == 2 and sizes.min() >= half.smallest_normal and sizes.max() <= half.max:
             return steps.astype(np.float16), 1.0
         return np.asarray(steps, np.float32), 1.0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -32,11 +32,13 @@ class QuantizedWeight:
     tensor_scale: float = 1.0
 
     def __post_init__(self):
-        grid = self.grid
+        grid = number_format(self.format)
         values = np.asarray(self.values)
-        largest = float(np.abs(values.astype(np.float32)).max(initial=0))
-        if not largest <= grid.largest:
-            raise ValueError(f"{self.format} values must lie within +-{grid.largest:g}")
+        seen = values.astype(np.float32)
+        smallest, largest = float(seen.min(initial=0)), float(seen.max(initial=0))
+        lowest = grid.smallest - grid.is_integer
+        if not (lowest <= smallest and largest <= grid.largest):
+            raise ValueError(f"{self.format} values must lie within {lowest:g} to {grid.largest:g}")
         values = freeze(values, grid.dtype, (None, None), "QuantizedWeight.values")
         rows, columns = values.shape
         if self.group_size is not None and columns % self.group_size:
@@ -49,7 +51,9 @@ class QuantizedWeight:
 
     @property
     def grid(self) -> Format:
-        return number_format(self.format)
+        """The points that values are of: all integers of its bits where the most negative one is among them."""
+        grid = number_format(self.format)
+        return replace(grid, full=grid.is_integer and bool(self.values.min(initial=0) < grid.smallest))
 
     @property
     def steps(self) -> np.ndarray:

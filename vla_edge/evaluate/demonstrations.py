@@ -1,0 +1,77 @@
+"""Recorded demonstrations (`sim.demonstrations`) as the policy would have seen them.
+
+They hold pictures of the size the network takes. A frame of the camera is made of each that gives the network exactly
+that picture again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from vla_edge.evaluate.recording import BETWEEN_EPISODES_S, Moment
+from vla_edge.policy.preprocess import as_delivered
+from vla_edge.policy.spec import PolicySpec
+from vla_edge.sim.demonstrations import DemonstrationError, read_shard, shard_files
+from vla_edge.types import NANOSECONDS, JointState, Observation
+
+
+class DemonstrationRecording:
+    """One directory of demonstrations.
+
+    Raises:
+        DemonstrationError: there are none, or it is not told what they hold.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._files = shard_files(self.path)
+        try:
+            said = json.loads((self.path / "recording.json").read_text(encoding="utf-8"))
+            self._names, self._dt = tuple(said["joint_names"]), float(said["dt"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DemonstrationError(
+                f"{self.path / 'recording.json'} cannot be read ({error}); record the demonstrations again"
+            ) from error
+        self._pictures: tuple[Path | None, np.ndarray | None] = None, None
+
+    def moments(self, spec: PolicySpec) -> Iterator[Moment]:
+        """See `Recording.moments`."""
+        lacking = [name for name in spec.joint_names if name not in self._names]
+        if lacking or len(spec.cameras) != 1:
+            raise DemonstrationError(
+                f"demonstrations in {self.path} are of one camera and the joints {', '.join(self._names)}; the policy "
+                f"takes {len(spec.cameras)} cameras{f' and {lacking[0]}' if lacking else ''}"
+            )
+        columns = [self._names.index(name) for name in spec.joint_names]
+        start_ns, last, before = 0, 0, None
+        for file in self._files:
+            shard = read_shard(file, ("state", "instruction", "episode", "step"))
+            for row, (episode, step) in enumerate(zip(shard["episode"], shard["step"])):
+                if episode != before:
+                    start_ns, before = last + round(BETWEEN_EPISODES_S * NANOSECONDS), episode
+                last = start_ns + round(int(step) * self._dt * NANOSECONDS)
+                joints = JointState(last, spec.joint_names, shard["state"][row][columns])
+                instruction = str(shard["instruction"][row])
+                yield Moment(last, instruction, partial(self._observation, file, row, joints, instruction, spec))
+
+    def close(self) -> None:
+        """Lets go of the pictures held."""
+        self._pictures = None, None
+
+    def __enter__(self) -> DemonstrationRecording:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _observation(self, file: Path, row: int, joints: JointState, instruction: str, spec: PolicySpec) -> Observation:
+        if self._pictures[0] != file:
+            self._pictures = file, read_shard(file, ("images",))["images"]
+        camera = spec.cameras[0]
+        picture = as_delivered(self._pictures[1][row], camera)
+        return Observation(joints.stamp_ns, {camera.name: picture}, joints, instruction)
