@@ -157,9 +157,10 @@ def test_every_shipped_recipe_applies_to_every_layer(loaded, file):
     policy, checkpoint = loaded
     recipe = load_recipe(file.stem)
     subject = Subject(copy.deepcopy(policy) if recipe.changes_policy else policy, checkpoint)
-    plan = plan_layers(recipe, list(subject.modules))
+    plan, seen = plan_layers(recipe, list(subject.modules)), make_observations(4)
     layers = compress_policy(
-        recipe, plan, subject.modules, subject.stages, subject.runner, make_observations(4), lambda *_: None
-    )
+        recipe, plan, subject.modules, subject.stages, subject.runner, seen, lambda *_: None,
+        weighed=subject.weighed(seen),
+    )  # fmt: skip
     assert set(layers) == set(subject.modules)
     assert recipe.description and recipe.name == file.stem

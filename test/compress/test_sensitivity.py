@@ -23,15 +23,19 @@ def subject(tmp_path_factory):
     return Subject(*load_tiny(tmp_path_factory.mktemp("tiny")))
 
 
+def question(subject) -> tuple:
+    weighed = subject.weighed(make_observations(6))
+    return subject.stages, subject.modules, subject.runner, weighed, make_observations(3, seed=5)
+
+
 @pytest.fixture(scope="module")
 def found(subject):
-    calibration, observations = make_observations(6), make_observations(3, seed=5)
-    return measure(subject.stages, subject.modules, subject.runner, calibration, observations)
+    return measure(*question(subject))
 
 
 def test_every_layer_is_measured_in_every_precision_and_the_policy_is_left_alone(subject, found):
     before = subject.chunks()
-    again = measure(subject.stages, subject.modules, subject.runner, make_observations(6), make_observations(3, seed=5))
+    again = measure(*question(subject))
     assert again == found
     np.testing.assert_array_equal(subject.chunks(), before)
     assert set(found.error_rad) == set(subject.modules)
@@ -54,7 +58,7 @@ def test_the_error_is_that_of_the_chunk(subject, found):
 
 def test_an_interrupted_measurement_goes_on_and_another_question_begins_anew(subject, found, tmp_path):
     file = tmp_path / "progress.json"
-    arguments = (subject.stages, subject.modules, subject.runner, make_observations(6), make_observations(3, seed=5))
+    arguments = question(subject)
 
     class Interrupted(Exception):
         pass
@@ -80,7 +84,7 @@ def test_an_interrupted_measurement_goes_on_and_another_question_begins_anew(sub
 def test_options_that_are_not_about_one_layer_are_refused(subject):
     bad = {"w8a8": Quantize(("*",), "int8", "int8")}
     with pytest.raises(RecipeError, match="one layer"):
-        measure(subject.stages, subject.modules, subject.runner, make_observations(2), make_observations(2), bad)
+        measure(subject.stages, subject.modules, subject.runner, subject.weighed([]), make_observations(2), bad)
 
 
 def toy(layers: int = 6, seed: int = 0) -> Sensitivity:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vla_edge.compress.apply import compress_policy
+from vla_edge.compress.importance import weighed_inputs
 from vla_edge.compress.plan import plan_layers
 from vla_edge.compress.recipe import parse_recipe
 from vla_edge.engine.runner import Runner
@@ -40,10 +41,14 @@ class Subject:
         self.runner.set_num_steps(self.runner.num_steps)
         return np.array([self.runner.infer(o, seed=3).chunk.positions for o in make_observations(4, seed=9)])
 
+    def weighed(self, observations):
+        return lambda groups, progress: weighed_inputs(self.policy, self.checkpoint, groups, observations, progress)
+
     def compress(self, *steps, observations=6, **options):
         recipe = parse_recipe({"name": "test", "steps": list(steps)})
         plan = plan_layers(recipe, list(self.modules))
+        seen = make_observations(observations)
         return compress_policy(
-            recipe, plan, self.modules, self.stages, self.runner, make_observations(observations), lambda *_: None,
-            **options,
+            recipe, plan, self.modules, self.stages, self.runner, seen, lambda *_: None,
+            weighed=self.weighed(seen), **options,
         )  # fmt: skip

@@ -30,6 +30,8 @@ from vla_edge.compress.steps import CHANNEL, Keep, LowRankStep, Prune, Quantize,
 from vla_edge.types import Observation
 
 Tell = Callable[[float, str], None]
+Weighed = Callable[[Mapping[str, Sequence], Callable[[float], None]], dict[str, InputStatistics]]
+"""Of layers that read one tensor, by name, and of progress: `importance.weighed_inputs` of a policy."""
 
 
 def compress_policy(
@@ -43,6 +45,7 @@ def compress_policy(
     reduce_range: bool = False,
     zeros: Collection[str] = (),
     given: Mapping[str, CompressedLinear] | None = None,
+    weighed: Weighed | None = None,
 ) -> dict[str, CompressedLinear]:
     """What becomes of every layer. `stages` may be changed in place, see `Recipe.changes_policy`.
 
@@ -54,6 +57,7 @@ def compress_policy(
         reduce_range: what `reduce_range: auto` means on the machine the engine is for.
         zeros: layers that were pruned before, whose zeros stay.
         given: layers that somebody else has compressed already.
+        weighed: for steps that fit by importance.
 
     Raises:
         RecipeError: smoothing or pruning that contradicts the plan.
@@ -75,11 +79,21 @@ def compress_policy(
     watched = {g.names[0]: g for g in groups if any(step.needs_statistics for step in steps_of(g))}
     statistics: dict[str, InputStatistics] = {}
     if watched:
-        seen = watch_inputs(
-            runner, {name: modules[name] for name in watched},
-            lambda name: InputStatistics(any(step.needs_products for step in steps_of(watched[name]))), observations,
-            lambda f: tell(0.4 * f, "recording what reaches the layers"),
-        )  # fmt: skip
+        told = "recording what reaches the layers"
+        important = {
+            name for name, group in watched.items()
+            if any(isinstance(step, Quantize) and step.importance for step in steps_of(group))
+        }  # fmt: skip
+        seen, share = {}, 0.4 * len(important) / len(watched)
+        if important:
+            groups_of = {name: [modules[other] for other in watched[name].names] for name in important}
+            seen |= weighed(groups_of, lambda f: tell(share * f, told))
+        if len(important) < len(watched):
+            seen |= watch_inputs(
+                runner, {name: modules[name] for name in watched if name not in important},
+                lambda name: InputStatistics(any(step.needs_products for step in steps_of(watched[name]))),
+                observations, lambda f: tell(share + (0.4 - share) * f, told),
+            )  # fmt: skip
         for name, group in watched.items():
             if not seen[name].count:
                 raise never_reached(name)
@@ -239,7 +253,7 @@ def _scale(
             size = fitting_group(weights[0].shape[1], storage[0].group_size)
             return best_smoothing(statistics, weights, quantizers(), round(2 * INT4.largest), size)[0]
         return best_smoothing(statistics, weights, quantizers())[0]
-    if all(isinstance(step, Quantize) and step.method == "awq" for step in storage):
+    if all(isinstance(step, Quantize) and step.scales_channels for step in storage):
         if group.producer is None and not all(step.at_run_time for step in storage):
             return None
         return search_scale(statistics, weights, quantizers())

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vla_edge.compress.apply import Tell, compress_policy
 from vla_edge.compress.calibrate import CalibrationData, never_reached, watch_inputs
+from vla_edge.compress.importance import weighed_inputs
 from vla_edge.compress.plan import check_order, matches, plan_layers, plan_pruning, plan_smoothing
 from vla_edge.compress.providers import get_provider, trained_by_providers
 from vla_edge.compress.quantize.weights import CompressedLinear
@@ -107,8 +108,9 @@ def carry_out(
         runner = Runner.from_policy(policy, checkpoint, num_steps)
         given = _provided(plan, policy, checkpoint, num_steps, data.observations)
         found = compress_policy(
-            gathered, plan, modules, stages, runner, data.observations, part, reduce_range, pruned, given
-        )
+            gathered, plan, modules, stages, runner, data.observations, part, reduce_range, pruned, given,
+            lambda groups, progress: weighed_inputs(policy, checkpoint, groups, data.observations, progress),
+        )  # fmt: skip
         pruned.update(plan_pruning(gathered, plan))
         others.update(trained_by_providers(plan))
         return found

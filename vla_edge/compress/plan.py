@@ -93,7 +93,7 @@ def plan_smoothing(recipe: Recipe, plan: Mapping[str, Storage]) -> dict[str, Smo
         storage, where = plan[name], f"recipe {recipe.name}, step {recipe.steps.index(step) + 1}"
         if not isinstance(storage, Quantize):
             raise RecipeError(f"{where} smooths {name}, which is not quantized; leave it out")
-        if storage.method == "awq":
+        if storage.scales_channels:
             raise RecipeError(f"{where} smooths {name}, for which awq finds scales itself; drop one")
         _ours(storage, where, "smooths", name)
     return found

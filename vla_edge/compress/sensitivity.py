@@ -15,13 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_edge.compress.apply import Tell, compress_layer
-from vla_edge.compress.calibrate import watch_inputs
+from vla_edge.compress.apply import Tell, Weighed, compress_layer
 from vla_edge.compress.fake import installed
 from vla_edge.compress.fold import input_groups
 from vla_edge.compress.quantize.weights import CompressedLinear
 from vla_edge.compress.recipe import RecipeError
-from vla_edge.compress.statistics import InputStatistics
 from vla_edge.compress.steps import Keep, Quantize, Storage
 from vla_edge.evaluate.metrics import MotionScale
 from vla_edge.evaluate.page import write_text
@@ -30,16 +28,16 @@ from vla_edge.types import Observation, VlaEdgeError
 
 EVERYTHING = ("*",)
 OPTIONS: dict[str, Storage] = {
-    "int4-128": Quantize(EVERYTHING, "int4", method="gptq", group_size=128),
-    "int4": Quantize(EVERYTHING, "int4", method="gptq", group_size=64),
-    "int8": Quantize(EVERYTHING, "int8", method="gptq"),
+    "int4-128": Quantize(EVERYTHING, "int4", method="gptq", importance="action", group_size=128),
+    "int4": Quantize(EVERYTHING, "int4", method="gptq", importance="action", group_size=64),
+    "int8": Quantize(EVERYTHING, "int8", method="gptq", importance="action"),
     "float16": Keep(EVERYTHING, "float16"),
 }
 """Precisions to choose from by name, coarsest first."""
 
 FAST_OPTIONS: dict[str, Storage] = {
     "int4": OPTIONS["int4"],
-    "int8-dynamic": Quantize(EVERYTHING, "int8", "int8-dynamic", method="gptq", reduce_range="auto"),
+    "int8-dynamic": Quantize(EVERYTHING, "int8", "int8-dynamic", "gptq", "action", reduce_range="auto"),
     "int8": OPTIONS["int8"],
     "float32": Keep(EVERYTHING),
 }
@@ -75,7 +73,7 @@ def measure(
     stages: Sequence,
     modules: Mapping[str, object],
     runner,
-    calibration: Sequence[Observation],
+    weighed: Weighed,
     observations: Sequence[Observation],
     options: Mapping[str, Storage] = OPTIONS,
     tell: Tell = lambda fraction, what: None,
@@ -86,7 +84,7 @@ def measure(
 
     Args:
         stages, modules, runner: a policy in PyTorch, as for `compress_policy`; it is left as it was.
-        calibration: what weights are rounded by. observations: what the error is measured on.
+        weighed: of what weights are rounded by, as for `compress_policy`. observations: what the error is measured on.
         progress_file: results so far, from which an interrupted run of the same question goes on.
         reduce_range: what `reduce_range: auto` means on the machine the engine is for.
 
@@ -95,15 +93,15 @@ def measure(
         CalibrationError: data that are not finite.
     """
     for name, step in options.items():
-        if isinstance(step, Quantize) and (step.static_activations or step.method == "awq"):
+        if isinstance(step, Quantize) and (step.static_activations or step.scales_channels):
             raise RecipeError(
                 f"option {name} is not about one layer alone; sensitivity takes rtn and gptq, and inputs as they come"
             )
     groups = input_groups(modules, stages)
-    seen = watch_inputs(
-        runner, {group.names[0]: modules[group.names[0]] for group in groups}, lambda _: InputStatistics(), calibration,
+    seen = weighed(
+        {group.names[0]: [modules[name] for name in group.names] for group in groups},
         lambda f: tell(0.2 * f, "recording what reaches the layers"),
-    )  # fmt: skip
+    )
     statistics = {name: seen[group.names[0]] for group in groups for name in group.names}
     trial = Trial(runner, modules, observations)
     known = _Known(progress_file, _question(trial, modules, options))

@@ -21,12 +21,12 @@ class InputStatistics:
     """
 
     def __init__(self, products: bool = True):
-        self.count = 0
+        self.count, self._weight = 0, 0.0
         self.low = self.high = self._sum = self._magnitude = self._squares = self._products = None
         self._keeps_products = products
 
-    def update(self, values: np.ndarray) -> None:
-        """Count vectors (..., in).
+    def update(self, values: np.ndarray, weights: np.ndarray | None = None) -> None:
+        """Count vectors (..., in), in the products of channels by `weights` (...), all alike without.
 
         Raises:
             ValueError: a value is not finite.
@@ -49,7 +49,9 @@ class InputStatistics:
         self._magnitude += np.abs(rows).sum(0)
         self._squares += np.einsum("ni,ni->i", rows, rows)
         if self._keeps_products:
-            self._products += rows.T @ rows
+            weighed = rows if weights is None else rows * np.asarray(weights, np.float32).reshape(-1, 1)
+            self._products += rows.T @ weighed
+            self._weight += len(rows) if weights is None else float(np.sum(weights, dtype=np.float64))
 
     @property
     def largest(self) -> np.ndarray:
@@ -73,10 +75,10 @@ class InputStatistics:
 
     @property
     def second_moment(self) -> np.ndarray:
-        """(in, in) E[x x^T]."""
+        """(in, in) E[x x^T], by weight; all zero where nothing had any."""
         if self._products is None:
             raise ValueError("these statistics were taken without products of channels")
-        return self._products / np.float32(self.count)
+        return self._products / np.float32(self._weight or 1.0)
 
     def scaled(self, factor: np.ndarray) -> InputStatistics:
         """As if every vector had been multiplied by the positive `factor` (in,)."""
@@ -86,6 +88,7 @@ class InputStatistics:
         other._sum, other._magnitude = self._sum * factor, self._magnitude * factor
         other._squares = self._squares * np.square(factor, dtype=np.float64)
         if self._keeps_products:
+            other._weight = self._weight
             other._products = self._products * np.outer(factor, factor)
         return other
 

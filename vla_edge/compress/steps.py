@@ -16,7 +16,7 @@ FLOATS = ("float32", "float16", "bfloat16")
 ACTIVATIONS = (None, "int8", "int8-dynamic", "fp8", "int4-dynamic")
 PATTERNS = ("unstructured", "2:4")
 PROVIDERS = (None, "modelopt", "llmcompressor", "torchao", "nncf", "neural-compressor")
-METHODS = ("rtn", "awq", "gptq")
+METHODS = ("rtn", "awq", "gptq", "awq+gptq")
 PRUNERS = ("magnitude", "wanda", "sparsegpt")
 CHANNEL = "channel"
 
@@ -147,6 +147,9 @@ class Quantize:
             run time, "int4-dynamic" for one of each group of channels.
         method: how the values are chosen: "rtn" (nearest), "awq" (channels scaled and groups clipped first), "gptq"
             (errors made up for by weights not yet rounded).
+            "awq+gptq": the scales and clipping of awq, the values of gptq.
+        importance: None to fit what reaches a layer all alike; "action" to fit each vector by how far it moves the
+            action chunk, see `importance`.
         provider: library whose algorithm is run in the place of ours; see `providers`.
         at_run_time: as of `smooth`, for the scales of awq.
         low_rank: channels of a float16 branch that takes over what rounds worst (SVDQuant); 0 for none.
@@ -164,6 +167,7 @@ class Quantize:
     weights: str = "int8"
     activations: str | None = None
     method: str = "rtn"
+    importance: str | None = None
     group_size: int | str | None = None
     provider: str | None = None
     at_run_time: bool = False
@@ -185,6 +189,9 @@ class Quantize:
         if self.activations == "int4-dynamic" and (self.weights != "int4" or self.group_size in (None, CHANNEL)):
             raise ValueError("activations int4-dynamic go with weights int4 in groups, whose size they share")
         _one_of("method", self.method, METHODS)
+        _one_of("importance", self.importance, (None, "action"))
+        if self.importance and not self.needs_products:
+            raise ValueError(f"importance {self.importance} goes with methods that look at data: awq, gptq, awq+gptq")
         _one_of("provider", self.provider, PROVIDERS)
         _one_of("calibrator", self.calibrator, CALIBRATORS)
         if self.group_size is not None and self.group_size != CHANNEL:
@@ -212,7 +219,12 @@ class Quantize:
 
     @property
     def changes_policy(self) -> bool:
-        return self.method == "awq"
+        return self.scales_channels
+
+    @property
+    def scales_channels(self) -> bool:
+        """Whether the scales of awq are searched for."""
+        return self.method in ("awq", "awq+gptq")
 
     @property
     def static_activations(self) -> bool:

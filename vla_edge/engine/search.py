@@ -8,6 +8,8 @@ from pathlib import Path
 
 from vla_edge.compress.apply import compress_policy
 from vla_edge.compress.calibrate import load_calibration
+from vla_edge.compress.fold import input_groups
+from vla_edge.compress.importance import weighed_inputs
 from vla_edge.compress.mixed import Choice, Measured, choose, to_recipe
 from vla_edge.compress.plan import plan_layers
 from vla_edge.compress.recipe import Accept, Recipe, RecipeError, load_recipe
@@ -63,9 +65,17 @@ def search(
         modules = policy_layers(stages)
         options = OPTIONS if max_ms is None else FAST_OPTIONS
         reduce_range = get_backend(BACKEND).gains_by_reduced_range()
+        groups = {group.names[0]: [modules[name] for name in group.names] for group in input_groups(modules, stages)}
+        seen = weighed_inputs(
+            policy, loaded, groups, data.observations, lambda f: tell(0.1 * f, "recording what reaches the layers")
+        )
+
+        def weighed(wanted, _progress):
+            return {name: seen[name] for name in wanted}
+
         found = measure(
-            stages, modules, runner, data.observations, observations, options,
-            lambda f, what: tell(0.7 * f, what), progress_file, reduce_range,
+            stages, modules, runner, weighed, observations, options,
+            lambda f, what: tell(0.1 + 0.6 * f, what), progress_file, reduce_range,
         )  # fmt: skip
         if max_ms is not None:
             whole = _milliseconds(loaded, load_recipe("fp32"), data)
@@ -86,7 +96,7 @@ def search(
         recipe = to_recipe(choice, name, accept, about, options)
         plan = plan_layers(recipe, list(modules))
         layers = compress_policy(
-            recipe, plan, modules, stages, runner, data.observations, lambda *_: None, reduce_range
+            recipe, plan, modules, stages, runner, data.observations, lambda *_: None, reduce_range, weighed=weighed
         )
         trial = Trial(runner, modules, observations)
         error = trial.error_rad(layers) / trial.motion_std_rad
