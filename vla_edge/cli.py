@@ -234,7 +234,7 @@ def _sensitivity(options):
     layers = ", ".join(f"{count} layers in {option}" for option, count in counts.items())
     text = (
         f"{output}: {choice.average_bits:.2f} bits per weight, {layers}; action error "
-        f"{100 * measured.error_rel:.2f} % of the motion on calibration data "
+        f"{100 * measured.error_rel:.2f} % of the motion on observations it fitted nothing to "
         f"(predicted {100 * choice.predicted_error_rel:.2f} %)"
         + ("" if measured.ms is None else f"; {measured.ms:.1f} ms a chunk (predicted {choice.predicted_ms:.1f})")
         + f"; why: {report}"

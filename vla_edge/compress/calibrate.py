@@ -18,7 +18,7 @@ from vla_edge.types import NANOSECONDS, Observation, VlaEdgeError
 if TYPE_CHECKING:
     from vla_edge.evaluate.recording import Moment
 
-CALIBRATION_FRAMES, HELD_OUT_FRAMES = 96, 32
+CALIBRATION_FRAMES, HELD_OUT_FRAMES = 192, 32
 # every fourth episode is kept for verification
 HELD_OUT_EVERY = 4
 EPISODE_GAP_NS = 2 * NANOSECONDS

@@ -37,7 +37,7 @@ class Measured:
     """What the whole choice does, beside what was predicted from layers one by one.
 
     Attributes:
-        error_rel: action error over the standard deviation of the motion, on what the search calibrated on.
+        error_rel: action error over the standard deviation of the motion, on observations the search fitted nothing to.
         ms: of a chunk on this machine, where the budget is one of time.
     """
 

@@ -44,7 +44,8 @@ def search(
             None.
         max_bits, max_error_rel, max_ms: the budget, one of them: bits per weight, action error relative to the motion,
             or milliseconds of a chunk on this machine.
-        frames: observations the error is measured on, of those calibrated on; a build verifies on others.
+        frames: observations of the calibration that the error is measured on, and that nothing is fitted to; a build
+            fits to all of them and verifies on others.
         progress_file: see `sensitivity.measure`.
 
     Raises:
@@ -57,8 +58,12 @@ def search(
     if frames < 1:
         raise RecipeError(f"frames is {frames}; the error has to be measured on at least one observation")
     data = load_calibration(calibration_source(calibration, loaded.directory), loaded.spec)
-    every = -(-len(data.observations) // frames)
+    # What a precision costs shows on observations that nothing was fitted to.
+    every = max(2, -(-len(data.observations) // frames))
     observations = data.observations[::every]
+    fitted = [observation for i, observation in enumerate(data.observations) if i % every]
+    if not fitted:
+        raise RecipeError(f"{data.source} has {len(data.observations)} observations; a search needs at least two")
     with torch_threads(loaded.weights_path.stat().st_size // 4):
         policy = load_policy(loaded)
         stages, runner = policy.stages(), Runner.from_policy(policy, loaded)
@@ -67,7 +72,7 @@ def search(
         reduce_range = get_backend(BACKEND).gains_by_reduced_range()
         groups = {group.names[0]: [modules[name] for name in group.names] for group in input_groups(modules, stages)}
         seen = weighed_inputs(
-            policy, loaded, groups, data.observations, lambda f: tell(0.1 * f, "recording what reaches the layers")
+            policy, loaded, groups, fitted, lambda f: tell(0.1 * f, "recording what reaches the layers")
         )
 
         def weighed(wanted, _progress):
@@ -85,7 +90,6 @@ def search(
             found = replace(found, milliseconds=timed.milliseconds, rest_ms=timed.rest_ms)
         choice = choose(found, max_bits, max_error_rel, max_ms)
         tell(0.9, "measuring the whole")
-        accept = Accept(action_error_rel=round(max(2 * choice.predicted_error_rel, 0.005), 4))
         if max_bits is not None:
             budget = f"{max_bits:g} bits per weight"
         elif max_ms is not None:
@@ -93,13 +97,16 @@ def search(
         else:
             budget = f"an error of {100 * max_error_rel:g} % of the motion"
         about = f"Precisions by sensitivity of the action chunk, for {budget}."
-        recipe = to_recipe(choice, name, accept, about, options)
+        recipe = to_recipe(choice, name, Accept(), about, options)
         plan = plan_layers(recipe, list(modules))
         layers = compress_policy(
-            recipe, plan, modules, stages, runner, data.observations, lambda *_: None, reduce_range, weighed=weighed
+            recipe, plan, modules, stages, runner, fitted, lambda *_: None, reduce_range, weighed=weighed
         )
         trial = Trial(runner, modules, observations)
         error = trial.error_rad(layers) / trial.motion_std_rad
+        # the build judges by other episodes
+        limit = round(max(2 * choice.predicted_error_rel, 2 * error, 0.005), 4)
+        recipe = replace(recipe, accept=Accept(action_error_rel=limit))
         ms = None if max_ms is None else _milliseconds(loaded, recipe, data)
     tell(1.0, "writing the recipe")
     return recipe, choice, found, Measured(error, ms)
