@@ -3,8 +3,9 @@
     python -m benchmarks.compress
 
 Builds each recipe, lets it act on the same seeds of the harder tier as full precision, and writes
-out/bench/compress.json and, for people, out/bench/compress.html. Finished episodes are kept, so an interrupted run goes
-on; rows of recipes that `--recipes` leaves out stay. Which seeds and how many was fixed before the first run, and is not to be changed after one.
+out/bench/compress.json and, for people, out/bench/compress.html. Finished episodes are kept, so an interrupted run
+goes on; rows of recipes that `--recipes` leaves out stay. Which seeds and how many was fixed before the first run,
+and is not to be changed after one.
 """
 
 from __future__ import annotations

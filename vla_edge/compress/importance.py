@@ -1,11 +1,12 @@
 """What reaches a layer, each vector counted by how far it moves the action chunk.
 
-A policy reads far more than it uses: most patches of a picture, and most words, hardly change what the robot does, and a
-layer rounded to fit them all alike fits the few that matter badly. Counted by the gradient of the chunk at the layer's
-output, the second moment that AWQ and GPTQ minimize becomes a local model of the action error itself, as GuidedQuant (Kim
-et al., 2025, arXiv:2505.07004) has it for the loss of a language model and RSQ (Sung et al., 2025, arXiv:2503.01820) for
-tokens. Two departures: magnitudes of gradients and not their squares, which would leave too few of the few thousand
-vectors of a calibration; and every observation counts the same, however steep the policy is there.
+A policy reads far more than it uses: most patches of a picture, and most words, hardly change what the robot does,
+and a layer rounded to fit them all alike fits the few that matter badly. Counted by the gradient of the chunk at the
+layer's output, the second moment that AWQ and GPTQ minimize becomes a local model of the action error itself, as
+GuidedQuant (Kim et al., 2025, arXiv:2505.07004) has it for the loss of a language model and RSQ (Sung et al., 2025,
+arXiv:2503.01820) for tokens. Two departures: magnitudes of gradients and not their squares, which would leave too few
+of the few thousand vectors of a calibration; and every observation counts the same, however steep the policy is
+there.
 """
 
 from __future__ import annotations
