@@ -41,8 +41,9 @@ bench: setup ## speed and size of this checkout on this machine: out/bench/core.
 	@$(ENV)
 	python -m benchmarks.core $(ARGS)
 
-bench-compress: setup ## what every recipe costs in radians and successes (hours): out/bench/compress.json
+bench-compress: setup ## what every recipe costs, ours against other libraries (hours): out/bench/compress.json
 	@$(ENV)
+	python -m benchmarks.algorithms
 	python -m benchmarks.compress $(ARGS)
 
 demonstrations: setup ## record the expert at the table: out/demonstrations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -61,6 +61,18 @@ def write(name: str, rows: Sequence[Row], directory: Path = DIRECTORY) -> Path:
 def read(path: Path) -> list[Row]:
     """The rows of a file."""
     return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+
+
+def with_earlier(rows: Sequence[Row], path: Path, holds: Callable[[Row], bool] = lambda row: True) -> list[Row]:
+    """And those of an earlier file of the same versions that are not measured anew and of which `holds` is true."""
+    try:
+        content, earlier = json.loads(path.read_text(encoding="utf-8")), read(path)
+    except FileNotFoundError:
+        return list(rows)
+    measured = {row.name for row in rows}
+    if content["versions"] != versions():
+        return list(rows)
+    return [*rows, *(row for row in earlier if row.name not in measured and holds(row))]
 
 
 def table(rows: Sequence[Row]) -> str:

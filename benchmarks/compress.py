@@ -3,21 +3,20 @@
     python -m benchmarks.compress
 
 Builds each recipe, lets it act on the same seeds of the harder tier as full precision, and writes
-out/bench/compress.json and, for people, out/bench/compress.html. Finished episodes are kept, so an interrupted run
-goes on; rows of recipes that `--recipes` leaves out stay. Which seeds and how many was fixed before the first run,
-and is not to be changed after one.
+out/bench/compress.json, beside what `algorithms.py` measures, and for people out/bench/compress.html. Finished
+episodes are kept, so an interrupted run goes on; rows of recipes that `--recipes` leaves out stay. Which seeds and how
+many was fixed before the first run, and is not to be changed after one.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
-from bench_file import DIRECTORY, Row, read, table, versions, write  # noqa: E402
+from bench_file import DIRECTORY, Row, read, table, with_earlier, write  # noqa: E402
 
 CHECKPOINT = Path("engines/g1_tabletop/checkpoint")
 DEMONSTRATIONS = Path("out/demonstrations")
@@ -88,23 +87,14 @@ def main(arguments: list[str] | None = None) -> int:
                 f"engine {c.engine_bytes / 1e6:.2f} MB, language matrices {c.language_bytes / 1e6:.2f} MB, "
                 f"{c.profile_ms['total']['p50']:.1f} ms a chunk at its build"),
         ]  # fmt: skip
-    rows = _with_earlier(rows + missing, DIRECTORY / "compress.json")
+    file = DIRECTORY / "compress.json"
+    # what other recipes lost holds as long as full precision did then what it does now
+    same = file.is_file() and rows[0] in read(file)
+    rows = with_earlier(rows + missing, file, lambda row: same or "_ratio_vs_" in row.name)
     print(table(rows))
     print(write("compress", rows))
     print(write_comparison_report(comparison, DIRECTORY / "compress.html")[0])
     return 0 if all(row.met is not False for row in rows) else 1
-
-
-def _with_earlier(rows: list[Row], file: Path) -> list[Row]:
-    """And those of recipes that an earlier run measured, if full precision and every version were the same then."""
-    try:
-        content, earlier = json.loads(file.read_text(encoding="utf-8")), read(file)
-    except FileNotFoundError:
-        return rows
-    if content["versions"] != versions() or not earlier or earlier[0] != rows[0]:
-        return rows
-    measured = {row.name for row in rows}
-    return rows + [row for row in earlier if row.name not in measured]
 
 
 def _at_most(limit: float | None) -> str | None:

