@@ -6,6 +6,8 @@ second moment C = E[x x^T]: one matrix for each input stands for every activatio
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 
 
@@ -23,14 +25,16 @@ class InputStatistics:
     def __init__(self, products: bool = True):
         self.count, self._weight = 0, 0.0
         self.low = self.high = self._sum = self._magnitude = self._squares = self._products = None
-        self._keeps_products = products
+        self._keeps_products, self._factor = products, None
 
     def update(self, values: np.ndarray, weights: np.ndarray | None = None) -> None:
         """Count vectors (..., in), in the products of channels by `weights` (...), all alike without.
 
         Raises:
-            ValueError: a value is not finite.
+            ValueError: a value is not finite, or these are `scaled` statistics, which share their products.
         """
+        if self._factor is not None:
+            raise ValueError("scaled statistics take nothing more")
         rows = np.asarray(values, np.float32).reshape(-1, np.shape(values)[-1])
         if not len(rows):
             return
@@ -78,18 +82,20 @@ class InputStatistics:
         """(in, in) E[x x^T], by weight; all zero where nothing had any."""
         if self._products is None:
             raise ValueError("these statistics were taken without products of channels")
-        return self._products / np.float32(self._weight or 1.0)
+        moment = self._products / np.float32(self._weight or 1.0)
+        if self._factor is not None:
+            moment *= self._factor[:, None]
+            moment *= self._factor
+        return moment
 
     def scaled(self, factor: np.ndarray) -> InputStatistics:
-        """As if every vector had been multiplied by the positive `factor` (in,)."""
+        """As if every vector had been multiplied by the positive `factor` (in,); costs no memory to speak of."""
         factor = np.asarray(factor, np.float32)
-        other = InputStatistics(self._keeps_products)
-        other.count, other.low, other.high = self.count, self.low * factor, self.high * factor
+        other = copy.copy(self)
+        other.low, other.high = self.low * factor, self.high * factor
         other._sum, other._magnitude = self._sum * factor, self._magnitude * factor
         other._squares = self._squares * np.square(factor, dtype=np.float64)
-        if self._keeps_products:
-            other._weight = self._weight
-            other._products = self._products * np.outer(factor, factor)
+        other._factor = factor if self._factor is None else factor * self._factor
         return other
 
 
