@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny_subject import Subject, make_observations
 
+from vla_edge.compress import apply
 from vla_edge.compress.apply import compress_policy
 from vla_edge.compress.calibrate import CalibrationError
 from vla_edge.compress.fold import InputGroup, input_groups, rescale
@@ -66,6 +67,24 @@ def test_methods_that_look_at_data_lose_less_than_rounding(loaded, method):
         subject = Subject(copy.deepcopy(loaded[0]), loaded[1])
         errors[name] = output_error(subject, subject.compress(quantize(weights="int4", group_size=32, method=name)))
     assert errors[method] < 0.95 * errors["rtn"], errors
+
+
+@pytest.mark.parametrize("method", ("awq", "gptq"))
+def test_what_does_not_fit_into_memory_at_once_is_recorded_in_several_passes(loaded, method, monkeypatch):
+    subject, passes = Subject(copy.deepcopy(loaded[0]), loaded[1]), []
+    step = quantize(weights="int4", group_size=32, method=method)
+    whole = subject.compress(step)
+    monkeypatch.setattr(apply, "PRODUCTS_BYTES", 20_000)
+    watch = apply.watch_inputs
+    monkeypatch.setattr(apply, "watch_inputs", lambda *a, **k: passes.append(len(a[1])) or watch(*a, **k))
+    again = Subject(copy.deepcopy(loaded[0]), loaded[1])
+    parts = again.compress(step)
+    assert len(passes) > 2
+    for name, layer in whole.items():
+        error = np.abs(parts[name].effective_weight() - layer.effective_weight()).mean()
+        # what comes is the same up to rounding in float32, which tips a value over here and there
+        assert error < 0.02 * np.abs(layer.effective_weight()).mean(), name
+    assert abs(output_error(again, parts) / output_error(subject, whole) - 1) < 0.1
 
 
 def test_corrected_biases_restore_the_mean_output(subject):

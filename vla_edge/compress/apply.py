@@ -1,7 +1,7 @@
 """Recipe + policy + observations -> the compressed layers, ready for export.
 
 What reaches the layers is recorded; weights are pruned and channels rescaled where a recipe says so, in the policy
-itself; then ranges of activations are recorded on what it has become, and weights are rounded.
+itself, and rounded; then ranges of activations are recorded on what the policy has become.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ from vla_edge.types import Observation
 Tell = Callable[[float, str], None]
 Weighed = Callable[[Mapping[str, Sequence], Callable[[float], None]], dict[str, InputStatistics]]
 """Of layers that read one tensor, by name, and of progress: `importance.weighed_inputs` of a policy."""
+
+PRODUCTS_BYTES = 256 << 20
+"""Of products of channels held at once; policies that have more are recorded in several passes over the data."""
 
 
 def compress_policy(
@@ -76,97 +79,131 @@ def compress_policy(
         found = (part.get(name) for name in names for part in (plan, smoothing, pruning))
         return [step for step in found if step is not None]
 
-    watched = {g.names[0]: g for g in groups if any(step.needs_statistics for step in steps_of(g))}
-    statistics: dict[str, InputStatistics] = {}
-    if watched:
-        told = "recording what reaches the layers"
-        important = {
-            name for name, group in watched.items()
-            if any(isinstance(step, Quantize) and step.importance for step in steps_of(group))
-        }  # fmt: skip
-        seen, share = {}, 0.4 * len(important) / len(watched)
-        if important:
-            groups_of = {name: [modules[other] for other in watched[name].names] for name in important}
-            seen |= weighed(groups_of, lambda f: tell(share * f, told))
-        if len(important) < len(watched):
-            seen |= watch_inputs(
-                runner, {name: modules[name] for name in watched if name not in important},
-                lambda name: InputStatistics(any(step.needs_products for step in steps_of(watched[name]))),
-                observations, lambda f: tell(share + (0.4 - share) * f, told),
-            )  # fmt: skip
-        for name, group in watched.items():
-            if not seen[name].count:
-                raise never_reached(name)
-            statistics |= dict.fromkeys(group.names, seen[name])
-    for number, (name, step) in enumerate(pruning.items()):
-        tell(0.4 + 0.1 * number / len(pruning), "pruning")
-        _put(modules[name], prune_weight(_numpy(modules[name].weight), step, statistics.get(name)))
+    def prune(name: str, statistics: InputStatistics | None) -> None:
+        if name in pruning:
+            _put(modules[name], prune_weight(_numpy(modules[name].weight), pruning[name], statistics))
+
+    def compressed(name: str, statistics: InputStatistics | None) -> CompressedLinear:
+        stays = name in pruning or name in zeros
+        return compress_layer(name, modules[name], plan[name], statistics, reduce_range, stays, scales.get(name))
+
+    ranges: dict[str, RangeObserver] = {}
     scales: dict[str, np.ndarray] = {}  # by which inputs are divided at run time
-    for number, (name, group) in enumerate(watched.items()):
-        tell(0.5 + 0.1 * number / len(watched), "rescaling channels")
-        if not done.keys().isdisjoint(group.names):
-            continue  # who compressed them has seen what comes as it is
-        scale = _scale(group, plan, smoothing, modules, statistics[name], reduce_range)
-        if scale is not None:
-            statistics |= dict.fromkeys(group.names, statistics[name].scaled(1 / scale))
+    # where it is so, what reaches the layers is what statistics are taken of
+    untouched = not pruning and not any(isinstance(step, LowRankStep) for step in plan.values())
+    asked = {group: steps_of(group) for group in groups}
+    watched = {group: steps for group, steps in asked.items() if any(step.needs_statistics for step in steps)}
+    shares = _shares(watched, modules)
+    for number, share in enumerate(shares):
+
+        def part(fraction: float, what: str, number: int = number) -> None:
+            tell(0.6 * (number + fraction) / len(shares), what)
+
+        seen = _recorded(share, modules, runner, observations, weighed, part)
+        for group in share:
+            if not seen[group].count:
+                raise never_reached(group.names[0])
+            for name in group.names:
+                prune(name, seen[group])
+        for group in share:
+            if not done.keys().isdisjoint(group.names):
+                continue  # who compressed them has seen what comes as it is
+            scale = _scale(group, plan, smoothing, modules, seen[group], reduce_range)
+            if scale is None:
+                continue
+            seen[group] = seen[group].scaled(1 / scale)
             if group.producer is not None:
                 rescale(group, modules, scale)
             else:
                 scales |= dict.fromkeys(group.names, scale)
-    for name, step in plan.items():
-        if isinstance(step, LowRankStep):
-            done[name] = compress_layer(name, modules[name], step, statistics=statistics[name])
-            _put(modules[name], done[name].effective_weight())
+        for place, group in enumerate(share):
+            part(0.8 + 0.2 * place / len(share), "choosing weights")
+            statistics = seen.pop(group)
+            for name in group.names:
+                step = plan[name]
+                if name in done:
+                    continue
+                done[name] = compressed(name, statistics)
+                if isinstance(step, LowRankStep):
+                    _put(modules[name], done[name].effective_weight())
+                elif untouched and isinstance(step, Quantize) and step.calibrator == "minmax":
+                    ranges[name] = RangeObserver.spanning(statistics.low.min(), statistics.high.max())
+    for name in modules:
+        if name not in done:
+            prune(name, None)
+            done[name] = compressed(name, None)
     static = {
         name: step for name, step in plan.items()
-        if isinstance(step, Quantize) and step.static_activations and name not in done
+        if isinstance(step, Quantize) and step.static_activations and name not in (given or {})
     }  # fmt: skip
-    ranges: dict[str, RangeObserver] = {}
-    if not pruning and not any(
-        isinstance(step, LowRankStep) for step in plan.values()
-    ):  # or other numbers reach the layers now
-        ranges = {
-            name: RangeObserver.spanning(statistics[name].low.min(), statistics[name].high.max())
-            for name, step in static.items() if name in statistics and step.calibrator == "minmax"
-        }  # fmt: skip
-    if len(ranges) < len(static):
-        unknown = {name: modules[name] for name in static if name not in ranges}
+    unknown = {name: modules[name] for name in static if name not in ranges}
+    if unknown:
         ranges |= watch_inputs(
             runner, unknown, lambda name: RangeObserver(scales.get(name)), observations,
-            lambda f: tell(0.6 + 0.3 * f, "calibrating"),
+            lambda f: tell(0.6 + 0.4 * f, "calibrating"),
         )  # fmt: skip
-    tell(0.9, "rounding weights")
-    return {
-        name: done.get(name)
-        or compress_layer(
-            name,
-            module,
-            plan[name],
-            ranges.get(name),
-            statistics.get(name),
-            reduce_range,
-            name in pruning or name in zeros,
-            scales.get(name),
-        )
-        for name, module in modules.items()
-    }
+    for name, step in static.items():
+        activation = _activation(name, step, ranges.get(name), modules[name].in_features)
+        done[name] = replace(done[name], activation=activation)
+    return {name: done[name] for name in modules}
+
+
+def _shares(watched: Mapping[InputGroup, Sequence], modules: Mapping[str, object]) -> list[dict[InputGroup, Sequence]]:
+    """The groups in the order of the policy, cut where the products of their channels would take too much memory.
+
+    A layer whose outputs are rescaled for its readers is not rounded before: both are in one share.
+    """
+    shares, held = [], 0
+    for group, steps in watched.items():
+        columns = modules[group.names[0]].in_features
+        size = 4 * columns**2 if any(step.needs_products for step in steps) else 0
+        if not shares or held + size > PRODUCTS_BYTES:
+            shares.append({})
+            held = 0
+        shares[-1][group] = steps
+        held += size
+        while any(modules[name] is group.producer for share in shares[:-1] for other in share for name in other.names):
+            last = shares.pop()
+            shares[-1] |= last
+    return shares
+
+
+def _recorded(
+    share: Mapping[InputGroup, Sequence], modules, runner, observations, weighed: Weighed | None, part: Tell
+) -> dict[InputGroup, InputStatistics]:
+    """What reaches each group while the policy acts on the observations."""
+    first = {group.names[0]: group for group in share}
+    important = [
+        group for group, steps in share.items() if any(isinstance(step, Quantize) and step.importance for step in steps)
+    ]
+    rest = [name for name, group in first.items() if group not in important]
+    told, cut, seen = "recording what reaches the layers", 0.8 * len(important) / len(share), {}
+    if important:
+        readers = {group.names[0]: [modules[name] for name in group.names] for group in important}
+        seen |= weighed(readers, lambda f: part(cut * f, told))
+    if rest:
+        seen |= watch_inputs(
+            runner, {name: modules[name] for name in rest},
+            lambda name: InputStatistics(any(step.needs_products for step in share[first[name]])),
+            observations, lambda f: part(cut + (0.8 - cut) * f, told),
+        )  # fmt: skip
+    return {first[name]: statistics for name, statistics in seen.items()}
 
 
 def compress_layer(
     name: str,
     module,
     step: Storage,
-    ranges: RangeObserver | None = None,
     statistics: InputStatistics | None = None,
     reduce_range: bool = False,
     pruned: bool = False,
     scale: np.ndarray | None = None,
 ) -> CompressedLinear:
-    """One `nn.Linear` as its step wants it.
+    """One `nn.Linear` as its step wants it, all but the grid of static activations.
 
     Args:
         name: "stage.path", for errors.
-        ranges, statistics: of the layer's input, divided by `scale`, where the step needs them.
+        statistics: of the layer's input, divided by `scale`, where the step needs them.
         reduce_range: what `reduce_range: auto` means on the machine the engine is for.
         pruned: whether zeros of the weight have to stay.
         scale: (in,) by which the input is divided at run time, and the weight multiplied.
@@ -197,7 +234,7 @@ def compress_layer(
     if step.correct_bias:
         lost = (dense - quantized.dequantize()) @ statistics.mean
         bias = lost if bias is None else bias + lost
-    activation = _activation(name, step, ranges, weight.shape[1])
+    activation = None if step.static_activations else _activation(name, step, None, weight.shape[1])
     return CompressedLinear(quantized, bias, activation, branch, None if scale is None else 1 / scale)
 
 
