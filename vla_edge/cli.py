@@ -261,6 +261,7 @@ def _inspect(options):
         f"  calibrated  on {manifest['calibration']['frames']} observations of {manifest['calibration']['source']}",
         f"  verified    on {found['frames']}: action error {1e3 * found['action_error_rad']:.2f} mrad, "
         f"{100 * found['action_error_rel']:.2f} % of the motion, cosine at least {found['cosine_min']:.5f}",
+        *_cache_line(manifest),
         "",
         f"  {'stage':9}{'backend':13}{'weights':22}{'layers':>7}{'kB':>8}{'p50 ms':>8}{'p99 ms':>8}  runs with",
     ]
@@ -279,6 +280,14 @@ def _inspect(options):
                 shape = "x".join(map(str, row["shape"]))
                 lines.append(f"    {name:45}{shape:>10}  {row['weights']}{group}, inputs {row['activations']}")
     return {"bundle": str(bundle.directory), "bytes": bundle.bytes, **_manifest(bundle, True)}, 0, "\n".join(lines)
+
+
+def _cache_line(manifest) -> list[str]:
+    if "cache" not in manifest:
+        return []
+    now, before = manifest["cache"]["bytes"], manifest["cache"]["full_precision_bytes"]
+    line = f"  cache       {now / 1e3:.1f} kB from prefix to denoise"
+    return [line if now == before else f"{line}, {before / 1e3:.1f} kB in full precision"]
 
 
 def _evaluate(options):

@@ -14,12 +14,12 @@ from pathlib import Path
 from vla_edge.compress.apply import Tell, compress_policy
 from vla_edge.compress.calibrate import CalibrationData, never_reached, watch_inputs
 from vla_edge.compress.importance import weighed_inputs
-from vla_edge.compress.plan import check_order, matches, plan_layers, plan_pruning, plan_smoothing
+from vla_edge.compress.plan import check_order, check_tokens, matches, plan_layers, plan_pruning, plan_smoothing
 from vla_edge.compress.providers import get_provider, trained_by_providers
 from vla_edge.compress.quantize.weights import CompressedLinear
 from vla_edge.compress.recipe import Recipe, RecipeError
 from vla_edge.compress.statistics import InputStatistics
-from vla_edge.compress.steps import FewSteps, Finetune, Prune, Quantize, Shrink, Training
+from vla_edge.compress.steps import FewSteps, Finetune, KVCache, Prune, PruneTokens, Quantize, Shrink, Training
 from vla_edge.types import Observation
 
 _SAVE_EVERY = 50
@@ -69,6 +69,7 @@ def carry_out(
     from vla_edge.engine.trace import policy_layers
 
     check_order(recipe)
+    check_tokens(recipe, policy)
     for step in recipe.steps:
         if isinstance(step, Quantize) and step.provider:
             get_provider(step)
@@ -94,7 +95,7 @@ def carry_out(
     others: dict[str, Callable] = {}  # layers that a provider trains through its own rounding
     pending: list = []
     fixed = False  # layers are rounded, and what follows is trained through that
-    share = 1.0 / (1 + sum(isinstance(step, Shrink | Training) for step in recipe.steps))
+    share = 1.0 / (1 + sum(isinstance(step, Shrink | PruneTokens | Training) for step in recipe.steps))
     done = 0
 
     def part(fraction: float, what: str) -> None:
@@ -119,6 +120,8 @@ def carry_out(
         if isinstance(step, Shrink):
             part(0.0, "taking out heads and channels")
             _shrink(recipe, step, policy, Runner.from_policy(policy, checkpoint, num_steps), data.observations, part)
+        elif isinstance(step, PruneTokens):
+            _prune_tokens(step, policy, checkpoint, data.observations, part)
         elif isinstance(step, Training):
             rounded = any(isinstance(earlier, Quantize) for earlier in pending)
             now = pending if rounded else [earlier for earlier in pending if isinstance(earlier, Prune)]
@@ -136,6 +139,9 @@ def carry_out(
         done += 1
     if not fixed:
         layers = compress(pending)
+    for step in recipe.steps:
+        if isinstance(step, KVCache):  # last: nothing that looks at the policy has to see through it
+            _round_cache(step, policy)
     policy.requires_grad_(False)
     return Compressed(policy, layers, num_steps)
 
@@ -200,6 +206,22 @@ def _shrink(recipe: Recipe, step: Shrink, policy, runner, observations, part) ->
         if not statistics.count:
             raise never_reached(name)
     shrink(chosen, shares, {id(readers[name]): statistics for name, statistics in seen.items()})
+
+
+def _prune_tokens(step: PruneTokens, policy, checkpoint, observations, part) -> None:
+    from vla_edge.compress.prune.tokens import choose_tokens
+
+    count = step.kept(policy.config.cameras * policy.config.image_tokens)
+    policy.prefix.choice = choose_tokens(
+        policy, checkpoint, step.after, count, observations, lambda f: part(f, "seeing which image tokens matter")
+    )
+
+
+def _round_cache(step: KVCache, policy) -> None:
+    from vla_edge.compress.quantize.kv_cache import CacheLoad, CacheStore
+
+    length = policy.prefix.length
+    policy.prefix.store, policy.denoise.load = CacheStore(step, length), CacheLoad(step, length)
 
 
 def _train(

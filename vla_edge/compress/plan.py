@@ -11,8 +11,10 @@ from vla_edge.compress.steps import (
     FewSteps,
     Finetune,
     Keep,
+    KVCache,
     LowRankStep,
     Prune,
+    PruneTokens,
     Quantize,
     Shrink,
     Smooth,
@@ -60,8 +62,14 @@ def check_order(recipe: Recipe) -> None:
     rounded = trained = None
     for number, step in enumerate(recipe.steps, 1):
         where = f"recipe {recipe.name}, step {number} ({step.key})"
-        if isinstance(step, Shrink) and not all(isinstance(earlier, Shrink) for earlier in recipe.steps[:number]):
+        if isinstance(step, Shrink | PruneTokens) and not all(
+            isinstance(earlier, Shrink | PruneTokens) for earlier in recipe.steps[:number]
+        ):
             raise RecipeError(f"{where} changes the shapes that earlier steps work on; put it first")
+        if isinstance(step, PruneTokens | KVCache) and any(type(earlier) is type(step) for earlier in recipe.steps[: number - 1]):
+            raise RecipeError(f"{where} is there twice; drop one")
+        if isinstance(step, Training) and any(isinstance(earlier, KVCache) for earlier in recipe.steps[:number]):
+            raise RecipeError(f"{where} does not train through the cache's rounding; put it before kv_cache")
         if rounded and isinstance(step, FewSteps | Prune):
             raise RecipeError(f"{where} changes weights that step {rounded} has fixed; put it before")
         if rounded and trained and trained > rounded and not isinstance(step, Training):
@@ -76,6 +84,38 @@ def check_order(recipe: Recipe) -> None:
                 raise RecipeError(f"{where} does not train the factors of a step before it; put it before that")
         if isinstance(step, Quantize | LowRankStep):
             rounded = rounded or number
+
+
+def check_tokens(recipe: Recipe, policy) -> None:
+    """Nothing, when the steps about tokens fit the policy's prefix.
+
+    Raises:
+        RecipeError: a share that leaves no token, or all; layers or channels that are not there.
+    """
+    config, left = policy.config, policy.prefix.length
+    for number, step in enumerate(recipe.steps, 1):
+        where = f"recipe {recipe.name}, step {number} ({step.key})"
+        if isinstance(step, PruneTokens):
+            tokens = config.cameras * config.image_tokens
+            if not 0 < step.kept(tokens) < tokens:
+                raise RecipeError(
+                    f"{where}: keep is {step.keep:g}, which leaves {step.kept(tokens)} of {tokens} image tokens; at "
+                    "least one must stay, and one must go"
+                )
+            if step.after >= config.text_layers:
+                raise RecipeError(
+                    f"{where}: after is {step.after}, and the policy has {config.text_layers} text layers; allowed is "
+                    f"1 to {config.text_layers - 1}"
+                )
+            left -= tokens - step.kept(tokens)
+        if isinstance(step, KVCache):
+            if step.salient and not 0 < step.salient_tokens(left) < left:
+                raise RecipeError(
+                    f"{where}: salient is {step.salient:g}, which is {step.salient_tokens(left)} of {left} tokens; at "
+                    "least one must be salient, and one not"
+                )
+            if step.bits == 4 and config.head_dim % 2:
+                raise RecipeError(f"{where}: heads of {config.head_dim} channels do not fill bytes in 4 bits; take 8")
 
 
 def plan_smoothing(recipe: Recipe, plan: Mapping[str, Storage]) -> dict[str, Smooth]:

@@ -76,9 +76,10 @@ class Match(Fit):
         if config.features and cache.keys.shape == target.keys.shape:
             parts = [relative(getattr(cache, name), getattr(target, name)) for name in ("keys", "values")]
             losses["features"] = config.features * sum(parts)
-        if config.attention and len(looks) == len(target_looks):
-            distance = sum(_divergence(ours, theirs) for ours, theirs in zip(looks, target_looks))
-            losses["attention"] = config.attention * distance / len(looks)
+        # layers that see fewer tokens than the teacher's have nothing to follow
+        pairs = [pair for pair in zip(looks, target_looks) if pair[0].shape[2:] == pair[1].shape[2:]]
+        if config.attention and len(looks) == len(target_looks) and pairs:
+            losses["attention"] = config.attention * sum(_divergence(*pair) for pair in pairs) / len(pairs)
         if config.shown:
             losses["shown"] = config.shown * flow_matching_loss(student, cache, batch.actions, config.draws, generator)
         return losses
