@@ -14,7 +14,17 @@ from pathlib import Path
 from vla_edge.compress.apply import Tell, compress_policy
 from vla_edge.compress.calibrate import CalibrationData, never_reached, watch_inputs
 from vla_edge.compress.importance import weighed_inputs
-from vla_edge.compress.plan import check_order, check_tokens, matches, plan_layers, plan_pruning, plan_smoothing
+from vla_edge.compress.plan import (
+    check_order,
+    check_shapes,
+    covers,
+    plan_layers,
+    plan_pruning,
+    plan_smoothing,
+    removable_blocks,
+    skipped_layers,
+    still_there,
+)
 from vla_edge.compress.providers import get_provider, trained_by_providers
 from vla_edge.compress.quantize.weights import CompressedLinear
 from vla_edge.compress.recipe import Recipe, RecipeError
@@ -69,7 +79,7 @@ def carry_out(
     from vla_edge.engine.trace import policy_layers
 
     check_order(recipe)
-    check_tokens(recipe, policy)
+    check_shapes(recipe, policy)
     for step in recipe.steps:
         if isinstance(step, Quantize) and step.provider:
             get_provider(step)
@@ -102,9 +112,9 @@ def carry_out(
         tell(min(1.0, share * (done + fraction)), what)
 
     def compress(steps: list) -> dict[str, CompressedLinear]:
-        gathered = replace(recipe, steps=tuple(steps))
         stages = policy.stages()
         modules = policy_layers(stages)
+        gathered = replace(recipe, steps=tuple(still_there(steps, list(modules))))
         plan = plan_layers(gathered, list(modules))
         runner = Runner.from_policy(policy, checkpoint, num_steps)
         given = _provided(plan, policy, checkpoint, num_steps, data.observations)
@@ -118,8 +128,8 @@ def carry_out(
 
     for number, step in enumerate(recipe.steps):
         if isinstance(step, Shrink):
-            part(0.0, "taking out heads and channels")
-            _shrink(recipe, step, policy, Runner.from_policy(policy, checkpoint, num_steps), data.observations, part)
+            part(0.0, "taking out layers, heads and channels")
+            _shrink(recipe, step, policy, checkpoint, num_steps, data.observations, part)
         elif isinstance(step, PruneTokens):
             _prune_tokens(step, policy, checkpoint, data.observations, part)
         elif isinstance(step, Training):
@@ -179,7 +189,30 @@ def _provided(plan, policy, checkpoint, num_steps: int, observations) -> dict[st
     return layers
 
 
-def _shrink(recipe: Recipe, step: Shrink, policy, runner, observations, part) -> None:
+def _shrink(recipe: Recipe, step: Shrink, policy, checkpoint, num_steps: int, observations, part) -> None:
+    from vla_edge.compress.prune.blocks import skip_blocks
+    from vla_edge.engine.runner import Runner
+
+    def runner() -> Runner:
+        return Runner.from_policy(policy, checkpoint, num_steps)
+
+    share = 0.0
+    if count := skipped_layers(step, policy):
+        share = 0.5 if step.channels or step.heads else 1.0
+        told = "seeing which layers are missed"
+        gone = skip_blocks(
+            policy, count, lambda: removable_blocks(step, policy), step.by, runner, observations,
+            lambda f: part(share * f, told),
+        )  # fmt: skip
+        if len(gone) < count:
+            raise RecipeError(
+                f"recipe {recipe.name}: a shrink step is to take {count} layers out and only {', '.join(gone)} can go"
+            )
+    if step.channels or step.heads:
+        _shrink_blocks(recipe, step, policy, runner(), observations, lambda f, what: part(share + (1 - share) * f, what))
+
+
+def _shrink_blocks(recipe: Recipe, step: Shrink, policy, runner, observations, part) -> None:
     from vla_edge.compress.prune.structured import shrink
     from vla_edge.engine.trace import policy_layers
     from vla_edge.policy.blocks import units_in
@@ -189,7 +222,7 @@ def _shrink(recipe: Recipe, step: Shrink, policy, runner, observations, part) ->
 
     def covered(units) -> bool:
         layers = [names[id(layer)] for layer, _ in (*units.makers, *units.readers)]
-        return all(any(matches(target, layer) for target in step.targets) for layer in layers)
+        return covers(step.targets, layers)
 
     shares = {"channels": step.channels, "heads": step.heads}
     chosen = [units for units in units_in(policy) if shares[units.kind] and covered(units)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from vla_edge.compress.recipe import Recipe, RecipeError
@@ -66,7 +67,8 @@ def check_order(recipe: Recipe) -> None:
             isinstance(earlier, Shrink | PruneTokens) for earlier in recipe.steps[:number]
         ):
             raise RecipeError(f"{where} changes the shapes that earlier steps work on; put it first")
-        if isinstance(step, PruneTokens | KVCache) and any(type(earlier) is type(step) for earlier in recipe.steps[: number - 1]):
+        before = recipe.steps[: number - 1]
+        if isinstance(step, PruneTokens | KVCache) and any(type(earlier) is type(step) for earlier in before):
             raise RecipeError(f"{where} is there twice; drop one")
         if isinstance(step, Training) and any(isinstance(earlier, KVCache) for earlier in recipe.steps[:number]):
             raise RecipeError(f"{where} does not train through the cache's rounding; put it before kv_cache")
@@ -86,15 +88,22 @@ def check_order(recipe: Recipe) -> None:
             rounded = rounded or number
 
 
-def check_tokens(recipe: Recipe, policy) -> None:
-    """Nothing, when the steps about tokens fit the policy's prefix.
+def check_shapes(recipe: Recipe, policy) -> None:
+    """Nothing, when the steps about whole layers and about tokens fit the policy.
 
     Raises:
-        RecipeError: a share that leaves no token, or all; layers or channels that are not there.
+        RecipeError: more layers than can go; a share that leaves no token, or all; layers or channels that are not there.
     """
     config, left = policy.config, policy.prefix.length
     for number, step in enumerate(recipe.steps, 1):
         where = f"recipe {recipe.name}, step {number} ({step.key})"
+        if isinstance(step, Shrink) and step.blocks:
+            layers, count = _removable(step, policy), skipped_layers(step, policy)
+            if not 0 < count <= len(layers):
+                raise RecipeError(
+                    f"{where}: blocks is {step.blocks!r}, which is {count} layers; {len(layers)} of its targets can be "
+                    "skipped (of the vision tower one stays, and so do the last text layer and its reader)"
+                )
         if isinstance(step, PruneTokens):
             tokens = config.cameras * config.image_tokens
             if not 0 < step.kept(tokens) < tokens:
@@ -116,6 +125,46 @@ def check_tokens(recipe: Recipe, policy) -> None:
                 )
             if step.bits == 4 and config.head_dim % 2:
                 raise RecipeError(f"{where}: heads of {config.head_dim} channels do not fill bytes in 4 bits; take 8")
+
+
+def removable_blocks(step: Shrink, policy) -> list:
+    """The `policy.blocks.Block`s that its targets cover, of the policy as it is."""
+    from vla_edge.engine.trace import policy_layers
+
+    layers = list(policy_layers(policy.stages()))
+
+    def inside(name: str) -> list[str]:
+        return [layer for layer in layers if layer.startswith(f"{name}.")]
+
+    return [block for block in policy.blocks() if all(covers(step.targets, inside(name)) for name in block.names)]
+
+
+def skipped_layers(step: Shrink, policy) -> int:
+    """How many layers of the policy, as it is, the step takes out as a whole."""
+    return round(step.blocks * len(_removable(step, policy))) if isinstance(step.blocks, float) else step.blocks
+
+
+def _removable(step: Shrink, policy) -> set[str]:
+    names = {name for block in removable_blocks(step, policy) for name in block.names}
+    tower = {name for block in policy.blocks() for name in block.names if name.startswith("vision.")}
+    return names - {max(tower)} if tower and tower <= names else names  # one has to stay
+
+
+def covers(targets: Sequence[str], layers: Sequence[str]) -> bool:
+    """Whether every one of `layers` is meant by one of `targets`."""
+    return all(any(matches(target, layer) for target in targets) for layer in layers)
+
+
+def still_there(steps: Sequence, layers: Sequence[str]) -> list:
+    """`steps` without targets that meant layers which have been taken out since the recipe was checked."""
+    left = []
+    for step in steps:
+        if hasattr(step, "targets"):
+            targets = tuple(t for t in step.targets if any(matches(t, layer) for layer in layers))
+            step = replace(step, targets=targets)
+        if getattr(step, "targets", True):
+            left.append(step)
+    return left
 
 
 def plan_smoothing(recipe: Recipe, plan: Mapping[str, Storage]) -> dict[str, Smooth]:

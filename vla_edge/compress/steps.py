@@ -234,11 +234,15 @@ class Quantize:
 
 @dataclass(frozen=True)
 class Shrink:
-    """Take whole channels of feed-forwards and heads of attentions out of the policy, those that are missed least.
+    """Take whole channels of feed-forwards, heads of attentions and whole layers out of the policy, those that are missed
+    least.
 
     Attributes:
-        targets: which parts; a block is made smaller where they cover all of its layers.
+        targets: which parts; a block is made smaller, or goes, where they cover all of its layers.
         channels, heads: share of each block's that goes, 0 to below 1; at least one always stays.
+        blocks: how many layers go as a whole, or which share of them; first, before channels and heads.
+        by: what tells which layers are missed least, see `prune.blocks`: "action" for the error of the chunk without them,
+            "cosine" for how little they change what goes through them.
     """
 
     key: ClassVar[str] = "shrink"
@@ -247,14 +251,21 @@ class Shrink:
     targets: tuple[str, ...]
     channels: float = 0.0
     heads: float = 0.0
+    blocks: int | float = 0
+    by: str = "action"
 
     def check(self) -> None:
+        if isinstance(self.blocks, float):
+            _number("blocks", self.blocks, 0, 1 - 1e-12, "a whole number, or a share above 0, below 1")
+        else:
+            _whole("blocks", self.blocks, ", 0, or a share above 0, below 1", least=0)
+        _one_of("by", self.by, ("action", "cosine"))
         for name in ("channels", "heads"):
             _number(name, getattr(self, name), -1e-12, 1, "0 to below 1")
             if getattr(self, name) == 1:
                 raise ValueError(f"{name} is 1, allowed is 0 to below 1")
-        if self.channels == self.heads == 0:
-            raise ValueError("channels and heads are both 0; give one of them")
+        if self.channels == self.heads == self.blocks == 0:
+            raise ValueError("channels, heads and blocks are all 0; give one of them")
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,27 @@ class Units(NamedTuple):
     readers: tuple[tuple[nn.Linear, int], ...]
 
 
+class Block(NamedTuple):
+    """Layers that can be skipped together, because what goes into them can take the place of what comes out.
+
+    Attributes:
+        names: of the layers, as paths in the policy.
+        spans: for each of them the norm that reads what goes into it, and the one that reads what comes out.
+        read: the text layer whose keys and values the action expert does without then; None where it reads on.
+    """
+
+    names: tuple[str, ...]
+    spans: tuple[tuple[nn.Module, nn.Module], ...]
+    read: int | None = None
+
+
+class Skipped(nn.Module):
+    """In the place of a layer that was taken out, so that the others keep their names."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
 def units_in(module: nn.Module) -> list[Units]:
     """Those of every block in `module`; a block that can be made smaller has a method `units`."""
     return [units for block in module.modules() if hasattr(block, "units") for units in block.units()]

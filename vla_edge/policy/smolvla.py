@@ -10,6 +10,7 @@ the result to LeRobot's own. Parameter names of LeRobot's files are mapped in `s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,11 +20,13 @@ from torch.nn import functional as F
 
 from vla_edge.policy.blocks import (
     MASKED,
+    Block,
     DecoderLayer,
     Fold,
     KeyValue,
     QueryLayer,
     RMSNorm,
+    Skipped,
     Units,
     VisionTransformer,
     attend,
@@ -174,6 +177,7 @@ class PrefixEncoder(nn.Module):
         self.cross = nn.ModuleDict(
             {str(i): KeyValue(width, c.kv_heads, c.head_dim) for i in c.expert_layers if c.is_cross(i)}
         )
+        self.read = c.expert_layers  # text layers whose keys and values make up the cache
         per_camera = len(c.image_start_ids) + torch.arange(c.image_tokens)
         first = torch.arange(c.cameras)[:, None] * (c.image_tokens + len(c.image_start_ids) + len(c.image_end_ids))
         image = torch.zeros(c.prefix_length, dtype=torch.bool)
@@ -217,15 +221,17 @@ class PrefixEncoder(nn.Module):
         bias = self._bias(mask)
         cos, sin = rotary(mask.cumsum(1) - 1, c.head_dim)
 
-        cache, probabilities, looks = [], [], torch.zeros(())
+        cache, probabilities, looks, choice = [], [], torch.zeros(()), self.choice
         for index in range(c.text_layers):
             layer = self.layers[index] if index < len(self.layers) else self.last
+            if isinstance(layer, Skipped):
+                continue
             normed = (layer.attention_norm if index < len(self.layers) else self.last_norm)(x)
             k, v = layer.project(normed, normed)
             k = rotate(k, cos, sin)
-            if str(index) in self.cross:
+            if index in self.read and str(index) in self.cross:
                 cache.append(self.cross[str(index)].project(k.transpose(1, 2).flatten(2), v.transpose(1, 2).flatten(2)))
-            elif index in c.expert_layers:
+            elif index in self.read:
                 cache.append((k, v))
             if index < len(self.layers):
                 q = rotate(layer.queries(normed), cos, sin)
@@ -236,9 +242,10 @@ class PrefixEncoder(nn.Module):
                     rows = slice(-c.language_length - 1, None)
                     columns = attention_columns(q[:, :, rows], k, bias[:, :, rows], mask[:, rows])
                     looks = looks + columns.mean(1)
-                if self.choice is not None and index + 1 == self.choice.after:
+                if choice is not None and index + 1 >= choice.after:
                     columns = attention_columns(q, k, bias, mask) / mask.sum(1)[:, None, None]
-                    chosen, mask = self.choice(columns[:, :, self.image_places], mask)
+                    chosen, mask = choice(columns[:, :, self.image_places], mask)
+                    choice = None
                     kept = self._kept(chosen)
                     x, mask, cos, sin, looks = (_take(tensor, kept, 1) for tensor in (x, mask, cos, sin, looks))
                     cache = [(_take(k, kept, 2), _take(v, kept, 2)) for k, v in cache]
@@ -317,10 +324,11 @@ class ActionExpert(nn.Module):
         prefix_bias = ((1 - mask) * MASKED)[:, None, None, :]
         batch, length = h.shape[:2]
         joint_bias = torch.cat([prefix_bias.expand(-1, -1, length, -1), self.causal.expand(batch, -1, -1, -1)], dim=-1)
-        for index, layer in enumerate(self.layers):
+        live = [pair for pair in zip(self.layers, self.cross) if not isinstance(pair[0], Skipped)]
+        for index, (layer, cross) in enumerate(live):
             normed = layer.attention_norm(h)
             q, k, v = layer.queries(normed), keys[index], values[index]
-            if self.cross[index]:
+            if cross:
                 attended, _ = attend(rotate(q, self.own_cos, self.own_sin), k, v, prefix_bias)
             else:
                 own_k, own_v = layer.project(normed, normed)
@@ -340,6 +348,12 @@ def _take(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
     shape = [1] * tensor.ndim
     shape[0], shape[dim] = index.shape
     return tensor.gather(dim, index.view(shape).expand(*tensor.shape[:dim], -1, *tensor.shape[dim + 1 :]))
+
+
+def _spans(name: str, layers: nn.ModuleList, last: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
+    """Of a chain of layers, those that are left: path -> the norms that read what goes in and what comes out."""
+    left = {f"{name}.{i}": layer.attention_norm for i, layer in enumerate(layers) if not isinstance(layer, Skipped)}
+    return dict(zip(left, zip(left.values(), [*left.values(), last][1:])))
 
 
 class SmolVLA(nn.Module):
@@ -363,13 +377,56 @@ class SmolVLA(nn.Module):
         experts = dict(zip(c.expert_layers, self.denoise.layers))
         for index in range(c.text_layers):
             text = self.prefix.layers[index] if index < len(self.prefix.layers) else self.prefix.last
-            expert = experts.get(index)
-            cross = self.prefix.cross[str(index)] if str(index) in self.prefix.cross else None
+            if isinstance(text, Skipped):
+                continue
+            reads = index in self.prefix.read
+            expert = experts[index] if reads else None
+            cross = self.prefix.cross[str(index)] if reads and str(index) in self.prefix.cross else None
             sharing = [layer for layer in (text, None if cross else expert) if layer is not None]
             found.append(self._heads(sharing, sharing, (cross.k, cross.v) if cross else ()))
             if cross:
                 found.append(self._heads([cross], [expert], ()))
         return tuple(found)
+
+    def blocks(self) -> tuple[Block, ...]:
+        """Layers that can still be skipped: those of the vision tower; those of the action expert, with what is cached
+        for them alone; and text layers, with the action expert's layer that reads their keys. The last text layer and
+        its reader stay, and one layer of the vision tower."""
+        encoder, prefix, read = self.vision.encoder, self.prefix, self.prefix.read
+        tower = _spans("vision.encoder.layers", encoder.layers, encoder.norm)
+        found = [Block((name,), (span,)) for name, span in tower.items()] if len(tower) > 1 else []
+        spans = _spans("denoise.layers", self.denoise.layers, self.denoise.norm)
+        spans |= _spans("prefix.layers", prefix.layers, prefix.last_norm)
+        for index in range(len(prefix.layers)):
+            text, with_it = f"prefix.layers.{index}", ()
+            if index in read:
+                if len(read) == 1:
+                    continue
+                with_it = (f"denoise.layers.{self.config.expert_layers.index(index)}",)
+                found.append(Block(with_it, (spans[with_it[0]],), index))
+            if text in spans:
+                names = (text, *with_it)
+                found.append(Block(names, tuple(spans[name] for name in names), index if with_it else None))
+        return tuple(found)
+
+    def skip_(self, block: Block) -> Callable[[], None]:
+        """Take one of `blocks` out; what is returned puts it back."""
+        prefix, read = self.prefix, self.prefix.read
+        names = [*block.names, *([f"prefix.cross.{block.read}"] if str(block.read) in prefix.cross else [])]
+        taken = {name: self.get_submodule(name) for name in names}
+
+        def put(modules: dict[str, nn.Module]) -> None:
+            for name, module in modules.items():
+                parent, _, key = name.rpartition(".")
+                self.get_submodule(parent)._modules[key] = module
+
+        def undo() -> None:
+            put(taken)
+            prefix.read = read
+
+        put({name: Skipped() for name in names})
+        prefix.read = tuple(index for index in read if index != block.read)
+        return undo
 
     def _heads(self, keys: list, queries: list, readers: tuple[nn.Linear, ...]) -> Units:
         """Heads whose keys and values `keys` make and whose queries `queries` make."""
@@ -385,7 +442,7 @@ class SmolVLA(nn.Module):
         """vision, prefix, time, denoise; batch 1, static shapes (see `policy.stages`)."""
         c = self.config
         kv_heads = self.prefix.last.k.out_features // c.head_dim  # fewer than configured once some are taken out
-        kv = (len(c.expert_layers), 1, kv_heads, self.prefix.length, c.head_dim)
+        kv = (len(self.prefix.read), 1, kv_heads, self.prefix.length, c.head_dim)
         rope = (1, c.chunk_size, c.head_dim // 2)
         cache = (
             TensorSpec("prefix_keys", kv),
