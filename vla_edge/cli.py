@@ -76,6 +76,17 @@ def parser() -> argparse.ArgumentParser:
         "--nf4-base", action="store_true", help="round adapted layers to NF4 first, as QLoRA trained the adapter"
     )
 
+    sub = command("distill", _distill, "make a smaller policy that does what a teacher does, giving a checkpoint")
+    sub.add_argument("teacher", type=Path, help="checkpoint directory in LeRobot's layout")
+    sub.add_argument("output", type=Path, help="checkpoint directory to write; must not exist")
+    sub.add_argument("--size", type=float, default=0.5, help="share of the teacher's parameters it may have")
+    sub.add_argument("--demonstrations", type=Path, nargs="+", required=True, help="recordings to train on")
+    sub.add_argument("--joints", nargs="+", default=[], help="names or patterns of those it moves; all of the teacher's")
+    sub.add_argument("--instructions", nargs="+", default=[], help="patterns of those it follows; all of them")
+    sub.add_argument("--steps", type=int, default=2500, help="of training")
+    sub.add_argument("--batch", type=int, default=32, help="frames of each step")
+    sub.add_argument("--rate", type=float, default=1e-3, help="learning rate at its peak")
+
     sub = command("inspect", _inspect, "check a bundle and tell what is in it")
     sub.add_argument("bundle", type=Path)
     sub.add_argument("--layers", action="store_true", help="list what every linear layer got")
@@ -183,6 +194,27 @@ def _merge(options):
     if merged.adopted:
         text += f"; from the adapter's directory: {', '.join(merged.adopted)}"
     return {**asdict(merged), "directory": str(merged.directory)}, 0, text
+
+
+def _distill(options):
+    from dataclasses import asdict
+
+    from vla_edge.learn.distill import distill
+
+    bar = Bar()
+    try:
+        made = distill(
+            options.teacher, options.output, options.size, options.demonstrations, options.joints,
+            options.instructions, options.steps, options.batch, options.rate, progress=bar,
+        )  # fmt: skip
+    finally:
+        bar.close()
+    text = (
+        f"{made.directory}: {made.parameters:,} parameters, {100 * made.parameters / made.teacher_parameters:.0f} % of the "
+        f"teacher's {made.teacher_parameters:,}, {len(made.joints)} joints; trained on {made.frames} frames; differs by "
+        f"{100 * made.action_error_rel:.2f} % of the motion over {made.compared} observations"
+    )
+    return {**asdict(made), "directory": str(made.directory)}, 0, text
 
 
 def _compare(options):

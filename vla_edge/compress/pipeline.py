@@ -209,10 +209,20 @@ def _shrink(recipe: Recipe, step: Shrink, policy, checkpoint, num_steps: int, ob
                 f"recipe {recipe.name}: a shrink step is to take {count} layers out and only {', '.join(gone)} can go"
             )
     if step.channels or step.heads:
-        _shrink_blocks(recipe, step, policy, runner(), observations, lambda f, what: part(share + (1 - share) * f, what))
+        shrink_units(
+            step, policy, runner(), observations, lambda f, what: part(share + (1 - share) * f, what), recipe.name
+        )
 
 
-def _shrink_blocks(recipe: Recipe, step: Shrink, policy, runner, observations, part) -> None:
+def shrink_units(step: Shrink, policy, runner, observations: Sequence[Observation], tell: Tell, recipe: str) -> None:
+    """Take the heads and channels that `step` says out of `policy`, in place.
+
+    Args:
+        runner: a `Runner` in PyTorch of this `policy`. recipe: its name, for errors.
+
+    Raises:
+        RecipeError: nothing would go. CalibrationError: a block is never reached.
+    """
     from vla_edge.compress.prune.structured import shrink
     from vla_edge.engine.trace import policy_layers
     from vla_edge.policy.blocks import units_in
@@ -228,12 +238,12 @@ def _shrink_blocks(recipe: Recipe, step: Shrink, policy, runner, observations, p
     chosen = [units for units in units_in(policy) if shares[units.kind] and covered(units)]
     if not any(round(shares[units.kind] * units.count) for units in chosen):
         raise RecipeError(
-            f"recipe {recipe.name}: a shrink step takes nothing out: its targets cover no whole block, or its shares "
+            f"recipe {recipe}: a shrink step takes nothing out: its targets cover no whole block, or its shares "
             "are less than half a unit; a text layer's heads are also those of the action expert beside it"
         )
     readers = {names[id(layer)]: layer for units in chosen for layer, _ in units.readers}
     seen = watch_inputs(
-        runner, readers, lambda _: InputStatistics(), observations, lambda f: part(0.9 * f, "seeing what is missed")
+        runner, readers, lambda _: InputStatistics(), observations, lambda f: tell(0.9 * f, "seeing what is missed")
     )
     for name, statistics in seen.items():
         if not statistics.count:
