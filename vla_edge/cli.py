@@ -81,8 +81,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("output", type=Path, help="checkpoint directory to write; must not exist")
     sub.add_argument("--size", type=float, default=0.5, help="share of the teacher's parameters it may have")
     sub.add_argument("--demonstrations", type=Path, nargs="+", required=True, help="recordings to train on")
-    sub.add_argument("--joints", nargs="+", default=[], help="names or patterns of those it moves; all of the teacher's")
-    sub.add_argument("--instructions", nargs="+", default=[], help="patterns of those it follows; all of them")
+    sub.add_argument("--joints", nargs="+", default=[], help="names or patterns of those it moves; else all")
+    sub.add_argument("--instructions", nargs="+", default=[], help="patterns of those it follows; else all")
     sub.add_argument("--steps", type=int, default=2500, help="of training")
     sub.add_argument("--batch", type=int, default=32, help="frames of each step")
     sub.add_argument("--rate", type=float, default=1e-3, help="learning rate at its peak")
@@ -209,9 +209,10 @@ def _distill(options):
         )  # fmt: skip
     finally:
         bar.close()
+    share = made.parameters / made.teacher_parameters
     text = (
-        f"{made.directory}: {made.parameters:,} parameters, {100 * made.parameters / made.teacher_parameters:.0f} % of the "
-        f"teacher's {made.teacher_parameters:,}, {len(made.joints)} joints; trained on {made.frames} frames; differs by "
+        f"{made.directory}: {made.parameters:,} parameters, {100 * share:.0f} % of the teacher's "
+        f"{made.teacher_parameters:,}, {len(made.joints)} joints; trained on {made.frames} frames; differs by "
         f"{100 * made.action_error_rel:.2f} % of the motion over {made.compared} observations"
     )
     return {**asdict(made), "directory": str(made.directory)}, 0, text
@@ -315,7 +316,7 @@ def _inspect(options):
 
 
 def _cache_line(manifest) -> list[str]:
-    if "cache" not in manifest:
+    if not manifest.get("cache"):
         return []
     now, before = manifest["cache"]["bytes"], manifest["cache"]["full_precision_bytes"]
     line = f"  cache       {now / 1e3:.1f} kB from prefix to denoise"

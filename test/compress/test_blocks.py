@@ -23,7 +23,7 @@ from vla_edge.policy.smolvla import SmolVLA
 
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory):
-    """(policy, checkpoint) of three vision layers and four text layers, whose expert looks within and across in turn."""
+    """(policy, checkpoint) of three vision and four text layers, whose expert looks within and across in turn."""
     torch.manual_seed(1)
     policy = SmolVLA(replace(tiny_policy().config, vision_layers=3, text_layers=4)).eval()
     directory = write_checkpoint(tmp_path_factory.mktemp("deep") / "checkpoint", policy, tiny_spec(), WORDS)

@@ -74,7 +74,8 @@ def test_the_shapes_told_are_those_that_cross(loaded, step):
 
 def test_the_tokens_that_are_looked_at_most_lose_least():
     torch.manual_seed(0)
-    cache = PrefixCache(torch.randn(2, 3, 2, LENGTH, 8), torch.randn(2, 3, 2, LENGTH, 8), torch.rand(3, LENGTH), None, None)
+    keys, values = torch.randn(2, 2, 3, 2, LENGTH, 8)
+    cache = PrefixCache(keys, values, torch.rand(3, LENGTH), None, None)
     looks = torch.rand(3, LENGTH)
     step = KVCache(4, salient=0.25)
     count = step.salient_tokens(LENGTH)

@@ -142,6 +142,7 @@ def test_without_observations_or_with_broken_ones_nothing_is_chosen(subject):
         ([{"prune_tokens": {"after": 0}}], "after is 0, allowed is"),
         ([{"prune_tokens": {"after": 2}}], "2 text layers; allowed is 1 to 1"),
         ([PRUNE, PRUNE], "there twice"),
+        ([PRUNE, {"shrink": {"targets": ["*"], "heads": 0.5}}], "put it first"),
         ([{"quantize": {"targets": ["*"]}}, PRUNE], "put it first"),
         ([{"prune_tokens": {"share": 0.5}}], "unknown key 'share'"),
     ],

@@ -125,7 +125,8 @@ def test_a_joint_is_the_same_before_and_after_others_are_left_out():
     torch.manual_seed(1)
     state, x = torch.zeros(1, 8), torch.zeros(1, 8, 8)
     state[:, columns], x[..., columns] = torch.randn(1, 2), torch.randn(1, 8, 2)
-    tokens, words, mask = torch.randn(1, 4, 32), torch.ones(1, 12, dtype=torch.int64), torch.ones(1, 12, dtype=torch.bool)
+    tokens, words = torch.randn(1, 4, 32), torch.ones(1, 12, dtype=torch.int64)
+    mask = words.bool()
     with torch.no_grad():
         condition = policy.time(torch.ones(1))[0]
         wanted = policy.denoise(x, condition, *policy.prefix(tokens, words, mask, state))[0][..., columns]
@@ -187,7 +188,7 @@ def test_an_interrupted_run_goes_on_to_the_same_student(teacher, shown, tmp_path
         ({"instructions": ["*blue*"]}, DemonstrationError, "no demonstration in .* has an instruction like '\\*blue"),
     ],
 )
-def test_what_cannot_be_had_is_an_error_before_any_training(teacher, shown, tmp_path, options, error, said, monkeypatch):
+def test_what_cannot_be_had_is_an_error_before_training(teacher, shown, tmp_path, options, error, said, monkeypatch):
     from vla_edge.learn import fit
 
     monkeypatch.setattr(fit.Fit, "update", lambda self: pytest.fail("training has begun"))

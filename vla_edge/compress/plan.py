@@ -63,14 +63,13 @@ def check_order(recipe: Recipe) -> None:
     rounded = trained = None
     for number, step in enumerate(recipe.steps, 1):
         where = f"recipe {recipe.name}, step {number} ({step.key})"
-        if isinstance(step, Shrink | PruneTokens) and not all(
-            isinstance(earlier, Shrink | PruneTokens) for earlier in recipe.steps[:number]
-        ):
-            raise RecipeError(f"{where} changes the shapes that earlier steps work on; put it first")
         before = recipe.steps[: number - 1]
+        shapes = {Shrink: Shrink, PruneTokens: Shrink | PruneTokens}.get(type(step))
+        if shapes and not all(isinstance(earlier, shapes) for earlier in before):
+            raise RecipeError(f"{where} changes the shapes that earlier steps work on; put it first")
         if isinstance(step, PruneTokens | KVCache) and any(type(earlier) is type(step) for earlier in before):
             raise RecipeError(f"{where} is there twice; drop one")
-        if isinstance(step, Training) and any(isinstance(earlier, KVCache) for earlier in recipe.steps[:number]):
+        if isinstance(step, Training) and any(isinstance(earlier, KVCache) for earlier in before):
             raise RecipeError(f"{where} does not train through the cache's rounding; put it before kv_cache")
         if rounded and isinstance(step, FewSteps | Prune):
             raise RecipeError(f"{where} changes weights that step {rounded} has fixed; put it before")
@@ -92,8 +91,17 @@ def check_shapes(recipe: Recipe, policy) -> None:
     """Nothing, when the steps about whole layers and about tokens fit the policy.
 
     Raises:
-        RecipeError: more layers than can go; a share that leaves no token, or all; layers or channels that are not there.
+        RecipeError: more layers than can go; a share that leaves no token, or all; layers that are not there; channels
+            that do not fill bytes.
     """
+    about = [s.key for s in recipe.steps if isinstance(s, PruneTokens | KVCache) or isinstance(s, Shrink) and s.blocks]
+    if not about:
+        return
+    if not hasattr(policy, "skip_"):
+        raise RecipeError(
+            f"recipe {recipe.name}: {', '.join(about)} about layers, tokens or the cache cannot be done to this family of "
+            "policies; leave such steps out"
+        )
     config, left = policy.config, policy.prefix.length
     for number, step in enumerate(recipe.steps, 1):
         where = f"recipe {recipe.name}, step {number} ({step.key})"

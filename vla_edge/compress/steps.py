@@ -234,15 +234,14 @@ class Quantize:
 
 @dataclass(frozen=True)
 class Shrink:
-    """Take whole channels of feed-forwards, heads of attentions and whole layers out of the policy, those that are missed
-    least.
+    """Take channels of feed-forwards, heads of attentions and whole layers out of the policy, those missed least.
 
     Attributes:
         targets: which parts; a block is made smaller, or goes, where they cover all of its layers.
         channels, heads: share of each block's that goes, 0 to below 1; at least one always stays.
         blocks: how many layers go as a whole, or which share of them; first, before channels and heads.
-        by: what tells which layers are missed least, see `prune.blocks`: "action" for the error of the chunk without them,
-            "cosine" for how little they change what goes through them.
+        by: what tells which layers are missed least, see `prune.blocks`: "action" for the error of the chunk without
+            them, "cosine" for how little they change what goes through them.
     """
 
     key: ClassVar[str] = "shrink"

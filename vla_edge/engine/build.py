@@ -234,8 +234,7 @@ class _Build:
 
 def cache_bytes(stages) -> int:
     """Of what the prefix hands to every flow step."""
-    by_name = {stage.name: stage for stage in stages}
-    return sum(spec.zeros().nbytes for spec in by_name["prefix"].outputs)
+    return sum(spec.zeros().nbytes for stage in stages if stage.name == "prefix" for spec in stage.outputs)
 
 
 @contextmanager

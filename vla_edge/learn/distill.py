@@ -107,7 +107,7 @@ def distill(
         keep_joints(student, columns)
     share = channel_share(student, size, parameters(policy))
     config = MatchConfig(steps=steps, batch=batch, rate=rate, seed=seed, warmup=min(20, steps), attention=1.0)
-    frames = from_demonstrations(list(map(str, demonstrations)), checkpoint.spec, checkpoint.tokenizer_path, instructions)
+    frames = from_demonstrations(demonstrations, checkpoint.spec, checkpoint.tokenizer_path, instructions)
     seen = _observations(demonstrations, checkpoint.spec, instructions)
     if share:
         _shrink(student, share, replace(checkpoint, spec=spec), seen, tell)

@@ -136,7 +136,8 @@ class TokenChoice(nn.Module):
         self.register_buffer("places", places, persistent=False)
 
     def forward(self, looks: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, H, image tokens) mean probabilities -> (B, count) image tokens that stay, and the mask (B, P) from here on."""
+        """(B, H, image tokens) mean probabilities, and the mask (B, P) -> (B, count) image tokens that stay, and the mask
+        from here on."""
         worth = (looks * self.heads[:, None]).sum(1) + self.places
         return worth.topk(self.count).indices, mask
 
@@ -252,7 +253,8 @@ class PrefixEncoder(nn.Module):
                     bias = self._bias(mask)
         keys, values = (torch.stack(tensors) for tensors in zip(*cache))
         if self.store is not None:  # the state is looked at by itself alone
-            looks = torch.cat([looks[:, :-1] / mask[:, -c.language_length - 1 :].sum(1, keepdim=True), looks[:, -1:]], 1)
+            lookers = mask[:, -c.language_length - 1 :].sum(1, keepdim=True)
+            looks = torch.cat([looks[:, :-1] / lookers, looks[:, -1:]], 1)
         return PrefixCache(keys, values, mask, *rotary(suffix, c.head_dim)), probabilities, looks
 
     def _kept(self, chosen: Tensor) -> Tensor:
@@ -296,7 +298,7 @@ class TimeEncoder(nn.Module):
 
 
 class ActionExpert(nn.Module):
-    """Noisy actions x (B, T, A) and the prefix cache, as it crosses, -> flow velocity (B, T, A), pointing at the noise."""
+    """Noisy actions x (B, T, A) and the prefix cache as it crosses -> flow velocity (B, T, A), pointing at the noise."""
 
     def __init__(self, c: SmolVLAConfig):
         super().__init__()

@@ -1,9 +1,9 @@
 """Image tokens left out once the first text layers have seen them all, fewer of those that move the robot.
 
 A token matters by how much it is looked at: the column of the attention (FastV, Chen et al., 2024, arXiv:2403.06764;
-SparseVLM, Zhang et al., 2024, arXiv:2410.04417), computed in blocks of queries, never as a whole matrix. Heads differ in
-what their looks are worth, and so do places of the picture. Both are learned from the recording, without training:
-by least squares to how far the action chunk moves when later layers and the action expert see a little less of a token.
+SparseVLM, Zhang et al., 2024, arXiv:2410.04417), computed in blocks of queries, never as a whole matrix. Heads differ
+in what their looks are worth, and so do places of the picture. Both are learned from the recording, without training: by
+least squares to how far the action chunk moves when later layers and the action expert see a little less of a token.
 On the reference policy that halves what the mean over the heads costs.
 """
 
