@@ -13,6 +13,7 @@ from tiny_subject import WORDS, Subject, make_observations, tiny_policy, tiny_sp
 from vla_edge.compress.calibrate import CalibrationError, collect
 from vla_edge.compress.pipeline import carry_out
 from vla_edge.compress.prune.blocks import skip_blocks
+from vla_edge.compress.prune.tokens import choose_tokens
 from vla_edge.compress.recipe import RecipeError, parse_recipe
 from vla_edge.engine.runner import Runner
 from vla_edge.policy.blocks import Skipped
@@ -135,6 +136,20 @@ def test_heads_channels_and_tokens_go_beside_layers_and_the_rest_is_rounded_and_
     assert len(left) == 3 + 3 + 4 - 4, "half of the eight that can go"
     assert np.isfinite(Runner.from_policy(done.policy, deep[1]).infer(data.held_out[0]).chunk.positions).all()
     assert deep[0].prefix.read == (0, 1, 2, 3) and len(deep[0].blocks()) == 9
+
+
+def test_image_tokens_are_chosen_by_the_last_text_layer_left_where_the_one_asked_for_is_gone(subject):
+    policy, count = subject.policy, 2
+    skip(subject, 4, "cosine", lambda block: block.names[0] in ("prefix.layers.1", "prefix.layers.2"))
+    choice = choose_tokens(policy, subject.checkpoint, 3, count, make_observations(2))
+    policy.prefix.choice = choice
+    left = Subject(policy, subject.checkpoint)
+    assert policy.prefix.narrows_at == 0 and left.stages[1].outputs[0].shape[3] == 17 - 4 + count
+    assert np.isfinite(left.chunks()).all()
+    policy.prefix.choice = None
+    skip(subject, 2, "cosine", lambda block: block.names[0] == "prefix.layers.0")
+    with pytest.raises(RecipeError, match="no text layer is left"):
+        choose_tokens(policy, subject.checkpoint, 3, count, make_observations(2))
 
 
 def test_what_is_left_is_exported(deep, data, tmp_path):

@@ -192,7 +192,16 @@ class PrefixEncoder(nn.Module):
     def length(self) -> int:
         """P of the cache: tokens of the prefix that are left."""
         c = self.config
-        return c.prefix_length - (c.cameras * c.image_tokens - self.choice.count if self.choice else 0)
+        return c.prefix_length - (0 if self.narrows_at is None else c.cameras * c.image_tokens - self.choice.count)
+
+    @property
+    def narrows_at(self) -> int | None:
+        """The text layer whose looks decide which image tokens stay: of those that are left the first that is late
+        enough, or the last."""
+        left = [i for i, layer in enumerate(self.layers) if not isinstance(layer, Skipped)]
+        if self.choice is None or not left:
+            return None
+        return next((i for i in left if i + 1 >= self.choice.after), left[-1])
 
     def forward(
         self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor
@@ -222,7 +231,7 @@ class PrefixEncoder(nn.Module):
         bias = self._bias(mask)
         cos, sin = rotary(mask.cumsum(1) - 1, c.head_dim)
 
-        cache, probabilities, looks, choice = [], [], torch.zeros(()), self.choice
+        cache, probabilities, looks = [], [], torch.zeros(())
         for index in range(c.text_layers):
             layer = self.layers[index] if index < len(self.layers) else self.last
             if isinstance(layer, Skipped):
@@ -243,10 +252,9 @@ class PrefixEncoder(nn.Module):
                     rows = slice(-c.language_length - 1, None)
                     columns = attention_columns(q[:, :, rows], k, bias[:, :, rows], mask[:, rows])
                     looks = looks + columns.mean(1)
-                if choice is not None and index + 1 >= choice.after:
+                if index == self.narrows_at:
                     columns = attention_columns(q, k, bias, mask) / mask.sum(1)[:, None, None]
-                    chosen, mask = choice(columns[:, :, self.image_places], mask)
-                    choice = None
+                    chosen, mask = self.choice(columns[:, :, self.image_places], mask)
                     kept = self._kept(chosen)
                     x, mask, cos, sin, looks = (_take(tensor, kept, 1) for tensor in (x, mask, cos, sin, looks))
                     cache = [(_take(k, kept, 2), _take(v, kept, 2)) for k, v in cache]

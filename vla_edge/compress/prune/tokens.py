@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vla_edge.compress.calibrate import CalibrationError
 from vla_edge.compress.importance import chunk_along
+from vla_edge.compress.recipe import RecipeError
 from vla_edge.policy.smolvla import TokenChoice
 from vla_edge.types import Observation
 
@@ -52,6 +53,7 @@ def choose_tokens(
 
     Raises:
         CalibrationError: there are no observations, or the chunk's gradient is not finite.
+        RecipeError: every text layer that looks at tokens was taken out.
     """
     from vla_edge.learn.frames import from_observations
 
@@ -65,6 +67,8 @@ def choose_tokens(
     for parameter in trained:
         parameter.requires_grad_(False)
     try:
+        if prefix.narrows_at is None:
+            raise RecipeError("no text layer is left that looks at image tokens; take fewer layers out")
         for index in range(len(frames)):
             chunk_along(policy, checkpoint.spec, frames.take([index]), generator).backward()
             looks.append(dimmer.looks[0].T.numpy())
