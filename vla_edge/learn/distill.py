@@ -80,6 +80,7 @@ def distill(
     """
     import torch
 
+    from vla_edge.engine.build import torch_threads
     from vla_edge.learn.frames import from_demonstrations
     from vla_edge.learn.match import Match, MatchConfig
     from vla_edge.policy.checkpoint import load_checkpoint, load_policy
@@ -97,6 +98,8 @@ def distill(
         raise DistillError("there are no demonstrations to train on; give directories of them")
     tell(0.0, "reading teacher and demonstrations")
     checkpoint = load_checkpoint(teacher)
+    if checkpoint.spec.family != "smolvla":
+        raise DistillError(f"the teacher is a {checkpoint.spec.family}; students are made of the family smolvla")
     columns = joint_columns(checkpoint.spec, joints)
     spec = checkpoint.spec
     if joints:
@@ -109,24 +112,23 @@ def distill(
     config = MatchConfig(steps=steps, batch=batch, rate=rate, seed=seed, warmup=min(20, steps), attention=1.0)
     frames = from_demonstrations(demonstrations, checkpoint.spec, checkpoint.tokenizer_path, instructions)
     seen = _observations(demonstrations, checkpoint.spec, instructions)
-    if share:
-        _shrink(student, share, replace(checkpoint, spec=spec), seen, tell)
     work = output.with_name(f".{output.name}.training")
     asked = [checkpoint.fingerprint, share, columns, list(instructions), asdict(config), len(frames)]
-    torch.manual_seed(seed)
     run = work / hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
-    fit = Match(config, student, policy, frames, run, columns if joints else None)
-    fit.train(_SAVE_EVERY, lambda step, losses: tell(0.1 + 0.8 * step / steps, _told(losses)))
-    made = fit.average.eval()
-    tell(0.9, "comparing with the teacher")
     judges = seen[:: max(1, len(seen) // JUDGED)][:JUDGED]
-    error = _error(made, policy, checkpoint, spec, columns, judges)
+    torch.manual_seed(seed)
+    with torch_threads(parameters(policy)):
+        if share:
+            _shrink(student, share, replace(checkpoint, spec=spec), seen, tell)
+        fit = Match(config, student, policy, frames, run, columns if joints else None)
+        fit.train(_SAVE_EVERY, lambda step, losses: tell(0.1 + 0.8 * step / steps, _told(losses)))
+        made = fit.average.eval()
+        tell(0.9, "comparing with the teacher")
+        error = _error(made, policy, checkpoint, spec, columns, judges)
     write_checkpoint(output, made, spec, checkpoint.tokenizer_path.parent)
     shutil.rmtree(work, ignore_errors=True)
     tell(1.0, "writing the checkpoint")
-    return Student(
-        output, parameters(made), parameters(policy), spec.joint_names, len(frames), error, len(judges)
-    )  # fmt: skip
+    return Student(output, parameters(made), parameters(policy), spec.joint_names, len(frames), error, len(judges))
 
 
 def joint_columns(spec: PolicySpec, wanted: Sequence[str]) -> list[int]:
