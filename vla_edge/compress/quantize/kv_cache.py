@@ -6,7 +6,7 @@ keep 8 bits where the others get 4 (ZipCache, He et al., 2024, arXiv:2405.14256)
 x = low + step * code, with low and step in float16.
 
 In the file these are `QuantizeLinear` and `DequantizeLinear` with a scale for each slice (opset 21). 4-bit codes cross
-two in a byte: runtimes on the CPU have no tensors of 4 bits to hand over.
+two in a byte: numpy has no arrays of 4 bits, in which runtimes could hand them on.
 """
 
 from __future__ import annotations
