@@ -142,11 +142,6 @@ def joint_names(directory: str | Path) -> tuple[str, ...]:
         raise DemonstrationError(f"{mark} cannot be read ({error}); record the demonstrations again") from None
 
 
-def frame_count(directory: str | Path) -> int:
-    """Frames of a recording, without reading its pictures. Raises DemonstrationError as `shards`."""
-    return sum(len(shard["step"]) for shard in shards(directory, ("step",)))
-
-
 def record_episode(world: TabletopWorld, expert: Expert, seed: int, tier: str) -> tuple[dict[str, list], bool]:
     """One demonstration: lists of per-frame values by field, and whether the object was reached in time."""
     rng = np.random.default_rng([seed, 7])
