@@ -60,6 +60,7 @@ def test_inspect_lists_stages_and_layers(bundle, capsys):
     text = printed(capsys, "inspect", bundle, "--layers")
     for word in ("smolvla, 3 joints", "every hash is right", "100 % int8", "encoder.layers.0.mlp.up", "head 48x32"):
         assert word in text
+    assert "kB from prefix to denoise" in text
     told = json.loads(printed(capsys, "inspect", bundle, "--json"))
     assert told["stages"]["denoise"]["layers"]["action_out"]["weights"] == "int8"
 
@@ -107,6 +108,7 @@ def test_closed_loop_counts_successes(monkeypatch, bundle, capsys):
         (["inspect", "nowhere"], "there is no bundle"),
         (["build", "nowhere"], "there is no checkpoint directory"),
         (["evaluate", "nowhere.mcap", "nowhere"], "nowhere"),
+        (["distill", "nowhere", "student", "--demonstrations", "shown"], "there is no checkpoint directory"),
         (["bench", "nowhere"], "nowhere"),
     ],
 )
@@ -133,7 +135,7 @@ def test_an_altered_bundle_is_refused(bundle, tmp_path, capsys):
     assert "denoise.onnx is not the file that was built" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["build", "inspect", "evaluate", "closed-loop", "bench"])
+@pytest.mark.parametrize("command", ["build", "distill", "inspect", "evaluate", "closed-loop", "bench"])
 def test_every_command_has_help_and_json(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])

@@ -76,6 +76,17 @@ def parser() -> argparse.ArgumentParser:
         "--nf4-base", action="store_true", help="round adapted layers to NF4 first, as QLoRA trained the adapter"
     )
 
+    sub = command("distill", _distill, "make a smaller policy that does what a teacher does, giving a checkpoint")
+    sub.add_argument("teacher", type=Path, help="checkpoint directory in LeRobot's layout")
+    sub.add_argument("output", type=Path, help="checkpoint directory to write; must not exist")
+    sub.add_argument("--size", type=float, default=0.5, help="share of the teacher's parameters it may have")
+    sub.add_argument("--demonstrations", type=Path, nargs="+", required=True, help="recordings to train on")
+    sub.add_argument("--joints", nargs="+", default=[], help="names or patterns of those it moves; else all")
+    sub.add_argument("--instructions", nargs="+", default=[], help="patterns of those it follows; else all")
+    sub.add_argument("--steps", type=int, default=2500, help="of training")
+    sub.add_argument("--batch", type=int, default=32, help="frames of each step")
+    sub.add_argument("--rate", type=float, default=1e-3, help="learning rate at its peak")
+
     sub = command("inspect", _inspect, "check a bundle and tell what is in it")
     sub.add_argument("bundle", type=Path)
     sub.add_argument("--layers", action="store_true", help="list what every linear layer got")
@@ -185,6 +196,28 @@ def _merge(options):
     return {**asdict(merged), "directory": str(merged.directory)}, 0, text
 
 
+def _distill(options):
+    from dataclasses import asdict
+
+    from vla_edge.learn.distill import distill
+
+    bar = Bar()
+    try:
+        made = distill(
+            options.teacher, options.output, options.size, options.demonstrations, options.joints,
+            options.instructions, options.steps, options.batch, options.rate, progress=bar,
+        )  # fmt: skip
+    finally:
+        bar.close()
+    share = made.parameters / made.teacher_parameters
+    text = (
+        f"{made.directory}: {made.parameters:,} parameters, {100 * share:.0f} % of the teacher's "
+        f"{made.teacher_parameters:,}, {len(made.joints)} joints; trained on {made.frames} frames; differs by "
+        f"{100 * made.action_error_rel:.2f} % of the motion over {made.compared} observations"
+    )
+    return {**asdict(made), "directory": str(made.directory)}, 0, text
+
+
 def _compare(options):
     from vla_edge.engine.build import build
     from vla_edge.evaluate.comparison import compare_engines
@@ -261,6 +294,7 @@ def _inspect(options):
         f"  calibrated  on {manifest['calibration']['frames']} observations of {manifest['calibration']['source']}",
         f"  verified    on {found['frames']}: action error {1e3 * found['action_error_rad']:.2f} mrad, "
         f"{100 * found['action_error_rel']:.2f} % of the motion, cosine at least {found['cosine_min']:.5f}",
+        *_cache_line(manifest),
         "",
         f"  {'stage':9}{'backend':13}{'weights':22}{'layers':>7}{'kB':>8}{'p50 ms':>8}{'p99 ms':>8}  runs with",
     ]
@@ -279,6 +313,14 @@ def _inspect(options):
                 shape = "x".join(map(str, row["shape"]))
                 lines.append(f"    {name:45}{shape:>10}  {row['weights']}{group}, inputs {row['activations']}")
     return {"bundle": str(bundle.directory), "bytes": bundle.bytes, **_manifest(bundle, True)}, 0, "\n".join(lines)
+
+
+def _cache_line(manifest) -> list[str]:
+    if not manifest.get("cache"):
+        return []
+    now, before = manifest["cache"]["bytes"], manifest["cache"]["full_precision_bytes"]
+    line = f"  cache       {now / 1e3:.1f} kB from prefix to denoise"
+    return [line if now == before else f"{line}, {before / 1e3:.1f} kB in full precision"]
 
 
 def _evaluate(options):

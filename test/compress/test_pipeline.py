@@ -132,7 +132,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(run, tmp_path):
         ([{"few_steps": {"num_steps": 2}}], "do not divide"),
         ([{"few_steps": {"num_steps": 1}}, train(5)], "put it before few_steps"),
         ([{"shrink": {"targets": ["denoise"], "heads": 0.5}}], "cover no whole block"),
-        ([{"shrink": {"targets": ["*"]}}], "both 0"),
+        ([{"shrink": {"targets": ["*"]}}], "all 0"),
         ([train(5, shown=1.0)], "give it demonstrations"),
         ([train(0)], "steps is 0"),
     ],

@@ -46,14 +46,8 @@ def weighed_inputs(
     import torch
 
     from vla_edge.learn.frames import from_observations
-    from vla_edge.learn.losses import euler_path
 
-    spec = checkpoint.spec
-    frames = from_observations(observations, spec, checkpoint.tokenizer_path)
-    radians = torch.zeros(spec.max_action_dim)
-    _, scale = spec.action.affine()
-    radians[: len(spec.joint_names)] = torch.as_tensor(scale)
-    shape = (1, policy.config.chunk_size, spec.max_action_dim)
+    frames = from_observations(observations, checkpoint.spec, checkpoint.tokenizer_path)
     generator = torch.Generator().manual_seed(SEED)
     statistics = {name: InputStatistics() for name in groups}
     calls: dict[object, list] = {}
@@ -72,12 +66,7 @@ def weighed_inputs(
     try:
         for index in range(len(frames)):
             calls.clear()
-            noise = torch.randn(shape, generator=generator)
-            direction = torch.randint(0, 2, shape, generator=generator) * 2.0 - 1.0
-            with torch.enable_grad():
-                cache, _ = frames.take([index]).shown_to(policy)
-                *_, chunk = euler_path(policy, noise, cache, spec.num_steps)
-                (chunk * direction * radians).sum().backward()
+            chunk_along(policy, checkpoint.spec, frames.take([index]), generator).backward()
             for name, modules in groups.items():
                 _count(name, statistics[name], [calls.get(module, []) for module in modules])
             if progress is not None:
@@ -88,6 +77,25 @@ def weighed_inputs(
         for parameter in trained:
             parameter.requires_grad_()
     return statistics
+
+
+def chunk_along(policy, spec, frames, generator):
+    """The action chunk of some frames in radians, after all flow steps, along one random direction: a scalar to
+    differentiate."""
+    import torch
+
+    from vla_edge.learn.losses import euler_path
+
+    radians = torch.zeros(spec.max_action_dim)
+    _, scale = spec.action.affine()
+    radians[: len(spec.joint_names)] = torch.as_tensor(scale)
+    shape = (len(frames), policy.config.chunk_size, spec.max_action_dim)
+    noise = torch.randn(shape, generator=generator)
+    direction = torch.randint(0, 2, shape, generator=generator) * 2.0 - 1.0
+    with torch.enable_grad():
+        cache, _ = frames.shown_to(policy)
+        *_, chunk = euler_path(policy, noise, cache, spec.num_steps)
+        return (chunk * direction * radians).sum()
 
 
 def _count(name: str, statistics: InputStatistics, readers: Sequence[Sequence]) -> None:

@@ -14,12 +14,22 @@ from pathlib import Path
 from vla_edge.compress.apply import Tell, compress_policy
 from vla_edge.compress.calibrate import CalibrationData, never_reached, watch_inputs
 from vla_edge.compress.importance import weighed_inputs
-from vla_edge.compress.plan import check_order, matches, plan_layers, plan_pruning, plan_smoothing
+from vla_edge.compress.plan import (
+    check_order,
+    check_shapes,
+    covers,
+    plan_layers,
+    plan_pruning,
+    plan_smoothing,
+    removable_blocks,
+    skipped_layers,
+    still_there,
+)
 from vla_edge.compress.providers import get_provider, trained_by_providers
 from vla_edge.compress.quantize.weights import CompressedLinear
 from vla_edge.compress.recipe import Recipe, RecipeError
 from vla_edge.compress.statistics import InputStatistics
-from vla_edge.compress.steps import FewSteps, Finetune, Prune, Quantize, Shrink, Training
+from vla_edge.compress.steps import FewSteps, Finetune, KVCache, Prune, PruneTokens, Quantize, Shrink, Training
 from vla_edge.types import Observation
 
 _SAVE_EVERY = 50
@@ -69,6 +79,7 @@ def carry_out(
     from vla_edge.engine.trace import policy_layers
 
     check_order(recipe)
+    check_shapes(recipe, policy)
     for step in recipe.steps:
         if isinstance(step, Quantize) and step.provider:
             get_provider(step)
@@ -94,16 +105,16 @@ def carry_out(
     others: dict[str, Callable] = {}  # layers that a provider trains through its own rounding
     pending: list = []
     fixed = False  # layers are rounded, and what follows is trained through that
-    share = 1.0 / (1 + sum(isinstance(step, Shrink | Training) for step in recipe.steps))
+    share = 1.0 / (1 + sum(isinstance(step, Shrink | PruneTokens | Training) for step in recipe.steps))
     done = 0
 
     def part(fraction: float, what: str) -> None:
         tell(min(1.0, share * (done + fraction)), what)
 
     def compress(steps: list) -> dict[str, CompressedLinear]:
-        gathered = replace(recipe, steps=tuple(steps))
         stages = policy.stages()
         modules = policy_layers(stages)
+        gathered = replace(recipe, steps=tuple(still_there(steps, list(modules))))
         plan = plan_layers(gathered, list(modules))
         runner = Runner.from_policy(policy, checkpoint, num_steps)
         given = _provided(plan, policy, checkpoint, num_steps, data.observations)
@@ -117,8 +128,10 @@ def carry_out(
 
     for number, step in enumerate(recipe.steps):
         if isinstance(step, Shrink):
-            part(0.0, "taking out heads and channels")
-            _shrink(recipe, step, policy, Runner.from_policy(policy, checkpoint, num_steps), data.observations, part)
+            part(0.0, "taking out layers, heads and channels")
+            _shrink(recipe, step, policy, checkpoint, num_steps, data.observations, part)
+        elif isinstance(step, PruneTokens):
+            _prune_tokens(step, policy, checkpoint, data.observations, part)
         elif isinstance(step, Training):
             rounded = any(isinstance(earlier, Quantize) for earlier in pending)
             now = pending if rounded else [earlier for earlier in pending if isinstance(earlier, Prune)]
@@ -136,6 +149,9 @@ def carry_out(
         done += 1
     if not fixed:
         layers = compress(pending)
+    for step in recipe.steps:
+        if isinstance(step, KVCache):  # last: nothing that looks at the policy has to see through it
+            _round_cache(step, policy)
     policy.requires_grad_(False)
     return Compressed(policy, layers, num_steps)
 
@@ -173,7 +189,40 @@ def _provided(plan, policy, checkpoint, num_steps: int, observations) -> dict[st
     return layers
 
 
-def _shrink(recipe: Recipe, step: Shrink, policy, runner, observations, part) -> None:
+def _shrink(recipe: Recipe, step: Shrink, policy, checkpoint, num_steps: int, observations, part) -> None:
+    from vla_edge.compress.prune.blocks import skip_blocks
+    from vla_edge.engine.runner import Runner
+
+    def runner() -> Runner:
+        return Runner.from_policy(policy, checkpoint, num_steps)
+
+    share = 0.0
+    if count := skipped_layers(step, policy):
+        share = 0.5 if step.channels or step.heads else 1.0
+        told = "seeing which layers are missed"
+        gone = skip_blocks(
+            policy, count, lambda: removable_blocks(step, policy), step.by, runner, observations,
+            lambda f: part(share * f, told),
+        )  # fmt: skip
+        if len(gone) < count:
+            raise RecipeError(
+                f"recipe {recipe.name}: a shrink step is to take {count} layers out and only {', '.join(gone)} can go"
+            )
+    if step.channels or step.heads:
+        shrink_units(
+            step, policy, runner(), observations, lambda f, what: part(share + (1 - share) * f, what), recipe.name
+        )
+
+
+def shrink_units(step: Shrink, policy, runner, observations: Sequence[Observation], tell: Tell, recipe: str) -> None:
+    """Take the heads and channels that `step` says out of `policy`, in place.
+
+    Args:
+        runner: a `Runner` in PyTorch of this `policy`. recipe: its name, for errors.
+
+    Raises:
+        RecipeError: nothing would go. CalibrationError: a block is never reached.
+    """
     from vla_edge.compress.prune.structured import shrink
     from vla_edge.engine.trace import policy_layers
     from vla_edge.policy.blocks import units_in
@@ -183,23 +232,39 @@ def _shrink(recipe: Recipe, step: Shrink, policy, runner, observations, part) ->
 
     def covered(units) -> bool:
         layers = [names[id(layer)] for layer, _ in (*units.makers, *units.readers)]
-        return all(any(matches(target, layer) for target in step.targets) for layer in layers)
+        return covers(step.targets, layers)
 
     shares = {"channels": step.channels, "heads": step.heads}
     chosen = [units for units in units_in(policy) if shares[units.kind] and covered(units)]
     if not any(round(shares[units.kind] * units.count) for units in chosen):
         raise RecipeError(
-            f"recipe {recipe.name}: a shrink step takes nothing out: its targets cover no whole block, or its shares "
+            f"recipe {recipe}: a shrink step takes nothing out: its targets cover no whole block, or its shares "
             "are less than half a unit; a text layer's heads are also those of the action expert beside it"
         )
     readers = {names[id(layer)]: layer for units in chosen for layer, _ in units.readers}
     seen = watch_inputs(
-        runner, readers, lambda _: InputStatistics(), observations, lambda f: part(0.9 * f, "seeing what is missed")
+        runner, readers, lambda _: InputStatistics(), observations, lambda f: tell(0.9 * f, "seeing what is missed")
     )
     for name, statistics in seen.items():
         if not statistics.count:
             raise never_reached(name)
     shrink(chosen, shares, {id(readers[name]): statistics for name, statistics in seen.items()})
+
+
+def _prune_tokens(step: PruneTokens, policy, checkpoint, observations, part) -> None:
+    from vla_edge.compress.prune.tokens import choose_tokens
+
+    count = step.kept(policy.config.cameras * policy.config.image_tokens)
+    policy.prefix.choice = choose_tokens(
+        policy, checkpoint, step.after, count, observations, lambda f: part(f, "seeing which image tokens matter")
+    )
+
+
+def _round_cache(step: KVCache, policy) -> None:
+    from vla_edge.compress.quantize.kv_cache import CacheLoad, CacheStore
+
+    length = policy.prefix.length
+    policy.prefix.store, policy.denoise.load = CacheStore(step, length), CacheLoad(step, length)
 
 
 def _train(

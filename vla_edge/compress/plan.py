@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from vla_edge.compress.recipe import Recipe, RecipeError
@@ -11,8 +12,10 @@ from vla_edge.compress.steps import (
     FewSteps,
     Finetune,
     Keep,
+    KVCache,
     LowRankStep,
     Prune,
+    PruneTokens,
     Quantize,
     Shrink,
     Smooth,
@@ -60,8 +63,14 @@ def check_order(recipe: Recipe) -> None:
     rounded = trained = None
     for number, step in enumerate(recipe.steps, 1):
         where = f"recipe {recipe.name}, step {number} ({step.key})"
-        if isinstance(step, Shrink) and not all(isinstance(earlier, Shrink) for earlier in recipe.steps[:number]):
+        before = recipe.steps[: number - 1]
+        shapes = {Shrink: Shrink, PruneTokens: Shrink | PruneTokens}.get(type(step))
+        if shapes and not all(isinstance(earlier, shapes) for earlier in before):
             raise RecipeError(f"{where} changes the shapes that earlier steps work on; put it first")
+        if isinstance(step, PruneTokens | KVCache) and any(type(earlier) is type(step) for earlier in before):
+            raise RecipeError(f"{where} is there twice; drop one")
+        if isinstance(step, Training) and any(isinstance(earlier, KVCache) for earlier in before):
+            raise RecipeError(f"{where} does not train through the cache's rounding; put it before kv_cache")
         if rounded and isinstance(step, FewSteps | Prune):
             raise RecipeError(f"{where} changes weights that step {rounded} has fixed; put it before")
         if rounded and trained and trained > rounded and not isinstance(step, Training):
@@ -76,6 +85,94 @@ def check_order(recipe: Recipe) -> None:
                 raise RecipeError(f"{where} does not train the factors of a step before it; put it before that")
         if isinstance(step, Quantize | LowRankStep):
             rounded = rounded or number
+
+
+def check_shapes(recipe: Recipe, policy) -> None:
+    """Nothing, when the steps about whole layers and about tokens fit the policy.
+
+    Raises:
+        RecipeError: more layers than can go; a share that leaves no token, or all; layers that are not there; channels
+            that do not fill bytes.
+    """
+    about = [s.key for s in recipe.steps if isinstance(s, PruneTokens | KVCache) or isinstance(s, Shrink) and s.blocks]
+    if not about:
+        return
+    if not hasattr(policy, "skip_"):
+        raise RecipeError(
+            f"recipe {recipe.name}: {', '.join(about)} about layers, tokens or the cache cannot be done to this family of "
+            "policies; leave such steps out"
+        )
+    config, left = policy.config, policy.prefix.length
+    for number, step in enumerate(recipe.steps, 1):
+        where = f"recipe {recipe.name}, step {number} ({step.key})"
+        if isinstance(step, Shrink) and step.blocks:
+            layers, count = _removable(step, policy), skipped_layers(step, policy)
+            if not 0 < count <= len(layers):
+                raise RecipeError(
+                    f"{where}: blocks is {step.blocks!r}, which is {count} layers; {len(layers)} of its targets can be "
+                    "skipped (of the vision tower one stays, and so do the last text layer and its reader)"
+                )
+        if isinstance(step, PruneTokens):
+            tokens = config.cameras * config.image_tokens
+            if not 0 < step.kept(tokens) < tokens:
+                raise RecipeError(
+                    f"{where}: keep is {step.keep:g}, which leaves {step.kept(tokens)} of {tokens} image tokens; at "
+                    "least one must stay, and one must go"
+                )
+            if step.after >= config.text_layers:
+                raise RecipeError(
+                    f"{where}: after is {step.after}, and the policy has {config.text_layers} text layers; allowed is "
+                    f"1 to {config.text_layers - 1}"
+                )
+            left -= tokens - step.kept(tokens)
+        if isinstance(step, KVCache):
+            if step.salient and not 0 < step.salient_tokens(left) < left:
+                raise RecipeError(
+                    f"{where}: salient is {step.salient:g}, which is {step.salient_tokens(left)} of {left} tokens; at "
+                    "least one must be salient, and one not"
+                )
+            if step.bits == 4 and config.head_dim % 2:
+                raise RecipeError(f"{where}: heads of {config.head_dim} channels do not fill bytes in 4 bits; take 8")
+
+
+def removable_blocks(step: Shrink, policy) -> list:
+    """The `policy.blocks.Block`s that its targets cover, of the policy as it is."""
+    from vla_edge.engine.trace import policy_layers
+
+    layers = list(policy_layers(policy.stages()))
+
+    def inside(name: str) -> list[str]:
+        return [layer for layer in layers if layer.startswith(f"{name}.")]
+
+    return [block for block in policy.blocks() if all(covers(step.targets, inside(name)) for name in block.names)]
+
+
+def skipped_layers(step: Shrink, policy) -> int:
+    """How many layers of the policy, as it is, the step takes out as a whole."""
+    return round(step.blocks * len(_removable(step, policy))) if isinstance(step.blocks, float) else step.blocks
+
+
+def _removable(step: Shrink, policy) -> set[str]:
+    names = {name for block in removable_blocks(step, policy) for name in block.names}
+    tower = {name for block in policy.blocks() for name in block.names if name.startswith("vision.")}
+    return names - {max(tower)} if tower and tower <= names else names  # one has to stay
+
+
+def covers(targets: Sequence[str], layers: Sequence[str]) -> bool:
+    """Whether every one of `layers` is meant by one of `targets`."""
+    return all(any(matches(target, layer) for target in targets) for layer in layers)
+
+
+def still_there(steps: Sequence, layers: Sequence[str]) -> list:
+    """`steps` without targets that meant layers which have been taken out since the recipe was checked."""
+    left = []
+    for step in steps:
+        if hasattr(step, "targets"):
+            targets = tuple(t for t in step.targets if any(matches(t, layer) for layer in layers))
+            step = replace(step, targets=targets)
+        if getattr(step, "targets", True):
+            left.append(step)
+    return left
 
 
 def plan_smoothing(recipe: Recipe, plan: Mapping[str, Storage]) -> dict[str, Smooth]:

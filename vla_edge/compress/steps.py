@@ -234,11 +234,14 @@ class Quantize:
 
 @dataclass(frozen=True)
 class Shrink:
-    """Take whole channels of feed-forwards and heads of attentions out of the policy, those that are missed least.
+    """Take channels of feed-forwards, heads of attentions and whole layers out of the policy, those missed least.
 
     Attributes:
-        targets: which parts; a block is made smaller where they cover all of its layers.
+        targets: which parts; a block is made smaller, or goes, where they cover all of its layers.
         channels, heads: share of each block's that goes, 0 to below 1; at least one always stays.
+        blocks: how many layers go as a whole, or which share of them; first, before channels and heads.
+        by: what tells which layers are missed least, see `prune.blocks`: "action" for the error of the chunk without
+            them, "cosine" for how little they change what goes through them.
     """
 
     key: ClassVar[str] = "shrink"
@@ -247,14 +250,21 @@ class Shrink:
     targets: tuple[str, ...]
     channels: float = 0.0
     heads: float = 0.0
+    blocks: int | float = 0
+    by: str = "action"
 
     def check(self) -> None:
+        if isinstance(self.blocks, float):
+            _number("blocks", self.blocks, 0, 1 - 1e-12, "a whole number, or a share above 0, below 1")
+        else:
+            _whole("blocks", self.blocks, ", 0, or a share above 0, below 1", least=0)
+        _one_of("by", self.by, ("action", "cosine"))
         for name in ("channels", "heads"):
             _number(name, getattr(self, name), -1e-12, 1, "0 to below 1")
             if getattr(self, name) == 1:
                 raise ValueError(f"{name} is 1, allowed is 0 to below 1")
-        if self.channels == self.heads == 0:
-            raise ValueError("channels and heads are both 0; give one of them")
+        if self.channels == self.heads == self.blocks == 0:
+            raise ValueError("channels, heads and blocks are all 0; give one of them")
 
 
 @dataclass(frozen=True)
@@ -311,7 +321,66 @@ class FewSteps:
         _whole("num_steps", self.num_steps)
 
 
-STEPS = {step.key: step for step in (Keep, Smooth, Prune, LowRankStep, Quantize, Shrink, Finetune, FewSteps)}
+@dataclass(frozen=True)
+class PruneTokens:
+    """Go on with the image tokens that matter, after the first text layers; what follows gets shorter, and so does the
+    cache that each flow step reads. Which they are is decided anew for each observation, see `prune.tokens`.
+
+    Attributes:
+        keep: share of the image tokens of all cameras together that stay, above 0, below 1.
+        after: text layers that see all of them.
+    """
+
+    key: ClassVar[str] = "prune_tokens"
+    needs_statistics: ClassVar[bool] = True
+    changes_policy: ClassVar[bool] = True
+    keep: float = 0.5
+    after: int = 2
+
+    def check(self) -> None:
+        _number("keep", self.keep, 0, 1, "above 0, below 1")
+        if self.keep == 1:
+            raise ValueError("keep is 1, allowed is above 0, below 1; all tokens stay without this step")
+        _whole("after", self.after)
+
+    def kept(self, tokens: int) -> int:
+        """Of so many image tokens, how many stay."""
+        return round(self.keep * tokens)
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """Hand the prefix's keys and values to the flow steps in few bits, see `quantize.kv_cache`.
+
+    Attributes:
+        bits: 8 or 4.
+        values: "token" for a grid of each token's values, "channel" for one of each channel, as keys have.
+        salient: share of the tokens, those that are looked at most, that keep 8 bits where the others get 4.
+    """
+
+    key: ClassVar[str] = "kv_cache"
+    needs_statistics: ClassVar[bool] = False
+    changes_policy: ClassVar[bool] = True
+    bits: int = 8
+    values: str = "token"
+    salient: float = 0.0
+
+    def check(self) -> None:
+        _one_of("bits", self.bits, (8, 4))
+        _one_of("values", self.values, ("token", "channel"))
+        _number("salient", self.salient, -1e-12, 1, "0 to below 1")
+        if self.salient == 1 or self.salient and self.bits == 8:
+            raise ValueError(f"salient is {self.salient!r}, allowed is 0 to below 1, and 0 where all tokens get 8 bits")
+
+    def salient_tokens(self, tokens: int) -> int:
+        """Of so many tokens, how many keep 8 bits."""
+        return round(self.salient * tokens)
+
+
+STEPS = {
+    step.key: step
+    for step in (Keep, Smooth, Prune, LowRankStep, Quantize, Shrink, PruneTokens, Finetune, FewSteps, KVCache)
+}
 Storage = Keep | LowRankStep | Quantize
 """What says how a layer is stored; the other steps prepare it."""
 Training = Finetune | FewSteps

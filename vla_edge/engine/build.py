@@ -165,7 +165,8 @@ class _Build:
             self.runtime.gains_by_reduced_range(), self.demonstrations, recording, self.work,
         )  # fmt: skip
         spec = replace(checkpoint.spec, num_steps=compressed.num_steps)
-        entries = self._compile(compressed.policy.stages(), compressed.layers)
+        stages = compressed.policy.stages()
+        entries = self._compile(stages, compressed.layers)
         shutil.copyfile(checkpoint.tokenizer_path, self.directory / TOKENIZER)
         loaded = {
             entry.interface.name: self.runtime.load(self.directory / entry.file, entry.interface, entry.options)
@@ -190,6 +191,7 @@ class _Build:
             "dt": spec.dt,
             "recipe": self.recipe.to_dict(),
             "stages": {entry.interface.name: entry.to_dict() for entry in entries},
+            "cache": {"bytes": cache_bytes(stages), "full_precision_bytes": cache_bytes(policy.stages())},
             "calibration": data.to_dict(),
             "verification": result.to_dict(),
             "profile": profile(engine, data.held_out, PROFILE_REPEATS),
@@ -228,6 +230,11 @@ class _Build:
                 )
             )
         return entries
+
+
+def cache_bytes(stages) -> int:
+    """Of what the prefix hands to every flow step."""
+    return sum(spec.zeros().nbytes for stage in stages if stage.name == "prefix" for spec in stage.outputs)
 
 
 @contextmanager

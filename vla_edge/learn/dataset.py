@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +39,20 @@ class Demonstrations:
         tokenize: instruction -> ((1, L) ids, (1, L) mask), an `InstructionTokenizer`.
         every: only each n-th frame of a shard is kept.
         shares: of a batch, one for each directory; in proportion to their frames when left out.
+        instructions: only frames of an instruction that one of these patterns matches; all of them when left out.
+
+    Raises:
+        DemonstrationError: there are none, they are damaged, or none of those instructions is among them.
     """
 
-    def __init__(self, directories: Sequence[str | Path], tokenize, every: int = 1, shares: Sequence[float] = ()):
+    def __init__(
+        self,
+        directories: Sequence[str | Path],
+        tokenize,
+        every: int = 1,
+        shares: Sequence[float] = (),
+        instructions: Sequence[str] = (),
+    ):
         if shares and (len(shares) != len(directories) or min(shares) <= 0):
             raise DemonstrationError(f"{len(directories)} directories need as many shares above 0, not {tuple(shares)}")
         gathered: dict[str, list[np.ndarray]] = {
@@ -53,9 +65,15 @@ class Demonstrations:
         ends = []
         for directory in directories:
             for shard in shards(directory):
+                wanted = np.flatnonzero(instructed(shard["instruction"], instructions))[::every]
                 for name, arrays in gathered.items():
-                    arrays.append(shard[name][::every])
+                    arrays.append(shard[name][wanted])
             ends.append(sum(map(len, gathered["state"])))
+        if not ends[-1]:
+            raise DemonstrationError(
+                f"no demonstration in {', '.join(map(str, directories))} has an instruction like "
+                f"{' or '.join(map(repr, instructions))}; patterns are of whole instructions, as in '*red cube*'"
+            )
         self._ranges = list(zip([0, *ends], ends))
         self._shares = np.array(shares) / sum(shares) if shares else np.diff([0, *ends]) / ends[-1]
         # each list is let go as soon as it is joined: images alone are gigabytes
@@ -103,6 +121,12 @@ class Demonstrations:
             self._mask[wording],
             self._pointer[index],
         )
+
+
+def instructed(wordings: np.ndarray, patterns: Sequence[str]) -> np.ndarray:
+    """(N,) which of the (N,) instructions one of the patterns matches; all where there are no patterns."""
+    known = {text: not patterns or any(fnmatchcase(text, p) for p in patterns) for text in set(map(str, wordings))}
+    return np.array([known[str(text)] for text in wordings], bool)
 
 
 def _mean_std(values: np.ndarray) -> Normalization:

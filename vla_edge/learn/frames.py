@@ -46,6 +46,12 @@ class Frames:
         actions = None if self.actions is None else self.actions[index]
         return Frames(self.images[index], self.tokens[index], self.mask[index], self.state[index], actions)
 
+    def of_joints(self, columns: Sequence[int]) -> Frames:
+        """As a policy of those joints alone sees them."""
+        columns = list(columns)
+        actions = None if self.actions is None else self.actions[..., columns]
+        return replace(self, state=self.state[:, columns], actions=actions)
+
     def shown_to(self, policy, gain: Tensor | None = None) -> tuple[PrefixCache, list[Tensor]]:
         """What the policy's action expert gets of them, and where its text layers look; `gain` as in `pixels`."""
         pixels = self.pixels(gain)
@@ -77,23 +83,50 @@ def from_observations(observations: Iterable[Observation], spec: PolicySpec, tok
     return Frames(images, tokens, mask, state)
 
 
-def from_demonstrations(directories: Sequence[str | Path], spec: PolicySpec, tokenizer: str | Path) -> Frames:
+def from_demonstrations(
+    directories: Sequence[str | Path], spec: PolicySpec, tokenizer: str | Path, instructions: Sequence[str] = ()
+) -> Frames:
     """Frames of demonstrations (see `sim.demonstrations`) with the actions that were shown; at most `MOST_FRAMES`.
 
+    Args:
+        instructions: patterns of those to take; all when there are none.
+
     Raises:
-        DemonstrationError: there are none, or they are damaged.
+        DemonstrationError: there are none, they are damaged, or not of the policy's joints and chunks.
     """
-    from vla_edge.learn.dataset import Demonstrations
-    from vla_edge.sim.demonstrations import frame_count
+    from vla_edge.learn.dataset import Demonstrations, instructed
+    from vla_edge.sim.demonstrations import DemonstrationError, joint_names, shards
 
     words = InstructionTokenizer(tokenizer, spec.tokenizer_max_length, spec.prompt)
-    total = sum(map(frame_count, directories))
-    batch = Demonstrations(directories, words, every=-(-total // MOST_FRAMES)).everything()
-    state = np.zeros((len(batch.state), spec.max_state_dim), np.float32)
-    state[:, : batch.state.shape[1]] = spec.state.normalize(batch.state)
-    actions = np.zeros((*batch.action.shape[:2], spec.max_action_dim), np.float32)
-    shown = batch.action if spec.relative_actions else batch.action + batch.state[:, None]
-    actions[..., : batch.action.shape[2]] = spec.action.normalize(shown)
+    recorded = {str(directory): joint_names(directory) for directory in directories}
+    names = next(iter(recorded.values()))
+    for directory, joints in recorded.items():
+        lacking = [name for name in spec.joint_names if name not in joints]
+        if lacking or joints != names:
+            raise DemonstrationError(
+                f"demonstrations in {directory} are of the joints {', '.join(joints)}; the policy moves "
+                f"{lacking[0] if lacking else 'those of the others'}: record them with the robot it is for"
+            )
+    columns = [names.index(name) for name in spec.joint_names]
+    total = sum(
+        int(instructed(shard["instruction"], instructions).sum())
+        for directory in directories
+        for shard in shards(directory, ("instruction",))
+    )
+    batch = Demonstrations(
+        directories, words, every=max(1, -(-total // MOST_FRAMES)), instructions=instructions
+    ).everything()
+    if batch.action.shape[1] != spec.chunk_size:
+        raise DemonstrationError(
+            f"demonstrations in {directories[0]} show {batch.action.shape[1]} points at a time and the policy gives "
+            f"{spec.chunk_size}; record them with chunks of that size"
+        )
+    positions, motion = batch.state[:, columns], batch.action[..., columns]
+    state = np.zeros((len(positions), spec.max_state_dim), np.float32)
+    state[:, : len(columns)] = spec.state.normalize(positions)
+    actions = np.zeros((*motion.shape[:2], spec.max_action_dim), np.float32)
+    shown = motion if spec.relative_actions else motion + positions[:, None]
+    actions[..., : len(columns)] = spec.action.normalize(shown)
     images = torch.from_numpy(batch.images).permute(0, 3, 1, 2)[:, None]
     return Frames(
         images, torch.from_numpy(batch.tokens), torch.from_numpy(batch.mask), torch.from_numpy(state),

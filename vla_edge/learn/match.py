@@ -8,6 +8,7 @@ No labels are needed beyond the observations: where nobody showed actions, the t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,30 +58,46 @@ class Match(Fit):
     Args:
         config: of the run. student: trained in place. teacher: any policy of the same stages and actions.
         frames: with actions. out: where the run lives.
+        joints: columns of the teacher's state and actions that the student has; all when None. What the teacher does
+            with the others is then averaged over, which leaves the flow of those that are had (the velocity of a
+            marginal is the mean velocity; Lipman et al., 2022, arXiv:2210.02747).
     """
 
-    def __init__(self, config: MatchConfig, student: nn.Module, teacher: nn.Module, frames: Frames, out: Path):
+    def __init__(
+        self,
+        config: MatchConfig,
+        student: nn.Module,
+        teacher: nn.Module,
+        frames: Frames,
+        out: Path,
+        joints: Sequence[int] | None = None,
+    ):
         self.teacher, self.frames = teacher.eval(), frames
+        self.joints = None if joints is None else list(joints)
         student.requires_grad_(True)
         super().__init__(config, student, out, ("patch_embedding", "state_proj", "action_in", "action_out"))
 
     def losses(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
         config, student = self.config, self.module
         batch, gain = _draw(self.frames, config, rng)
-        cache, looks = batch.shown_to(student, gain)
+        cache, looks = (batch if self.joints is None else batch.of_joints(self.joints)).shown_to(student, gain)
         points = flow_points(batch.actions, config.draws, generator)
         with torch.no_grad():
             target, target_looks = batch.shown_to(self.teacher, gain)
             wanted = velocity(self.teacher, points, target)
+        if self.joints is not None:
+            points, wanted = (points[0][..., self.joints], points[1]), wanted[..., self.joints]
         losses = {"velocity": (velocity(student, points, cache) - wanted).square().mean()}
         if config.features and cache.keys.shape == target.keys.shape:
             parts = [relative(getattr(cache, name), getattr(target, name)) for name in ("keys", "values")]
             losses["features"] = config.features * sum(parts)
-        if config.attention and len(looks) == len(target_looks):
-            distance = sum(_divergence(ours, theirs) for ours, theirs in zip(looks, target_looks))
-            losses["attention"] = config.attention * distance / len(looks)
+        # layers that see fewer tokens than the teacher's have nothing to follow
+        pairs = [pair for pair in zip(looks, target_looks) if pair[0].shape[2:] == pair[1].shape[2:]]
+        if config.attention and len(looks) == len(target_looks) and pairs:
+            losses["attention"] = config.attention * sum(_divergence(*pair) for pair in pairs) / len(pairs)
         if config.shown:
-            losses["shown"] = config.shown * flow_matching_loss(student, cache, batch.actions, config.draws, generator)
+            actions = batch.actions if self.joints is None else batch.actions[..., self.joints]
+            losses["shown"] = config.shown * flow_matching_loss(student, cache, actions, config.draws, generator)
         return losses
 
 

@@ -44,6 +44,27 @@ class Units(NamedTuple):
     readers: tuple[tuple[nn.Linear, int], ...]
 
 
+class Block(NamedTuple):
+    """Layers that can be skipped together, because what goes into them can take the place of what comes out.
+
+    Attributes:
+        names: of the layers, as paths in the policy.
+        spans: for each of them the norm that reads what goes into it, and the one that reads what comes out.
+        read: the text layer whose keys and values the action expert does without then; None where it reads on.
+    """
+
+    names: tuple[str, ...]
+    spans: tuple[tuple[nn.Module, nn.Module], ...]
+    read: int | None = None
+
+
+class Skipped(nn.Module):
+    """In the place of a layer that was taken out, so that the others keep their names."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
 def units_in(module: nn.Module) -> list[Units]:
     """Those of every block in `module`; a block that can be made smaller has a method `units`."""
     return [units for block in module.modules() if hasattr(block, "units") for units in block.units()]
@@ -113,18 +134,41 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> tuple
     Returns:
         (B, T, H * hd) output and (B, H, T, P) probabilities.
     """
+    probabilities = attention_weights(q, k, bias)
+    batch, heads, length, head_dim = q.shape
+    groups = heads // k.shape[1]
+    out = probabilities.reshape(batch, k.shape[1], groups * length, k.shape[2]) @ v
+    out = out.reshape(batch, heads, length, head_dim).transpose(1, 2).reshape(batch, length, heads * head_dim)
+    return out, probabilities
+
+
+def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(B, H, T, P) probabilities of `attend`."""
     batch, heads, length, head_dim = q.shape
     groups = heads // k.shape[1]
     if groups > 1:
         # fold the group into the query rows: one product per key head, and keys are never copied
         q = q.reshape(batch, k.shape[1], groups * length, head_dim)
     scores = (q @ k.transpose(-1, -2)).mul(head_dim**-0.5).reshape(batch, heads, length, k.shape[2])
-    if bias is not None:
-        scores = scores + bias
-    probabilities = scores.softmax(-1)
-    out = probabilities.reshape(batch, k.shape[1], groups * length, k.shape[2]) @ v
-    out = out.reshape(batch, heads, length, head_dim).transpose(1, 2).reshape(batch, length, heads * head_dim)
-    return out, probabilities
+    return (scores if bias is None else scores + bias).softmax(-1)
+
+
+def attention_columns(q: Tensor, k: Tensor, bias: Tensor, weight: Tensor, rows: int = 256) -> Tensor:
+    """How much each key is looked at, by head: the columns of `attention_weights`, summed without holding the matrix.
+
+    Args:
+        q, k: as of `attend`. bias: (B or 1, 1, T, P), additive.
+        weight: (B, T) of each query. rows: queries whose probabilities are in memory at a time.
+
+    Returns:
+        (B, H, P) weighted sums over the queries.
+    """
+    total = torch.zeros(())
+    for begin in range(0, q.shape[2], rows):
+        end = begin + rows
+        looks = attention_weights(q[:, :, begin:end], k, bias[:, :, begin:end])
+        total = total + (looks * weight[:, None, begin:end, None]).sum(2)
+    return total
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,17 +13,19 @@ from vla_edge.files import whole_directory
 from vla_edge.policy.checkpoint import ROBOT_FILE, WEIGHTS_FILE
 from vla_edge.policy.checkpoint_files import CheckpointError
 from vla_edge.policy.checkpoint_processors import NEW_LINE, NORMALIZER, POSTPROCESSOR, PREPROCESSOR, UNNORMALIZER
+from vla_edge.policy.smolvla_shapes import expert_hidden
 from vla_edge.policy.spec import ACTION, STATE, NormalizationMode, PolicySpec
 
 BACKBONE = "backbone"
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "<fake_token_around_image>", "<global-img>", "<image>")
 
 
-def write_checkpoint(directory: str | Path, policy, spec: PolicySpec, words: Iterable[str]) -> Path:
+def write_checkpoint(directory: str | Path, policy, spec: PolicySpec, words: Iterable[str] | Path) -> Path:
     """Write `policy` (a SmolVLA) to `directory`, replacing it as a whole: there is never half a checkpoint.
 
     Args:
-        words: vocabulary of the word-level tokenizer, in the order of the embedding's rows after `SPECIAL_TOKENS`.
+        words: vocabulary of the word-level tokenizer, in the order of the embedding's rows after `SPECIAL_TOKENS`; or
+            the backbone directory of another checkpoint, whose tokenizer is taken as it is.
     """
     from safetensors.torch import save_file
 
@@ -34,11 +37,16 @@ def write_checkpoint(directory: str | Path, policy, spec: PolicySpec, words: Ite
         (temporary / BACKBONE).mkdir()
         _write_json(temporary / "config.json", lerobot_config(policy.config, spec))
         _write_json(temporary / BACKBONE / "config.json", backbone_config(policy.config))
-        _write_json(temporary / ROBOT_FILE, _robot_facts(spec))
+        _write_json(temporary / ROBOT_FILE, _robot_facts(policy.config, spec))
         # LeRobot takes the tokenizer out of an AutoProcessor, which wants this file; no image passes through it
         image_processor = {"image_processor_type": "SmolVLMImageProcessor", "processor_class": "SmolVLMProcessor"}
         _write_json(temporary / BACKBONE / "preprocessor_config.json", image_processor)
-        write_tokenizer(temporary / BACKBONE, words, policy.config.language_length)
+        if isinstance(words, Path):
+            for file in sorted(words.iterdir()):
+                if file.is_file() and not (temporary / BACKBONE / file.name).exists():
+                    shutil.copyfile(file, temporary / BACKBONE / file.name)
+        else:
+            write_tokenizer(temporary / BACKBONE, words, policy.config.language_length)
         _write_processors(temporary, spec)
         for path in temporary.rglob("*.safetensors"):
             path.chmod(0o644)  # safetensors keeps them to their owner
@@ -156,8 +164,10 @@ def backbone_config(c) -> dict:
     }
 
 
-def _robot_facts(spec: PolicySpec) -> dict:
+def _robot_facts(c, spec: PolicySpec) -> dict:
+    narrow = {} if c.expert_hidden == expert_hidden(c.expert_width) else {"expert_hidden": c.expert_hidden}
     return {
+        **narrow,
         "joint_names": list(spec.joint_names),
         "dt": spec.dt,
         "relative_actions": spec.relative_actions,

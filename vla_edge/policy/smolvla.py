@@ -10,6 +10,7 @@ the result to LeRobot's own. Parameter names of LeRobot's files are mapped in `s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,14 +20,17 @@ from torch.nn import functional as F
 
 from vla_edge.policy.blocks import (
     MASKED,
+    Block,
     DecoderLayer,
     Fold,
     KeyValue,
     QueryLayer,
     RMSNorm,
+    Skipped,
     Units,
     VisionTransformer,
     attend,
+    attention_columns,
     pixel_shuffle,
     rotary,
     rotate,
@@ -116,6 +120,28 @@ class PrefixCache(NamedTuple):
     sin: Tensor
 
 
+class TokenChoice(nn.Module):
+    """Which image tokens the text layers go on with, by how much each is looked at.
+
+    Args:
+        after: text layers that see all of them. count: how many stay.
+        heads: (H,) what a look of each head of the last of these layers is worth.
+        places: (image tokens,) what each place is worth whoever looks.
+    """
+
+    def __init__(self, after: int, count: int, heads: Tensor, places: Tensor):
+        super().__init__()
+        self.after, self.count = after, count
+        self.register_buffer("heads", heads, persistent=False)
+        self.register_buffer("places", places, persistent=False)
+
+    def forward(self, looks: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, H, image tokens) mean probabilities, and the mask (B, P) -> (B, count) image tokens that stay, and the mask
+        from here on."""
+        worth = (looks * self.heads[:, None]).sum(1) + self.places
+        return worth.topk(self.count).indices, mask
+
+
 class VisionTower(nn.Module):
     """image (B, 3, H, W) in [-1, 1] -> image_tokens (B, N, text_width)."""
 
@@ -152,11 +178,36 @@ class PrefixEncoder(nn.Module):
         self.cross = nn.ModuleDict(
             {str(i): KeyValue(width, c.kv_heads, c.head_dim) for i in c.expert_layers if c.is_cross(i)}
         )
+        self.read = c.expert_layers  # text layers whose keys and values make up the cache
+        per_camera = len(c.image_start_ids) + torch.arange(c.image_tokens)
+        first = torch.arange(c.cameras)[:, None] * (c.image_tokens + len(c.image_start_ids) + len(c.image_end_ids))
+        image = torch.zeros(c.prefix_length, dtype=torch.bool)
+        image[(first + per_camera).flatten()] = True
+        self.register_buffer("image_places", image.nonzero()[:, 0], persistent=False)
+        self.register_buffer("other_places", (~image).nonzero()[:, 0], persistent=False)
+        self.choice: TokenChoice | None = None  # all image tokens stay
+        self.store: nn.Module | None = None  # the cache crosses to the action expert as it is
+
+    @property
+    def length(self) -> int:
+        """P of the cache: tokens of the prefix that are left."""
+        c = self.config
+        return c.prefix_length - (0 if self.narrows_at is None else c.cameras * c.image_tokens - self.choice.count)
+
+    @property
+    def narrows_at(self) -> int | None:
+        """The text layer whose looks decide which image tokens stay: of those that are left the first that is late
+        enough, or the last."""
+        left = [i for i, layer in enumerate(self.layers) if not isinstance(layer, Skipped)]
+        if self.choice is None or not left:
+            return None
+        return next((i for i in left if i + 1 >= self.choice.after), left[-1])
 
     def forward(
         self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        return tuple(self.encode(image_tokens, lang_tokens, lang_mask, state)[0])
+    ) -> tuple[Tensor, ...]:
+        cache, _, looks = self._encode(image_tokens, lang_tokens, lang_mask, state)
+        return tuple(cache) if self.store is None else self.store(*cache, looks)
 
     def encode(
         self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor
@@ -166,34 +217,64 @@ class PrefixEncoder(nn.Module):
         Args:
             image_tokens: (B, cameras * N, text_width). lang_tokens, lang_mask: (B, L). state: (B, max_state_dim).
         """
+        return self._encode(image_tokens, lang_tokens, lang_mask, state)[:2]
+
+    def _encode(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor):
+        """As `encode`, and (B, P) how much words and state look at each token that is left, where `store` asks."""
         c = self.config
         language = self.embedding(lang_tokens) * math.sqrt(c.text_width)
         x = torch.cat([self._with_markers(image_tokens), language, self.state_proj(state)[:, None]], dim=1)
         batch, length = x.shape[:2]
         real = x.new_ones(batch, length - c.language_length - 1)
         mask = torch.cat([real, lang_mask.to(x.dtype), x.new_ones(batch, 1)], dim=1)
-        # bidirectional, but image and language never look at the state, which is the last token
-        state_bias = F.pad(x.new_full((length - 1, 1), MASKED), (length - 1, 0, 0, 1))
-        bias = ((1 - mask) * MASKED)[:, None, None, :] + state_bias
+        suffix = mask.sum(1, keepdim=True) + torch.arange(c.chunk_size, device=x.device)
+        bias = self._bias(mask)
         cos, sin = rotary(mask.cumsum(1) - 1, c.head_dim)
 
-        cache, probabilities = [], []
+        cache, probabilities, looks = [], [], torch.zeros(())
         for index in range(c.text_layers):
             layer = self.layers[index] if index < len(self.layers) else self.last
+            if isinstance(layer, Skipped):
+                continue
             normed = (layer.attention_norm if index < len(self.layers) else self.last_norm)(x)
             k, v = layer.project(normed, normed)
             k = rotate(k, cos, sin)
-            if str(index) in self.cross:
+            if index in self.read and str(index) in self.cross:
                 cache.append(self.cross[str(index)].project(k.transpose(1, 2).flatten(2), v.transpose(1, 2).flatten(2)))
-            elif index in c.expert_layers:
+            elif index in self.read:
                 cache.append((k, v))
             if index < len(self.layers):
-                attended, weights = attend(rotate(layer.queries(normed), cos, sin), k, v, bias)
+                q = rotate(layer.queries(normed), cos, sin)
+                attended, weights = attend(q, k, v, bias)
                 x = layer.finish(x, attended)
                 probabilities.append(weights)
-        suffix = mask.sum(1, keepdim=True) + torch.arange(c.chunk_size, device=x.device)
+                if self.store is not None:
+                    rows = slice(-c.language_length - 1, None)
+                    columns = attention_columns(q[:, :, rows], k, bias[:, :, rows], mask[:, rows])
+                    looks = looks + columns.mean(1)
+                if index == self.narrows_at:
+                    columns = attention_columns(q, k, bias, mask) / mask.sum(1)[:, None, None]
+                    chosen, mask = self.choice(columns[:, :, self.image_places], mask)
+                    kept = self._kept(chosen)
+                    x, mask, cos, sin, looks = (_take(tensor, kept, 1) for tensor in (x, mask, cos, sin, looks))
+                    cache = [(_take(k, kept, 2), _take(v, kept, 2)) for k, v in cache]
+                    bias = self._bias(mask)
         keys, values = (torch.stack(tensors) for tensors in zip(*cache))
-        return PrefixCache(keys, values, mask, *rotary(suffix, c.head_dim)), probabilities
+        if self.store is not None:  # the state is looked at by itself alone
+            lookers = mask[:, -c.language_length - 1 :].sum(1, keepdim=True)
+            looks = torch.cat([looks[:, :-1] / lookers, looks[:, -1:]], 1)
+        return PrefixCache(keys, values, mask, *rotary(suffix, c.head_dim)), probabilities, looks
+
+    def _kept(self, chosen: Tensor) -> Tensor:
+        """(B, n) chosen image tokens -> (B, tokens that stay): those, and all that are of no image, in order."""
+        others = self.other_places.expand(len(chosen), -1)
+        return torch.cat([self.image_places[chosen], others], 1).sort().values
+
+    def _bias(self, mask: Tensor) -> Tensor:
+        """(B, 1, P, P): bidirectional, but image and language never look at the state, which is the last token."""
+        length = mask.shape[1]
+        state_bias = F.pad(mask.new_full((length - 1, 1), MASKED), (length - 1, 0, 0, 1))
+        return ((1 - mask) * MASKED)[:, None, None, :] + state_bias
 
     def folds(self) -> tuple[Fold, ...]:
         return (Fold(self.last_norm, (self.last.k, self.last.v)),)
@@ -225,7 +306,7 @@ class TimeEncoder(nn.Module):
 
 
 class ActionExpert(nn.Module):
-    """Noisy actions x (B, T, A) and the prefix cache -> flow velocity (B, T, A), pointing at the noise."""
+    """Noisy actions x (B, T, A) and the prefix cache as it crosses -> flow velocity (B, T, A), pointing at the noise."""
 
     def __init__(self, c: SmolVLAConfig):
         super().__init__()
@@ -241,22 +322,23 @@ class ActionExpert(nn.Module):
         )
         self.norm = RMSNorm(c.expert_width, c.text_eps)
         self.action_out = nn.Linear(c.expert_width, c.max_action_dim)
+        self.load: nn.Module | None = None  # inverse of the prefix's `store`
         causal = torch.triu(torch.full((c.chunk_size, c.chunk_size), MASKED), diagonal=1)
         cos, sin = rotary(torch.arange(c.chunk_size)[None], c.head_dim)
         for name, table in (("causal", causal[None, None]), ("own_cos", cos), ("own_sin", sin)):
             self.register_buffer(name, table, persistent=False)
 
-    def forward(
-        self, x: Tensor, time_condition: Tensor, keys: Tensor, values: Tensor, mask: Tensor, cos: Tensor, sin: Tensor
-    ) -> tuple[Tensor]:
+    def forward(self, x: Tensor, time_condition: Tensor, *cache: Tensor) -> tuple[Tensor]:
+        keys, values, mask, cos, sin = cache if self.load is None else self.load(*cache)
         h = self.mlp_out(F.silu(self.mlp_in(self.action_in(x)) + time_condition[:, None]))
         prefix_bias = ((1 - mask) * MASKED)[:, None, None, :]
         batch, length = h.shape[:2]
         joint_bias = torch.cat([prefix_bias.expand(-1, -1, length, -1), self.causal.expand(batch, -1, -1, -1)], dim=-1)
-        for index, layer in enumerate(self.layers):
+        live = [pair for pair in zip(self.layers, self.cross) if not isinstance(pair[0], Skipped)]
+        for index, (layer, cross) in enumerate(live):
             normed = layer.attention_norm(h)
             q, k, v = layer.queries(normed), keys[index], values[index]
-            if self.cross[index]:
+            if cross:
                 attended, _ = attend(rotate(q, self.own_cos, self.own_sin), k, v, prefix_bias)
             else:
                 own_k, own_v = layer.project(normed, normed)
@@ -267,6 +349,21 @@ class ActionExpert(nn.Module):
 
     def folds(self) -> tuple[Fold, ...]:
         return (Fold(self.norm, (self.action_out,)),)
+
+
+def _take(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
+    """Of each observation its own `index` (B, n) along `dim`; a scalar stays as it is."""
+    if not tensor.ndim:
+        return tensor
+    shape = [1] * tensor.ndim
+    shape[0], shape[dim] = index.shape
+    return tensor.gather(dim, index.view(shape).expand(*tensor.shape[:dim], -1, *tensor.shape[dim + 1 :]))
+
+
+def _spans(name: str, layers: nn.ModuleList, last: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
+    """Of a chain of layers, those that are left: path -> the norms that read what goes in and what comes out."""
+    left = {f"{name}.{i}": layer.attention_norm for i, layer in enumerate(layers) if not isinstance(layer, Skipped)}
+    return dict(zip(left, zip(left.values(), [*left.values(), last][1:])))
 
 
 class SmolVLA(nn.Module):
@@ -290,13 +387,56 @@ class SmolVLA(nn.Module):
         experts = dict(zip(c.expert_layers, self.denoise.layers))
         for index in range(c.text_layers):
             text = self.prefix.layers[index] if index < len(self.prefix.layers) else self.prefix.last
-            expert = experts.get(index)
-            cross = self.prefix.cross[str(index)] if str(index) in self.prefix.cross else None
+            if isinstance(text, Skipped):
+                continue
+            reads = index in self.prefix.read
+            expert = experts[index] if reads else None
+            cross = self.prefix.cross[str(index)] if reads and str(index) in self.prefix.cross else None
             sharing = [layer for layer in (text, None if cross else expert) if layer is not None]
             found.append(self._heads(sharing, sharing, (cross.k, cross.v) if cross else ()))
             if cross:
                 found.append(self._heads([cross], [expert], ()))
         return tuple(found)
+
+    def blocks(self) -> tuple[Block, ...]:
+        """Layers that can still be skipped: those of the vision tower; those of the action expert, with what is cached
+        for them alone; and text layers, with the action expert's layer that reads their keys. The last text layer and
+        its reader stay, and one layer of the vision tower."""
+        encoder, prefix, read = self.vision.encoder, self.prefix, self.prefix.read
+        tower = _spans("vision.encoder.layers", encoder.layers, encoder.norm)
+        found = [Block((name,), (span,)) for name, span in tower.items()] if len(tower) > 1 else []
+        spans = _spans("denoise.layers", self.denoise.layers, self.denoise.norm)
+        spans |= _spans("prefix.layers", prefix.layers, prefix.last_norm)
+        for index in range(len(prefix.layers)):
+            text, with_it = f"prefix.layers.{index}", ()
+            if index in read:
+                if len(read) == 1:
+                    continue
+                with_it = (f"denoise.layers.{self.config.expert_layers.index(index)}",)
+                found.append(Block(with_it, (spans[with_it[0]],), index))
+            if text in spans:
+                names = (text, *with_it)
+                found.append(Block(names, tuple(spans[name] for name in names), index if with_it else None))
+        return tuple(found)
+
+    def skip_(self, block: Block) -> Callable[[], None]:
+        """Take one of `blocks` out; what is returned puts it back."""
+        prefix, read = self.prefix, self.prefix.read
+        names = [*block.names, *([f"prefix.cross.{block.read}"] if str(block.read) in prefix.cross else [])]
+        taken = {name: self.get_submodule(name) for name in names}
+
+        def put(modules: dict[str, nn.Module]) -> None:
+            for name, module in modules.items():
+                parent, _, key = name.rpartition(".")
+                self.get_submodule(parent)._modules[key] = module
+
+        def undo() -> None:
+            put(taken)
+            prefix.read = read
+
+        put({name: Skipped() for name in names})
+        prefix.read = tuple(index for index in read if index != block.read)
+        return undo
 
     def _heads(self, keys: list, queries: list, readers: tuple[nn.Linear, ...]) -> Units:
         """Heads whose keys and values `keys` make and whose queries `queries` make."""
@@ -312,15 +452,17 @@ class SmolVLA(nn.Module):
         """vision, prefix, time, denoise; batch 1, static shapes (see `policy.stages`)."""
         c = self.config
         kv_heads = self.prefix.last.k.out_features // c.head_dim  # fewer than configured once some are taken out
-        kv = (len(c.expert_layers), 1, kv_heads, c.prefix_length, c.head_dim)
+        kv = (len(self.prefix.read), 1, kv_heads, self.prefix.length, c.head_dim)
         rope = (1, c.chunk_size, c.head_dim // 2)
         cache = (
             TensorSpec("prefix_keys", kv),
             TensorSpec("prefix_values", kv),
-            TensorSpec("prefix_mask", (1, c.prefix_length)),
+            TensorSpec("prefix_mask", (1, self.prefix.length)),
             TensorSpec("rope_cos", rope),
             TensorSpec("rope_sin", rope),
         )
+        if self.prefix.store is not None:
+            cache = self.prefix.store.tensors(cache)
         actions = (1, c.chunk_size, c.max_action_dim)
         condition = TensorSpec("time_condition", (1, c.expert_width))
         observation = (

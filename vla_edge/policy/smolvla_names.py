@@ -7,9 +7,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vla_edge.policy.smolvla import SmolVLA, SmolVLAConfig
 from vla_edge.policy.smolvla_positions import read_table, spare_table
+from vla_edge.policy.smolvla_shapes import expert_hidden
 
 _VLM = "model.vlm_with_expert.vlm.model."
 _VISION = _VLM + "vision_model."
@@ -49,6 +51,7 @@ _SINGLE = {
     "denoise.mlp_out": "model.action_time_mlp_out",
     "denoise.norm": _EXPERT + "norm",
 }
+_EXPERT_MLP = re.compile(r"denoise\.layers\.\d+\.mlp\.(gate|up|down)\.weight")
 _TIME_MLP = "model.action_time_mlp_in"
 _POSITIONS = "vision.encoder.position_embedding.weight"
 
@@ -97,6 +100,8 @@ def from_lerobot(
             state[name] = read_table(tensors[lerobot_name(name, config)], policy.vision.encoder.grid, vision_dtype)
         else:
             tensor = tensors[lerobot_name(name, config)]
+            if _EXPERT_MLP.fullmatch(name):
+                tensor = _used(name, tensor, like.shape)
             state[name] = tensor.reshape(like.shape) if name.endswith("patch_embedding.weight") else tensor
     return state
 
@@ -105,11 +110,15 @@ def to_lerobot(policy: SmolVLA) -> dict[str, Tensor]:
     """LeRobot's complete set of tensors, the table of positions with a spare row and column (`smolvla_positions`).
 
     Those it holds but never uses (the last text layer's output half, the final text norm, the language model head) are
-    ones where they scale and zeros elsewhere.
+    ones where they scale and zeros elsewhere. So are the channels that an expert lacks to the width LeRobot gives it.
     """
     c, ours = policy.config, policy.state_dict()
     halves = ("time.mlp_in.weight", "denoise.mlp_in.weight", "time.mlp_in.bias")
-    tensors = {lerobot_name(name, c): tensor for name, tensor in ours.items() if name not in halves}
+    tensors = {
+        lerobot_name(name, c): _padded(name, tensor, c) if _EXPERT_MLP.fullmatch(name) else tensor
+        for name, tensor in ours.items()
+        if name not in halves
+    }
     patch = _VISION + "embeddings.patch_embedding.weight"
     tensors[patch] = tensors[patch].reshape(c.vision_width, 3, c.patch_size, c.patch_size)
     positions = lerobot_name(_POSITIONS, c)
@@ -128,3 +137,17 @@ def to_lerobot(policy: SmolVLA) -> dict[str, Tensor]:
     tensors[_TEXT + "norm.weight"] = torch.ones(c.text_width)
     tensors["model.vlm_with_expert.vlm.lm_head.weight"] = torch.zeros(c.vocabulary, c.text_width)
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _padded(name: str, tensor: Tensor, config: SmolVLAConfig) -> Tensor:
+    """An expert's feed-forward weight with channels of zeros up to the width that LeRobot gives it."""
+    lacking = expert_hidden(config.expert_width) - config.expert_hidden
+    return F.pad(tensor, (0, lacking) if ".down." in name else (0, 0, 0, lacking))
+
+
+def _used(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
+    """Inverse of `_padded`."""
+    used = tensor[: shape[0], : shape[1]]
+    if used.count_nonzero() != tensor.count_nonzero():
+        raise ValueError(f"{name} is more than {tuple(shape)}, which is what vla_edge.json tells of it")
+    return used

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vla_edge.policy.checkpoint_files import CheckpointError, Document, read_tokenizer
+from vla_edge.policy.checkpoint_files import CheckpointError, Document, read_json, read_tokenizer
 from vla_edge.policy.smolvla import SmolVLAConfig
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def smolvla_config(checkpoint: Checkpoint) -> SmolVLAConfig:
         head_dim=text.get("head_dim") or width // heads,
         text_eps=text.get("rms_norm_eps", 1e-6),
         expert_width=expert_width,
-        expert_hidden=expert_hidden(expert_width),
+        expert_hidden=_expert_hidden(checkpoint, expert_width),
         expert_every=text_layers // expert_layers,
         self_attention_every=config["self_attn_every_n_layers"],
         cross_attention="cross" in config["attention_mode"],
@@ -82,6 +82,18 @@ def smolvla_config(checkpoint: Checkpoint) -> SmolVLAConfig:
 def expert_hidden(width: int) -> int:
     """Feed-forward width SmolVLA gives an expert: two thirds of four times its width, rounded up to 256."""
     return -(-int(2 * width / 3) * 4 // 256) * 256
+
+
+def _expert_hidden(checkpoint: Checkpoint, width: int) -> int:
+    """What SmolVLA gives an expert, or the part of it that a student uses; the rest of its tensors is zero."""
+    from vla_edge.policy.checkpoint import ROBOT_FILE
+
+    robot, given = read_json(checkpoint.directory / ROBOT_FILE), expert_hidden(width)
+    if "expert_hidden" not in robot:
+        return given
+    if (used := robot.count("expert_hidden")) > given:
+        raise CheckpointError(f"{robot.path} says expert_hidden = {used}, and an expert {width} wide has {given}")
+    return used
 
 
 def _image_markers(checkpoint: Checkpoint, tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

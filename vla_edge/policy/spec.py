@@ -5,8 +5,8 @@ A `PolicySpec` travels in every engine bundle's manifest, so nothing here may ne
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 
 import numpy as np
@@ -129,6 +129,23 @@ class PolicySpec:
     relative_actions: bool
     state: Normalization
     action: Normalization
+
+    def of_joints(self, names: Sequence[str]) -> PolicySpec:
+        """As if the policy had these of its joints alone, and were no wider than they are."""
+        columns = [self.joint_names.index(name) for name in names]
+
+        def of(normalization: Normalization) -> Normalization:
+            told = normalization.statistics.items()  # of each joint, but for counts
+            statistics = {
+                key: tuple(values[i] for i in columns) if len(values) == len(self.joint_names) else values
+                for key, values in told
+            }
+            return replace(normalization, statistics=statistics)
+
+        return replace(
+            self, joint_names=tuple(names), max_state_dim=len(columns), max_action_dim=len(columns),
+            state=of(self.state), action=of(self.action),
+        )  # fmt: skip
 
     def to_dict(self) -> dict:
         """Plain JSON and YAML types."""

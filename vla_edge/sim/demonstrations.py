@@ -133,9 +133,13 @@ def read_shard(file: Path, fields: Sequence[str] = FIELDS) -> dict[str, np.ndarr
         raise DemonstrationError(f"{file} cannot be read ({error}); delete it and record again") from None
 
 
-def frame_count(directory: str | Path) -> int:
-    """Frames of a recording, without reading its pictures. Raises DemonstrationError as `shards`."""
-    return sum(len(shard["step"]) for shard in shards(directory, ("step",)))
+def joint_names(directory: str | Path) -> tuple[str, ...]:
+    """Of a recording, in the order of its arrays. Raises DemonstrationError where it does not tell."""
+    mark = Path(directory) / "recording.json"
+    try:
+        return tuple(json.loads(mark.read_text(encoding="utf-8"))["joint_names"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DemonstrationError(f"{mark} cannot be read ({error}); record the demonstrations again") from None
 
 
 def record_episode(world: TabletopWorld, expert: Expert, seed: int, tier: str) -> tuple[dict[str, list], bool]:
