@@ -120,7 +120,7 @@ class MeasuredSum:
 
     Attributes:
         seconds_per: threads -> feature of `features` -> s.
-        cache_bytes: of the last-level cache; weights of a stage that are more come from memory at each call.
+        cache_bytes: that stay cached from one call to the next; weights of a stage that are more come from memory.
     """
 
     seconds_per: Mapping[int, Mapping[str, float]]
@@ -148,6 +148,7 @@ LABELS = {
     "float32": COMPUTE,
     "int8": COMPUTE,
     "int4": COMPUTE,
+    "unpacked": COMPUTE,
     "cached": WEIGHTS,
     "loaded": WEIGHTS,
     "rounded": POINTWISE,
@@ -194,6 +195,7 @@ def _count_product(
         kind, loaded = "int8", precision.nbytes(*size)
     elif precision.weights == "int4" and not unpacked:
         kind, loaded = "int4", precision.nbytes(*size)
+        counted["unpacked"] += product.weights
     else:
         kind, loaded = "float32", 4 * product.inputs * product.outputs
     if precision.inputs is not None:

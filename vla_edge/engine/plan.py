@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from vla_edge.compress.recipe import Recipe
 from vla_edge.engine.architectures import Architecture
-from vla_edge.engine.bottleneck import FLOW_STEPS, bottleneck_of
+from vla_edge.engine.bottleneck import bottleneck_of
 from vla_edge.engine.cost import HOST
 from vla_edge.engine.devices import Device
 from vla_edge.engine.operations import Attention, Pointwise, Product, StageWork, layer_shapes
@@ -177,7 +177,7 @@ def predict(
     label, lever = bottleneck_of(stages, host, architecture, workload, recipe)
     return Plan(
         architecture.name, device.name, runtime, recipe.name, workload, stages, host, memory, workload.chunk, label,
-        lever, tuple(cautions(precisions, device, chosen, architecture)),
+        lever, tuple(cautions(precisions, device, chosen, architecture, workload)),
     )  # fmt: skip
 
 
@@ -224,5 +224,3 @@ def _widest(work: StageWork) -> int:
             sizes.append(int(size + 2 * operation.scores))
     return max(sizes)
 
-
-__all__ = ["FLOW_STEPS", "MemoryPlan", "Plan", "PlanError", "StagePlan", "predict"]

@@ -15,6 +15,7 @@ from vla_edge.engine.precision import FLOAT_BYTES, LayerPrecision
 if TYPE_CHECKING:
     from vla_edge.engine.architectures import Architecture
     from vla_edge.engine.devices import Device
+    from vla_edge.engine.workload import Workload
 
 TENSORRT, EAGER = "tensorrt", "eager"
 
@@ -47,7 +48,7 @@ RULES = (
     ),
     Rule(
         lambda p, d, r: r == TENSORRT and p.weights == "int4" and p.inputs is not None,
-        "TensorRT takes 4-bit integers for weights alone and multiplies them in 16 bits",
+        "TensorRT has no products of 4-bit integers with rounded inputs: it unpacks them and multiplies in 16 bits",
         "take int4 weights with float inputs, or int8-static",
     ),
     Rule(
@@ -60,14 +61,20 @@ _QDQ = (
     "INT8 QDQ files are reported not to build on SM87: Myelin cannot type a dequantize (NVIDIA/TensorRT #4832, "
     "10.16), and INT8 calibration fails an assertion (#4797, 10.3). Build a stage alone first and keep a 16-bit one"
 )
+_SYMMETRIC = (
+    "TensorRT takes signed INT8 inputs on symmetric grids alone; files with unsigned ones, which CPUs prefer, do not build"
+)
 _LANGUAGE = (
     "TensorRT 10.3 could not build the language model of GR00T N1.7 (Isaac-GR00T runs it in PyTorch on Orin): build "
     "the {stage} stage alone first"
 )
 _DOUBLED = (
-    "{share:.0f} % of the weights are kept in float32, for which tensor cores have no products: keep them in bfloat16"
+    "{share:.0%} of the layers are kept in float32, for which tensor cores have no products: keep them in bfloat16"
 )
-LARGE_LANGUAGE = 8e8
+TRAINING = "has to be trained for it"
+_PARALLEL = "{name} was trained to decode one token after the other; to give all in one pass it {training}, as OpenVLA-OFT is"
+_ASSUMED = "{share:.0%} of drafted tokens are taken to be accepted; measure it with your draft"
+LARGE_LANGUAGE = 4e8  # parameters of its feed-forwards
 
 
 def refuse(precisions: Mapping[str, LayerPrecision], device: Device, runtime: str) -> str | None:
@@ -80,22 +87,30 @@ def refuse(precisions: Mapping[str, LayerPrecision], device: Device, runtime: st
 
 
 def cautions(
-    precisions: Mapping[str, LayerPrecision], device: Device, runtimes: Mapping[str, str], architecture: Architecture
+    precisions: Mapping[str, LayerPrecision],
+    device: Device,
+    runtimes: Mapping[str, str],
+    architecture: Architecture,
+    workload: Workload,
 ) -> Iterator[str]:
     """What is known to go wrong, though not always. `runtimes`: stage -> runtime."""
     built = {stage for stage, runtime in runtimes.items() if runtime == TENSORRT}
-    if device.capability == 87 and any(
-        layer.partition(".")[0] in built and precision.inputs == "int8" for layer, precision in precisions.items()
-    ):
-        yield _QDQ
+    if any(layer.partition(".")[0] in built and p.inputs == "int8" for layer, p in precisions.items()):
+        yield _SYMMETRIC
+        if device.capability == 87:
+            yield _QDQ
     stage = "prefix" if architecture.is_flow else "prefill"
     language = architecture.language
     size = architecture.language_layers * language.width * language.hidden * (3 if language.gated else 2)
-    if device.tensorrt == "10.3" and stage in built and size > LARGE_LANGUAGE / 2:
+    if device.tensorrt == "10.3" and stage in built and size > LARGE_LANGUAGE:
         yield _LANGUAGE.format(stage=stage)
     floats = sum(p.computes(device.floats) == "float32" for p in precisions.values())
     if device.capability and floats:
-        yield _DOUBLED.format(share=100 * floats / len(precisions))
+        yield _DOUBLED.format(share=floats / len(precisions))
+    if workload.decoding == "parallel" and not architecture.parallel:
+        yield _PARALLEL.format(name=architecture.name, training=TRAINING)
+    if workload.decoding == "speculative":
+        yield _ASSUMED.format(share=workload.acceptance)
 
 
 def _words(precision: LayerPrecision) -> str:
