@@ -19,7 +19,7 @@ from vla_edge.engine.architectures import (
 from vla_edge.engine.bottleneck import DECODING, FLOW_STEPS, LEVERS
 from vla_edge.engine.cost import CACHE, COMPUTE, LABELS, SCHEDULING, WEIGHTS, CostError, Roofline
 from vla_edge.engine.devices import load_device
-from vla_edge.engine.operations import Attention, Pointwise, Product, StageWork, layer_shapes
+from vla_edge.engine.operations import Attention, Pointwise, Product, Rotation, StageWork, layer_shapes
 from vla_edge.engine.plan import PlanError, predict
 from vla_edge.engine.plan_search import RECIPES, candidates
 from vla_edge.engine.precision import LayerPrecision, layer_precisions
@@ -80,6 +80,10 @@ def test_attention_and_pointwise_work_by_hand():
     spent = ROUND.call_seconds(work(attention), {}, None)
     assert spent == {CACHE: pytest.approx(5.12e-6), SCHEDULING: pytest.approx(1e-5)}
     assert ROUND.call_seconds(work(attention), {}, 4)[CACHE] == pytest.approx((640 / 2 + 1280) / 5e8)
+    # each of 1,000 numbers of 2 bytes is read and written, by a kernel for each of 2 tensors
+    assert ROUND.call_seconds(work(Rotation(1000, 2)), {}, None) == {
+        "pointwise": pytest.approx(8e-6), SCHEDULING: pytest.approx(2e-5),
+    }  # fmt: skip
     # 1,000 numbers of 2 bytes by 3 kernels
     assert ROUND.call_seconds(work(Pointwise(1000, 3)), {}, None) == {
         "pointwise": pytest.approx(4e-6), SCHEDULING: pytest.approx(3e-5),
@@ -125,7 +129,7 @@ def test_layers_are_those_of_the_policy_itself_with_rows_and_calls_as_it_runs(ch
 
     from vla_edge.engine.layer_latency import _calls
     from vla_edge.engine.runner import Runner
-    from vla_edge.compress.apply import policy_layers
+    from vla_edge.engine.trace import policy_layers
     from vla_edge.policy.checkpoint import load_checkpoint, load_policy
 
     loaded = load_checkpoint(checkpoint)

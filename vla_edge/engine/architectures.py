@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
-from vla_edge.engine.operations import Decoder, Operation, Product, StageWork, encoder_layer
+from vla_edge.engine.operations import Decoder, Operation, Pointwise, Product, StageWork, encoder_layer
 from vla_edge.engine.workload import Workload
 from vla_edge.resources import share_directory
 from vla_edge.types import VlaEdgeError
@@ -142,9 +142,13 @@ class Architecture:
                 operations += encoder_layer(
                     f"{place}.layers.{index}", tower.tokens, tower.width, tower.hidden, tower.heads
                 )
+            # pixels put in order, positions added, the last norm
+            operations.append(Pointwise(tower.tokens * (2 * tower.patch_inputs + 5 * tower.width), 4))
         for index, (inputs, outputs) in enumerate(self.connector):
             name = "vision.connector" if len(self.connector) == 1 else f"vision.connector.{index}"
-            operations.append(Product(name, self.image_tokens, inputs, outputs))
+            operations += [
+                Product(name, self.image_tokens, inputs, outputs), Pointwise(2 * self.image_tokens * inputs, 1)
+            ]  # fmt: skip
         return (StageWork("vision", workload.cameras, "camera", tuple(operations)),) if operations else ()
 
     def _flow(self, workload: Workload) -> tuple[StageWork, ...]:
@@ -161,6 +165,9 @@ class Architecture:
                 prefix += encoder_layer(f"prefix.adapter.{index}", tokens, width, hidden, heads)
         else:  # nothing reads what the last layer gives, only its keys and values
             prefix += self.language.keys_and_values("prefix.last", tokens, self.language.width)
+        # embeddings joined, tables and mask made, keys and values gathered
+        joined = tokens * (4 * self.language.width + 4 * self.language.head_dim + tokens)
+        prefix.append(Pointwise(joined + 2 * self.cache_numbers(workload), 16))
         for index in expert.cross:
             inputs = expert.cross_inputs or self.language.kv_width
             name = f"prefix.cross.{index * self.every}"
@@ -171,7 +178,11 @@ class Architecture:
             cross = index in expert.cross
             keys = tokens if cross else rows + (tokens if expert.sees_prefix else 0)
             denoise += expert.shape.layer(f"denoise.layers.{index}", rows, keys, own_keys=not cross)
+            if not cross and expert.sees_prefix:  # keys and values of the prefix and of its own, one after the other
+                denoise.append(Pointwise(2 * keys * 2 * expert.shape.kv_width, 2))
         denoise += [Product(f"denoise.{name}", rows, *shape) for name, shape in expert.outputs.items()]
+        # what time adds, the last norm, the mask
+        denoise.append(Pointwise(rows * (6 * expert.shape.width + rows + tokens), 8))
         time = tuple(Product(f"time.{name}", 1, *shape) for name, shape in expert.time.items())
         return (
             StageWork("prefix", 1, "observation", tuple(prefix)),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from vla_edge.engine.operations import Attention, Pointwise, Product, StageWork
+from vla_edge.engine.operations import Attention, Pointwise, Product, Rotation, StageWork
 from vla_edge.engine.precision import LayerPrecision
 from vla_edge.types import VlaEdgeError
 
@@ -19,6 +19,8 @@ WEIGHTS, COMPUTE, ATTENTION, CACHE, POINTWISE, SCHEDULING, HOST = (
 )  # fmt: skip
 # A share of time that twice the threads have to save before they are taken, as `backends.onnxruntime` decides.
 SAVING_PER_DOUBLING = 0.2
+_ATTENTION_KERNELS = 7  # two products, a softmax, four copies of heads
+_ROTATION = 8  # operators that a rotation is in ONNX: split, four products, difference, sum, concatenation
 _TILE = 16  # rows that tensor cores multiply at least
 
 
@@ -71,8 +73,11 @@ class Roofline:
                 label, seconds = self._attention(operation, (kv_bits or 8 * width) / 8, width)
                 kernels += 1
             else:
-                label, seconds = POINTWISE, operation.numbers * width / speed
-                kernels += operation.kernels
+                # a kernel that rotates reads and writes each number
+                rotates = isinstance(operation, Rotation)
+                numbers = 2 * operation.numbers if rotates else operation.numbers
+                label, seconds = POINTWISE, numbers * width / speed
+                kernels += operation.tensors if rotates else operation.kernels
             spent[label] = spent.get(label, 0.0) + seconds
         busy = sum(spent.values()) + kernels * self.kernel_s
         waiting = max(0.0, kernels * self.dispatch_s - busy)
@@ -104,8 +109,8 @@ class Roofline:
 
     def _attention(self, attention: Attention, cached: float, width: int) -> tuple[str, float]:
         multiplied = attention.flops / self.rate(self.floats)
-        queries = 2 * width * attention.groups * attention.rows * attention.heads * attention.head_dim
-        loaded = (attention.cached * cached + queries) / (self.bytes_per_s * self.bandwidth)
+        moved = attention.cached * cached + 2 * width * attention.queries
+        loaded = moved / (self.bytes_per_s * self.bandwidth)
         # what was made just now is attention; keys and values of earlier tokens are the cache
         waits = CACHE if attention.rows < attention.keys else ATTENTION
         return (ATTENTION, multiplied) if multiplied >= loaded else (waits, loaded)
@@ -177,10 +182,16 @@ def features(
         elif isinstance(operation, Attention):
             counted["attention"] += operation.flops
             counted["scores"] += operation.scores
-            counted["kernels"] += 2
+            # heads are brought forward and back by copies; a mask is one pass over the scores
+            copied = 2 * (2 * operation.queries + operation.cached)
+            counted["numbers"] += copied + (2 * operation.scores if operation.masked else 0)
+            counted["kernels"] += _ATTENTION_KERNELS + operation.masked
         elif isinstance(operation, Pointwise):
             counted["numbers"] += operation.numbers
             counted["kernels"] += operation.kernels
+        elif isinstance(operation, Rotation):
+            counted["numbers"] += _ROTATION * operation.numbers
+            counted["kernels"] += _ROTATION * operation.tensors
     counted["loaded" if weights > cache_bytes else "cached"] += weights
     return counted
 

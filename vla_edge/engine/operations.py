@@ -31,41 +31,54 @@ class Product:
 
 @dataclass(frozen=True)
 class Attention:
-    """Queries of `rows` tokens over `keys` keys and values, of which `kv_heads` heads share each; `groups` of them that
-    do not see each other, such as pictures."""
+    """Queries of `rows` tokens over `keys` keys and values, which heads share in groups where `kv_heads` is less than
+    `heads`. `masked`: whether something is added to the scores."""
 
     rows: int
     keys: float
     heads: int
     kv_heads: int
     head_dim: int
-    groups: int = 1
+    masked: bool = False
 
     @property
     def flops(self) -> float:
         """Both products, scores and values."""
-        return 2 * 2 * self.groups * self.rows * self.keys * self.heads * self.head_dim
+        return 2 * 2 * self.rows * self.keys * self.heads * self.head_dim
 
     @property
     def scores(self) -> float:
         """Numbers that the softmax runs over."""
-        return self.groups * self.rows * self.keys * self.heads
+        return self.rows * self.keys * self.heads
+
+    @property
+    def queries(self) -> int:
+        """Numbers of the queries, and of what comes out."""
+        return self.rows * self.heads * self.head_dim
 
     @property
     def cached(self) -> float:
         """Keys and values that are read."""
-        return 2 * self.groups * self.keys * self.kv_heads * self.head_dim
+        return 2 * self.keys * self.kv_heads * self.head_dim
 
 
 @dataclass(frozen=True)
 class Pointwise:
-    """Norms, activations, residuals, rotations: `numbers` read and written, by `kernels` kernels."""
+    """Norms, activations, residuals, copies: `numbers` read and written, by `kernels` kernels."""
 
-    numbers: int
+    numbers: float
     kernels: int
 
 
-Operation = Product | Attention | Pointwise
+@dataclass(frozen=True)
+class Rotation:
+    """Rotary embedding of `tensors` tensors, of `numbers` numbers together."""
+
+    numbers: int
+    tensors: int
+
+
+Operation = Product | Attention | Pointwise | Rotation
 
 
 @dataclass(frozen=True)
@@ -88,19 +101,16 @@ class StageWork:
         return (operation for operation in self.operations if isinstance(operation, Product))
 
 
-def encoder_layer(
-    name: str, rows: int, width: int, hidden: int, heads: int, groups: int = 1
-) -> tuple[Operation, ...]:
-    """A pre-norm layer with a plain feed-forward, as of vision transformers: `groups` sequences of `rows` tokens."""
-    total = groups * rows
+def encoder_layer(name: str, rows: int, width: int, hidden: int, heads: int) -> tuple[Operation, ...]:
+    """A pre-norm layer with a plain feed-forward, as of vision transformers."""
     return (
-        *(Product(f"{name}.{part}", total, width, width) for part in ("q", "k", "v")),
-        Attention(rows, rows, heads, heads, width // heads, groups),
-        Product(f"{name}.out", total, width, width),
-        Product(f"{name}.mlp.up", total, width, hidden),
-        Product(f"{name}.mlp.down", total, hidden, width),
+        *(Product(f"{name}.{part}", rows, width, width) for part in ("q", "k", "v")),
+        Attention(rows, rows, heads, heads, width // heads),
+        Product(f"{name}.out", rows, width, width),
+        Product(f"{name}.mlp.up", rows, width, hidden),
+        Product(f"{name}.mlp.down", rows, hidden, width),
         # two norms (read, write), two residuals (read, read, write), one activation (read, write)
-        Pointwise(total * (10 * width + 2 * hidden), 5),
+        Pointwise(rows * (10 * width + 2 * hidden), 5),
     )
 
 
@@ -132,11 +142,12 @@ class Decoder:
         return (
             Product(f"{name}.q", rows, self.width, queries),
             *(Product(f"{name}.{part}", rows, self.width, self.kv_width) for part in made),
-            Attention(rows, keys, self.heads, self.kv_heads, self.head_dim),
+            Rotation(rotated, 1 + len(made) // 2),
+            Attention(rows, keys, self.heads, self.kv_heads, self.head_dim, masked=True),
             Product(f"{name}.out", rows, queries, self.width),
             *(Product(f"{name}.mlp.{part}", rows, self.width, self.hidden) for part in ups),
             Product(f"{name}.mlp.down", rows, self.hidden, self.width),
-            Pointwise(rows * (10 * self.width + (len(ups) + 1) * self.hidden) + 2 * rotated, 6),
+            Pointwise(rows * (10 * self.width + (len(ups) + 1) * self.hidden), 5),
         )
 
     def keys_and_values(self, name: str, rows: int, inputs: int) -> tuple[Operation, ...]:

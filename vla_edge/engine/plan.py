@@ -18,7 +18,7 @@ from vla_edge.engine.architectures import Architecture
 from vla_edge.engine.bottleneck import bottleneck_of
 from vla_edge.engine.cost import HOST
 from vla_edge.engine.devices import Device
-from vla_edge.engine.operations import Attention, Pointwise, Product, StageWork, layer_shapes
+from vla_edge.engine.operations import Attention, Product, StageWork, layer_shapes
 from vla_edge.engine.precision import LayerPrecision, flow_steps, layer_precisions
 from vla_edge.engine.refusals import cautions, refuse
 from vla_edge.engine.workload import KV_BITS, Workload
@@ -185,7 +185,7 @@ def _stage(work: StageWork, precisions: Mapping[str, LayerPrecision], model, kv_
     spent = model.call_seconds(work, precisions, kv_bits)
     layers = {product.layer: (product.inputs, product.outputs) for product in work.products}
     weights = sum(precisions[layer].nbytes(*shape) for layer, shape in layers.items())
-    flops = sum(operation.flops for operation in work.operations if not isinstance(operation, Pointwise))
+    flops = sum(o.flops for o in work.operations if isinstance(o, Product | Attention))
     return StagePlan(
         work.name, work.calls, work.per, 1e3 * sum(spent.values()),
         {label: 1e3 * work.calls * seconds for label, seconds in spent.items() if seconds},
@@ -220,7 +220,6 @@ def _widest(work: StageWork) -> int:
         if isinstance(operation, Product):
             sizes.append(operation.rows * (2 * operation.inputs + operation.outputs))
         elif isinstance(operation, Attention):
-            size = 4 * operation.groups * operation.rows * operation.heads * operation.head_dim
-            sizes.append(int(size + 2 * operation.scores))
+            sizes.append(int(4 * operation.queries + 2 * operation.scores))
     return max(sizes)
 
