@@ -65,7 +65,7 @@ def local_rows(checkpoint: Path, output: Path) -> list[Row]:
     """The error of every stage of the shipped policy on this computer, with one thread."""
     from vla_edge.compress.calibrate import load_calibration
     from vla_edge.compress.recipe import load_recipe
-    from vla_edge.engine.architectures import architecture_of
+    from vla_edge.engine.architecture_files import architecture_of
     from vla_edge.engine.build import build
     from vla_edge.engine.calibrate_device import quickest
     from vla_edge.engine.devices import load_device

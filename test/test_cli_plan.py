@@ -19,7 +19,7 @@ def printed(capsys, *arguments, code: int = 0):
 
 def test_a_plan_shows_its_arithmetic(capsys):
     text = printed(capsys, *ORIN, "--recipe", "int4-gptq").out
-    for word in ("vision", "prefill", "decode", "chunks/s", "actions/s", "language body 3.41 GB", "bottleneck", "lever"):
+    for word in ("vision", "prefill", "decode", "chunks/s", "actions/s", "language body 3.41 GB", "bottleneck"):
         assert word in text
     told = json.loads(printed(capsys, *ORIN, "--recipe", "int4-gptq", "--json").out)
     stages = told["stages"]
@@ -33,7 +33,8 @@ def test_options_change_the_plan(capsys):
     less = json.loads(
         printed(capsys, *ORIN, "--recipe", "bf16", "--keep-vision", 0.5, "--kv", "int8", "--chunk", 2, "--json").out
     )
-    assert less["stages"]["prefill"]["ms"] < plain["stages"]["prefill"]["ms"] and less["stages"]["decode"]["calls"] == 13
+    assert less["stages"]["prefill"]["ms"] < plain["stages"]["prefill"]["ms"]
+    assert less["stages"]["decode"]["calls"] == 13
     assert less["bytes"]["cache"] < plain["bytes"]["cache"] / 2
 
 
@@ -51,10 +52,11 @@ def test_a_target_lists_what_reaches_it_and_its_code_says_whether_anything_does(
 def test_a_checkpoint_is_planned_like_a_published_policy(capsys):
     from vla_edge.resources import shipped_checkpoint
 
-    told = json.loads(printed(capsys, "plan", shipped_checkpoint(), "--device", "rtx-4090", "--recipe", "bf16", "--json").out)
+    command = ("plan", shipped_checkpoint(), "--device", "rtx-4090", "--json", "--recipe")
+    told = json.loads(printed(capsys, *command, "bf16").out)
     assert told["architecture"] == "g1_tabletop" and told["stages"]["denoise"]["calls"] == 10
-    steps = printed(capsys, "plan", shipped_checkpoint(), "--device", "rtx-4090", "--recipe", "two-step", "--json").out
-    assert json.loads(steps)["stages"]["denoise"]["calls"] == 2
+    # a recipe that trains for fewer flow steps is planned with them
+    assert json.loads(printed(capsys, *command, "two-step").out)["stages"]["denoise"]["calls"] == 2
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--acceptance", type=float, help="share of proposed tokens that are accepted")
     sub.add_argument("--iterations", type=int, help="passes until a fixed point")
     sub.add_argument("--group-size", type=int, help="of 4-bit weights, instead of the recipe's")
-    sub.add_argument("--target-hz", type=float, help="list what reaches this many chunks per second, least compressed first")
+    sub.add_argument("--target-hz", type=float, help="list what reaches this many chunks per second")
     sub.add_argument("--all", action="store_true", help="with --target-hz, list what does not reach it too")
     sub.add_argument("--calibrate", action="store_true", help="measure this computer again")
 
@@ -191,7 +191,7 @@ def _build(options):
 
 def _plan(options):
     from vla_edge.compress.recipe import load_recipe
-    from vla_edge.engine.architectures import architecture_of, load_architecture
+    from vla_edge.engine.architecture_files import architecture_of, load_architecture
     from vla_edge.engine.devices import load_device
     from vla_edge.engine.plan import predict
     from vla_edge.engine.plan_report import plan_dict, plan_text, search_dict, search_text

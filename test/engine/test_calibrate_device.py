@@ -10,8 +10,9 @@ import pytest
 from scipy.optimize import nnls
 
 from vla_edge.compress.recipe import load_recipe
-from vla_edge.engine.architectures import architecture_of
-from vla_edge.engine.calibrate_device import BLOCKS, PRECISIONS, Block, device_from, fit_costs, read_calibration
+from vla_edge.engine.architecture_files import architecture_of
+from vla_edge.engine.calibrate_device import device_from, fit_costs, read_calibration
+from vla_edge.engine.calibration_blocks import BLOCKS, PRECISIONS, Block, block_stage
 from vla_edge.engine.cost import LABELS, MeasuredSum, features
 from vla_edge.engine.devices import DeviceError
 from vla_edge.engine.operations import Attention, Pointwise, Product, StageWork
@@ -108,10 +109,8 @@ def test_no_block_has_a_product_of_a_shipped_policy():
 def test_a_block_counts_the_products_that_its_module_has(kind):
     from torch import nn
 
-    from vla_edge.engine.calibrate_device import _stage
-
     block = Block(kind, 2, 5, 16, 24, 2, 1)
-    linear = {name: (m.in_features, m.out_features) for name, m in _stage(block).module.named_modules()
+    linear = {name: (m.in_features, m.out_features) for name, m in block_stage(block).module.named_modules()
               if isinstance(m, nn.Linear)}  # fmt: skip
     assert {p.layer: (p.inputs, p.outputs) for p in block.work().products} == linear
 

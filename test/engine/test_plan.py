@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_edge.compress.recipe import RecipeError, load_recipe, parse_recipe
-from vla_edge.engine.architectures import (
+from vla_edge.engine.architecture_files import (
     ArchitectureError,
     architecture_names,
     architecture_of,
@@ -147,7 +147,7 @@ def test_layers_are_those_of_the_policy_itself_with_rows_and_calls_as_it_runs(ch
 @pytest.mark.parametrize(
     "name, parameters, missing",
     [
-        # of the last language layer, of which only keys and values are used, and of a head over the vocabulary that is not
+        # of the last language layer, of which only keys and values are used, and of a head that is not used
         ("smolvla-450m", 0.450e9, 49280 * 960 + 960 * 960 * 2 + 3 * 960 * 2560),
         ("pi0", 3.3e9, 2 * 2048 * 2048 + 3 * 2048 * 16384),
         ("openvla-7b", 7.54e9, 0),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from vla_edge.engine.architectures import load_architecture
+from vla_edge.engine.architecture_files import load_architecture
 from vla_edge.engine.devices import load_device
 from vla_edge.engine.plan import predict
 from vla_edge.engine.plan_score import Prediction, load_published, score, solve
 from vla_edge.engine.workload import Workload
 
-# Deciding rows that no share up to 1 meets, and held-out ones that are further off than a quarter: told, not tuned away.
+# Deciding rows that no share up to 1 meets, and held-out ones further off than a quarter: told, not tuned away.
 UNMET = {"thor pi0.5 FP8"}
 FAR = {"thor pi0-FAST prefix"}
 

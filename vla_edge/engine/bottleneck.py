@@ -35,8 +35,8 @@ def bottleneck_of(
 ) -> tuple[str, str]:
     """(bottleneck, lever) of a plan.
 
-    When one repeated stage takes most of the time, its number of calls comes first: flow steps of the action expert, and
-    for tokens what each pass spends its time on, with another way of decoding as the lever.
+    When one repeated stage takes most of the time, its number of calls comes first: flow steps of the action expert,
+    and for tokens what each pass spends its time on, with another way of decoding as the lever.
     """
     spent = {HOST: host_ms}
     for stage in stages:

@@ -1,4 +1,4 @@
-"""How long operations take on a device: a roofline for GPUs, a sum of measured costs for CPUs. doc/planner.md derives both.
+"""How long operations take on a device: a roofline for GPUs, a sum of measured costs for CPUs (doc/planner.md).
 
 Either gives the seconds of one call of a stage, split by what they go into, which is what a bottleneck is named by.
 """
@@ -171,8 +171,8 @@ def features(
 ) -> dict[str, float]:
     """What one call of a stage does on a CPU, counted.
 
-    ONNX Runtime multiplies integers only where 8-bit weights meet 8-bit inputs without groups; other weights are unpacked
-    when a file is loaded, and 4-bit ones where that is faster (`unpacked`).
+    ONNX Runtime multiplies integers only where 8-bit weights meet 8-bit inputs without groups; other weights are
+    unpacked when a file is loaded, and 4-bit ones where that is faster (`unpacked`).
     """
     counted = dict.fromkeys(LABELS, 0.0) | {"call": 1.0}
     weights = 0

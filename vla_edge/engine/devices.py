@@ -1,7 +1,8 @@
 """Computers that engines are planned for: config/devices by name, a file of the same form, or `local`, this computer.
 
-A description says what the hardware can do (operations per second by type, memory and its bandwidth), and for each runtime
-what share of that kernels reach. The shares are solved from published latencies (`plan_score`); `local` is measured.
+A description says what the hardware can do (operations per second by type, memory and its bandwidth), and for each
+runtime what share of that kernels reach. The shares are solved from published latencies (`plan_score`); `local` is
+measured.
 """
 
 from __future__ import annotations
@@ -142,7 +143,8 @@ def load_device(name: str | Path, recalibrate: bool = False, progress=None) -> D
     try:
         plain = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DeviceError(f"there is no device file {path}; give a file or one of {', '.join(device_names())}") from None
+        names = ", ".join(device_names())
+        raise DeviceError(f"there is no device file {path}; give a file or one of {names}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DeviceError(f"device {path} cannot be read: {' '.join(str(error).split())}; it must be YAML") from error
     return parse_device(plain, str(path))

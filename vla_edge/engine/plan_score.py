@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vla_edge.compress.recipe import Recipe, parse_recipe
-from vla_edge.engine.architectures import load_architecture
+from vla_edge.engine.architecture_files import load_architecture
 from vla_edge.engine.devices import Device, Efficiency, load_device
 from vla_edge.engine.operations import layer_shapes
 from vla_edge.engine.precision import layer_precisions

@@ -42,8 +42,8 @@ def candidates(
 ) -> Iterator[Candidate]:
     """Every combination of recipe with what can be asked of the architecture, in the order of `RECIPES`.
 
-    For policies that decode tokens these are the decodings; for flow policies the flow steps, halved down to 1; for both,
-    all vision tokens or half of them.
+    For policies that decode tokens these are the decodings; for flow policies the flow steps, halved down to 1; for
+    both, all vision tokens or half of them.
     """
     for name in recipes:
         recipe = name if isinstance(name, Recipe) else load_recipe(name)

@@ -75,7 +75,8 @@ def layer_precisions(
     """
     if recipe.reshapes:
         raise RecipeError(
-            f"recipe {recipe.name} takes channels out, and which depends on the data; plan the checkpoint that comes of it"
+            f"recipe {recipe.name} takes channels out, and which depends on the data; plan the checkpoint that comes "
+            "of it"
         )
     plan = plan_layers(recipe, list(shapes))
     return {name: _precision(recipe, step, shapes[name], group) for name, step in plan.items()}

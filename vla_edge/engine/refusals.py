@@ -1,7 +1,7 @@
 """What a device or a runtime cannot do, known before a build: a table of rules, each with its reason.
 
-A refusal is about hardware or about what a runtime's documentation rules out, and holds always. A caution is about builds
-that others have seen fail, and may not hold for yours.
+A refusal is about hardware or about what a runtime's documentation rules out, and holds always. A caution is about
+builds that others have seen fail, and may not hold for yours.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ _QDQ = (
     "10.16), and INT8 calibration fails an assertion (#4797, 10.3). Build a stage alone first and keep a 16-bit one"
 )
 _SYMMETRIC = (
-    "TensorRT takes signed INT8 inputs on symmetric grids alone; files with unsigned ones, which CPUs prefer, do not build"
+    "TensorRT takes signed INT8 inputs on symmetric grids alone; files with unsigned ones, which CPUs prefer, do not "
+    "build"
 )
 _LANGUAGE = (
     "TensorRT 10.3 could not build the language model of GR00T N1.7 (Isaac-GR00T runs it in PyTorch on Orin): build "
@@ -72,7 +73,9 @@ _DOUBLED = (
     "{share:.0%} of the layers are kept in float32, for which tensor cores have no products: keep them in bfloat16"
 )
 TRAINING = "has to be trained for it"
-_PARALLEL = "{name} was trained to decode one token after the other; to give all in one pass it {training}, as OpenVLA-OFT is"
+_PARALLEL = (
+    "{name} was trained to decode one token after the other; to give all in one pass it {training}, as OpenVLA-OFT is"
+)
 _ASSUMED = "{share:.0%} of drafted tokens are taken to be accepted; measure it with your draft"
 LARGE_LANGUAGE = 4e8  # parameters of its feed-forwards
 
