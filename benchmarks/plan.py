@@ -3,14 +3,15 @@
     python -m benchmarks.plan
 
 Published rows that decided an efficiency are stated; those held out are limited to 25 % on Orin and RTX 4090. Of this
-computer, the shipped policy is built in three precisions and each stage is timed beside a fresh calibration, limited to
-15 %. Writes out/bench/plan.json.
+computer, the shipped policy is built in three precisions and each stage is timed in turns with a fresh calibration, limited
+to 15 %. Writes out/bench/plan.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,6 @@ from bench_file import DIRECTORY, Row, table, write  # noqa: E402
 LIMITED = ("agx-orin-64gb", "agx-orin-32gb", "rtx-4090")
 RECIPES = ("fp32", "int8", "int4-rtn")
 STAGES = ("vision", "prefix", "denoise")
-ROUNDS = 15
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,11 +31,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--checkpoint", type=Path, default=shipped_checkpoint())
     parser.add_argument("--output", type=Path, default=DIRECTORY)
+    parser.add_argument("--bundles", type=Path, help="directory with bundles built before, named as their recipes")
     parser.add_argument("--published-only", action="store_true", help="build and time nothing")
     options = parser.parse_args(arguments)
     rows = published_rows()
     if not options.published_only:
-        rows += local_rows(options.checkpoint, options.output)
+        ready = {recipe: options.bundles / recipe for recipe in RECIPES} if options.bundles else None
+        rows += local_rows(options.checkpoint, ready or built(options.checkpoint, options.output))
     path = write("plan", rows, options.output)
     print(table(rows))
     print(path)
@@ -61,53 +63,61 @@ def published_rows() -> list[Row]:
     return rows
 
 
-def local_rows(checkpoint: Path, output: Path) -> list[Row]:
-    """The error of every stage of the shipped policy on this computer, with one thread."""
-    from vla_edge.compress.calibrate import load_calibration
+def local_rows(checkpoint: Path, bundles: Mapping[str, Path]) -> list[Row]:
+    """The error of every stage of `checkpoint` on this computer, with one thread; blocks and stages timed in turns."""
     from vla_edge.compress.recipe import load_recipe
     from vla_edge.engine.architecture_files import architecture_of
-    from vla_edge.engine.build import build
-    from vla_edge.engine.calibrate_device import quickest
-    from vla_edge.engine.devices import load_device
+    from vla_edge.engine.calibrate_device import ROUNDS, calibrate, device_from
     from vla_edge.engine.plan import predict
-    from vla_edge.engine.runner import Runner
     from vla_edge.progress import Bar
 
-    bar, traced = Bar(), {}
-    bundles = {
-        recipe: build(checkpoint, recipe, output=output / "bundles" / recipe, traced=traced, progress=bar)
-        for recipe in RECIPES
-    }
-    device = load_device("local", recalibrate=True, progress=bar)
+    bar = Bar()
+    found, measured = calibrate(bar, stage_calls(checkpoint, bundles))
     bar.close()
-    calls = {}
+    architecture, device, rows = architecture_of(checkpoint), device_from(found), []
+    for recipe in bundles:
+        plan = predict(architecture, load_recipe(recipe), device)
+        for stage in STAGES:
+            ms, predicted = 1e3 * measured[recipe, stage], plan.stage(stage).call_ms
+            note = f"{ms:.3f} ms a call, predicted {predicted:.3f} ({100 * (predicted / ms - 1):+.1f} %)"
+            name = f"plan_error.local.{recipe}.{stage}"
+            rows.append(Row(name, abs(predicted / ms - 1), "", "<=", 0.15, ROUNDS, note=note))
+    return rows
+
+
+def stage_calls(checkpoint: Path, bundles: Mapping[str, Path]) -> dict:
+    """(recipe, stage) -> a call of it on what a real observation brings, with one thread."""
+    from vla_edge.compress.calibrate import load_calibration
+    from vla_edge.engine.runner import Runner
+
+    calls, observation = {}, None
     for recipe, path in bundles.items():
         runner = Runner.from_bundle(path, threads=1)
-        observation = load_calibration(checkpoint.parent / "calibration", runner.spec).held_out[0]
+        if observation is None:
+            observation = load_calibration(checkpoint.parent / "calibration", runner.spec).held_out[0]
         inputs: dict = {}
         for name, arrays in runner.stage_inputs(observation):
             inputs.setdefault(name, arrays)
         for name in STAGES:
-            stage = runner.stages[name]
-            wanted = {spec.name: np.ascontiguousarray(inputs[name][spec.name]) for spec in stage.interface.inputs}
-            calls[recipe, name] = stage.bind(wanted, {spec.name: spec.zeros() for spec in stage.interface.outputs})
-    times: dict = {key: [] for key in calls}
-    for _ in range(ROUNDS):
-        for key, call in calls.items():
-            times[key].append(1e3 * quickest(call, 1))
-    architecture, rows = architecture_of(checkpoint), []
-    for recipe in RECIPES:
-        plan = predict(architecture, load_recipe(recipe), device)
-        for name in STAGES:
-            measured, predicted = float(np.median(times[recipe, name])), plan.stage(name).call_ms
-            rows.append(
-                Row(
-                    f"plan_error.local.{recipe}.{name}", abs(predicted / measured - 1), "", "<=", 0.15, ROUNDS,
-                    note=f"{measured:.3f} ms a call here, predicted {predicted:.3f} "
-                    f"({100 * (predicted / measured - 1):+.1f} %)",
-                )
-            )  # fmt: skip
-    return rows
+            interface = runner.stages[name].interface
+            wanted = {spec.name: np.ascontiguousarray(inputs[name][spec.name]) for spec in interface.inputs}
+            given = {spec.name: spec.zeros() for spec in interface.outputs}
+            calls[recipe, name] = runner.stages[name].bind(wanted, given)
+    return calls
+
+
+def built(checkpoint: Path, output: Path) -> dict[str, Path]:
+    """Recipe -> bundle."""
+    from vla_edge.engine.build import build
+    from vla_edge.progress import Bar
+
+    bar, traced = Bar(), {}
+    found = {
+        recipe: build(checkpoint, recipe, output=output / "bundles" / recipe, traced=traced, progress=bar)
+        for recipe in RECIPES
+    }
+    bar.close()
+    return found
 
 
 if __name__ == "__main__":

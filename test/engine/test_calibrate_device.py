@@ -29,9 +29,9 @@ def calibration(**costs) -> dict:
 
 
 def test_what_a_call_does_is_counted():
-    work = StageWork("vision", 1, "camera", (Product("a", 10, 64, 32), Attention(10, 20, 4, 2, 8), Pointwise(500, 3)))
+    work = StageWork("vision", 1, "camera", (Product("a", 10, 64, 32), Attention(10, 20, 4, 2, 8), Pointwise(100, 300, 3)))
     # 320 numbers of queries, 320 that come out and 640 of keys and values are copied; 7 kernels of attention
-    base = {"attention": 25_600, "scores": 800, "numbers": 500 + 2 * 1280, "kernels": 1 + 7 + 3, "call": 1}
+    base = {"attention": 25_600, "scores": 800, "curved": 100, "copied": 300 + 2 * 1280, "kernels": 1 + 7 + 3, "call": 1}
 
     def counted(precision, cache=1e6, unpacked=False):
         found = features(work, {"a": precision}, cache, unpacked)
@@ -136,10 +136,10 @@ def test_a_stored_calibration_is_used_without_measuring(tmp_path, monkeypatch):
     from vla_edge.engine import calibrate_device as module
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(module, "calibrate", lambda tell: calibration(call=1e-3, float32=1e-11))
+    monkeypatch.setattr(module, "calibrate", lambda tell: (calibration(call=1e-3, float32=1e-11), {}))
     first = module.local_device()
     assert first.measured.seconds_per[1]["call"] == 1e-3 and first.host_ms_per_camera == 0.5
     monkeypatch.setattr(module, "calibrate", lambda tell: pytest.fail("measured again"))
     assert module.local_device().measured == first.measured
-    monkeypatch.setattr(module, "calibrate", lambda tell: calibration(call=2e-3))
+    monkeypatch.setattr(module, "calibrate", lambda tell: (calibration(call=2e-3), {}))
     assert module.local_device(recalibrate=True).measured.seconds_per[1]["call"] == 2e-3

@@ -84,15 +84,15 @@ def test_attention_and_pointwise_work_by_hand():
     assert ROUND.call_seconds(work(Rotation(1000, 2)), {}, None) == {
         "pointwise": pytest.approx(8e-6), SCHEDULING: pytest.approx(2e-5),
     }  # fmt: skip
-    # 1,000 numbers of 2 bytes by 3 kernels
-    assert ROUND.call_seconds(work(Pointwise(1000, 3)), {}, None) == {
+    # 300 numbers are read and written and 400 more moved, 2 bytes each, by 3 kernels
+    assert ROUND.call_seconds(work(Pointwise(300, 400, 3)), {}, None) == {
         "pointwise": pytest.approx(4e-6), SCHEDULING: pytest.approx(3e-5),
     }  # fmt: skip
 
 
 def test_kernels_wait_for_a_host_that_launches_them_slower_than_they_run():
     eager = replace(ROUND, kernel_s=0.0, dispatch_s=1e-3)
-    spent = eager.call_seconds(work(*[Pointwise(1000, 1)] * 5), {}, None)
+    spent = eager.call_seconds(work(*[Pointwise(500, 0, 1)] * 5), {}, None)
     assert sum(spent.values()) == pytest.approx(5e-3)
 
 

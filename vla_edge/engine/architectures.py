@@ -135,11 +135,12 @@ class Architecture:
                     f"{place}.layers.{index}", tower.tokens, tower.width, tower.hidden, tower.heads
                 )
             # pixels put in order, positions added, the last norm
-            operations.append(Pointwise(tower.tokens * (2 * tower.patch_inputs + 5 * tower.width), 4))
+            pixels = tower.tokens * tower.patch_inputs
+            operations.append(Pointwise(tower.tokens * tower.width, 2 * pixels + 3 * tower.tokens * tower.width, 4))
         for index, (inputs, outputs) in enumerate(self.connector):
             name = "vision.connector" if len(self.connector) == 1 else f"vision.connector.{index}"
             operations += [
-                Product(name, self.image_tokens, inputs, outputs), Pointwise(2 * self.image_tokens * inputs, 1)
+                Product(name, self.image_tokens, inputs, outputs), Pointwise(0, 2 * self.image_tokens * inputs, 1)
             ]  # fmt: skip
         return (StageWork("vision", workload.cameras, "camera", tuple(operations)),) if operations else ()
 
@@ -159,7 +160,7 @@ class Architecture:
             prefix += self.language.keys_and_values("prefix.last", tokens, self.language.width)
         # embeddings joined, tables and mask made, keys and values gathered
         joined = tokens * (4 * self.language.width + 4 * self.language.head_dim + tokens)
-        prefix.append(Pointwise(joined + 2 * self.cache_numbers(workload), 16))
+        prefix.append(Pointwise(0, joined + 2 * self.cache_numbers(workload), 16))
         for index in expert.cross:
             inputs = expert.cross_inputs or self.language.kv_width
             name = f"prefix.cross.{index * self.every}"
@@ -171,10 +172,11 @@ class Architecture:
             keys = tokens if cross else rows + (tokens if expert.sees_prefix else 0)
             denoise += expert.shape.layer(f"denoise.layers.{index}", rows, keys, own_keys=not cross)
             if not cross and expert.sees_prefix:  # keys and values of the prefix and of its own, one after the other
-                denoise.append(Pointwise(2 * keys * 2 * expert.shape.kv_width, 2))
+                denoise.append(Pointwise(0, 2 * keys * 2 * expert.shape.kv_width, 2))
         denoise += [Product(f"denoise.{name}", rows, *shape) for name, shape in expert.outputs.items()]
         # what time adds, the last norm, the mask
-        denoise.append(Pointwise(rows * (6 * expert.shape.width + rows + tokens), 8))
+        width = expert.shape.width
+        denoise.append(Pointwise(2 * rows * width, rows * (2 * width + rows + tokens), 8))
         time = tuple(Product(f"time.{name}", 1, *shape) for name, shape in expert.time.items())
         return (
             StageWork("prefix", 1, "observation", tuple(prefix)),

@@ -36,7 +36,7 @@ def local_device(recalibrate: bool = False, progress=None) -> Device:
     """
     path = calibration_path()
     if recalibrate or not path.is_file():
-        result = calibrate(progress or (lambda fraction, step: None))
+        result, _ = calibrate(progress or (lambda fraction, step: None))
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -94,8 +94,12 @@ def device_from(calibration: Mapping, path: Path | None = None) -> Device:
     )
 
 
-def calibrate(tell) -> dict:
-    """Runs the blocks; plain types.
+def calibrate(tell, beside: Mapping | None = None) -> tuple[dict, dict]:
+    """Runs the blocks; what was found, in plain types.
+
+    Args:
+        beside: calls with one thread that are timed in the same turns, by any key, so that the load on the machine
+            meets them and the blocks alike. Their seconds come second.
 
     Raises:
         DeviceError: torch is not installed.
@@ -112,14 +116,16 @@ def calibrate(tell) -> dict:
     threads = sorted({1, min(len(os.sched_getaffinity(0)), 8)})
     with tempfile.TemporaryDirectory() as directory, torch_threads(0):
         runs, counted = _prepared(Path(directory), threads, cache, tell)
-        seconds = _timed(runs, tell)
+        keys = {("beside", key, 1): call for key, call in (beside or {}).items()}
+        timed = _timed({**runs, **keys}, tell)
+    seconds = {key: timed[key] for key in runs}
     costs = {}
     for number in threads:
         mine = [key for key in counted if key[2] == number]
         rows = np.array([[counted[key][name] for name in LABELS] for key in mine])
         found = fit_costs(rows, np.array([seconds[key] for key in mine]))
         costs[str(number)] = dict(zip(LABELS, map(float, found)))
-    return {
+    result = {
         "processor": _processor(),
         "measured": time.strftime("%Y-%m-%d"),
         "seconds_per": costs,
@@ -128,6 +134,7 @@ def calibrate(tell) -> dict:
         "host_ms_per_camera": _host_ms(),
         "blocks": {f"{i} {precision} {n}": 1e3 * seconds[i, precision, n] for i, precision, n in seconds},
     }
+    return result, {key: timed["beside", key, 1] for key in beside or {}}
 
 
 def fit_costs(rows: np.ndarray, seconds: np.ndarray) -> np.ndarray:
@@ -184,16 +191,19 @@ def _prepared(directory: Path, threads: Sequence[int], cache: float, tell):
 
 
 def _timed(runs: Mapping, tell) -> dict:
-    """Seconds of each call, taken in turn so that other load on the machine meets all alike."""
+    """Seconds of each call, taken in turn so that other load on the machine meets all alike.
+
+    Other programs only ever lengthen a call, so it is a quick turn that tells.
+    """
     times: dict = {key: [] for key in runs}
     for number in range(ROUNDS):
         tell(0.8 + 0.2 * number / ROUNDS, "timing blocks in turn")
         for key, run in runs.items():
             times[key].append(quickest(run, key[2]))
-    return {key: float(np.median(values)) for key, values in times.items()}
+    return {key: float(np.percentile(values, 20)) for key, values in times.items()}
 
 
-def quickest(run, threads: int, calls: int = 4) -> float:
+def quickest(run, threads: int, calls: int = 6) -> float:
     """Seconds of the quickest of some calls in a row: caches are warm, as between the steps of a flow, and other
     programs' turns fall into the others."""
     return min(seconds_of(run, threads) for _ in range(calls))

@@ -38,6 +38,7 @@ class Block:
     def work(self) -> StageWork:
         """What one call computes."""
         operations: list[Operation] = []
+        size = self.rows * self.width
         for index in range(self.layers):
             name = f"layers.{index}"
             if self.kind == "encoder":
@@ -45,10 +46,10 @@ class Block:
             elif self.kind == "decoder":
                 operations += self.decoder.layer(name, self.rows, self.rows)
             elif self.kind == "pointwise":
-                operations.append(Pointwise(7 * self.rows * self.width, 3))
+                operations.append(Pointwise(2 * size, 3 * size, 3))
             elif self.kind == "attention":
                 operations += [
-                    Pointwise(6 * self.rows * self.width, 3),  # queries, keys and values are told apart by a sum each
+                    Pointwise(0, 6 * size, 3),  # queries, keys and values are told apart by a sum each
                     Attention(self.rows, self.rows, self.heads, self.kv_heads, self.width // self.heads),
                 ]
             else:
@@ -60,7 +61,6 @@ class Block:
 
 
 BLOCKS = (
-    Block("encoder", 1, 64, 192, 576, 3),
     Block("encoder", 3, 100, 96, 288, 3),
     Block("encoder", 2, 256, 160, 640, 5),
     Block("encoder", 1, 196, 384, 1152, 6),
@@ -68,7 +68,7 @@ BLOCKS = (
     Block("decoder", 4, 40, 128, 256, 4, 2),
     Block("decoder", 2, 24, 256, 512, 8, 4),
     Block("decoder", 1, 128, 384, 1024, 6, 2),
-    Block("decoder", 3, 12, 96, 192, 3, 3),
+    Block("products", 3, 36, 176, 440),
     Block("products", 1, 1, 2048, 8192),
     Block("pointwise", 3, 90, 320, 0),
     Block("pointwise", 6, 20, 112, 0),

@@ -159,7 +159,8 @@ LABELS = {
     "rounded": POINTWISE,
     "attention": ATTENTION,
     "scores": ATTENTION,
-    "numbers": POINTWISE,
+    "curved": POINTWISE,
+    "copied": POINTWISE,
     "kernels": SCHEDULING,
     "call": SCHEDULING,
 }
@@ -184,13 +185,14 @@ def features(
             counted["scores"] += operation.scores
             # heads are brought forward and back by copies; a mask is one pass over the scores
             copied = 2 * (2 * operation.queries + operation.cached)
-            counted["numbers"] += copied + (2 * operation.scores if operation.masked else 0)
+            counted["copied"] += copied + (2 * operation.scores if operation.masked else 0)
             counted["kernels"] += _ATTENTION_KERNELS + operation.masked
         elif isinstance(operation, Pointwise):
-            counted["numbers"] += operation.numbers
+            counted["curved"] += operation.curved
+            counted["copied"] += operation.copied
             counted["kernels"] += operation.kernels
         elif isinstance(operation, Rotation):
-            counted["numbers"] += _ROTATION * operation.numbers
+            counted["copied"] += _ROTATION * operation.numbers
             counted["kernels"] += _ROTATION * operation.tensors
     counted["loaded" if weights > cache_bytes else "cached"] += weights
     return counted

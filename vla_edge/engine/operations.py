@@ -64,10 +64,17 @@ class Attention:
 
 @dataclass(frozen=True)
 class Pointwise:
-    """Norms, activations, residuals, copies: `numbers` read and written, by `kernels` kernels."""
+    """Work on each number: `curved` go through norms and activations, `copied` are read or written by residuals, masks
+    and copies. By `kernels` kernels."""
 
-    numbers: float
+    curved: float
+    copied: float
     kernels: int
+
+    @property
+    def numbers(self) -> float:
+        """Read and written in all."""
+        return 2 * self.curved + self.copied
 
 
 @dataclass(frozen=True)
@@ -109,8 +116,8 @@ def encoder_layer(name: str, rows: int, width: int, hidden: int, heads: int) -> 
         Product(f"{name}.out", rows, width, width),
         Product(f"{name}.mlp.up", rows, width, hidden),
         Product(f"{name}.mlp.down", rows, hidden, width),
-        # two norms (read, write), two residuals (read, read, write), one activation (read, write)
-        Pointwise(rows * (10 * width + 2 * hidden), 5),
+        # two norms, an activation; two residuals (read, read, write)
+        Pointwise(rows * (2 * width + hidden), rows * 6 * width, 5),
     )
 
 
@@ -147,7 +154,8 @@ class Decoder:
             Product(f"{name}.out", rows, queries, self.width),
             *(Product(f"{name}.mlp.{part}", rows, self.width, self.hidden) for part in ups),
             Product(f"{name}.mlp.down", rows, self.hidden, self.width),
-            Pointwise(rows * (10 * self.width + (len(ups) + 1) * self.hidden), 5),
+            # two norms, an activation; two residuals, and the product of gate and activation
+            Pointwise(rows * (2 * self.width + self.hidden), rows * (6 * self.width + (len(ups) - 1) * self.hidden), 5),
         )
 
     def keys_and_values(self, name: str, rows: int, inputs: int) -> tuple[Operation, ...]:
