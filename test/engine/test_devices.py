@@ -57,6 +57,7 @@ def test_unknown_devices_name_the_nearest(tmp_path):
         ({"bandwith_gb_s": 1}, "did you mean 'bandwidth_gb_s'"),
         ({"memory_gb": -1}, "memory_gb is -1, allowed is above 0"),
         ({"memory_gb": True}, "memory_gb is True"),
+        ({"bandwidth_gb_s": float("nan")}, "bandwidth_gb_s is nan"),
         ({"peak_tera": {"int7": 3}}, "types are float32"),
         ({"floats": "fp8"}, "for which peak_tera has no value"),
         ({"runtime": "magic"}, "choose one of fused"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from vla_edge.engine.operations import Attention, Pointwise, Product, Rotation, StageWork
-from vla_edge.engine.precision import LayerPrecision
+from vla_edge.engine.precision import FLOAT_BYTES, LayerPrecision
 from vla_edge.types import VlaEdgeError
 
 WEIGHTS, COMPUTE, ATTENTION, CACHE, POINTWISE, SCHEDULING, HOST = (
@@ -63,7 +63,7 @@ class Roofline:
         self, work: StageWork, precisions: Mapping[str, LayerPrecision], kv_bits: int | None
     ) -> dict[str, float]:
         spent: dict[str, float] = {}
-        kernels, width = 0, 4 if self.floats == "float32" else 2
+        kernels, width = 0, FLOAT_BYTES[self.floats]
         speed = self.bytes_per_s * self.bandwidth
         for operation in work.operations:
             if isinstance(operation, Product):

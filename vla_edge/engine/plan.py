@@ -2,7 +2,7 @@
 
     works = architecture.works(workload)            what each stage computes
     precisions = layer_precisions(recipe, shapes)   what each layer is stored and multiplied in
-    refusals(...)                                   what the device cannot do, said before a build
+    refuse(precisions, device, runtime)             what the device cannot do, said before a build
     seconds = model.call_seconds(work, ...)         how long a call takes, and what it goes into
 
 doc/planner.md has the equations, where the numbers come from, and how far off they are.
@@ -19,12 +19,11 @@ from vla_edge.engine.bottleneck import bottleneck_of
 from vla_edge.engine.cost import HOST
 from vla_edge.engine.devices import Device
 from vla_edge.engine.operations import Attention, Product, StageWork, layer_shapes
-from vla_edge.engine.precision import LayerPrecision, flow_steps, layer_precisions
+from vla_edge.engine.precision import FLOAT_BYTES, LayerPrecision, flow_steps, layer_precisions
 from vla_edge.engine.refusals import cautions, refuse
 from vla_edge.engine.workload import KV_BITS, Workload
 from vla_edge.types import VlaEdgeError
 
-EMBEDDING_BYTES = 2
 PARTS = {"vision": "vision", "prefix": "language body", "prefill": "language body", "draft": "draft"}
 
 
@@ -63,8 +62,8 @@ class MemoryPlan:
     Attributes:
         weights: part -> bytes: "vision", "language body" (its layers and the head over the vocabulary), "action head",
             "embeddings", "draft".
-        cache: keys and values. activations: of the widest moment of any stage. reserved: what the device keeps.
-        available: of the device, without `reserved`.
+        cache: keys and values. activations: of the widest moment of any stage.
+        available: of the device, without what it reserves.
     """
 
     weights: Mapping[str, int]
@@ -200,7 +199,7 @@ def _memory(
     workload: Workload,
     device: Device,
 ) -> MemoryPlan:
-    width = 4 if device.floats == "float32" else EMBEDDING_BYTES
+    width = FLOAT_BYTES[device.floats]
     weights: dict[str, int] = {}
     for layer, shape in layer_shapes(works).items():
         stage, _, rest = layer.partition(".")
