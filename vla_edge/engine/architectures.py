@@ -95,7 +95,6 @@ class Architecture:
     state_inputs: int = 32
     every: int = 1
     parallel: bool = False
-    tied: bool = False
     adapter: tuple[int, int, int, int] | None = None
     head: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     expert: Expert | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from vla_edge.engine.operations import Attention, Pointwise, Product, Rotation, StageWork
@@ -129,7 +129,7 @@ class MeasuredSum:
     """
 
     seconds_per: Mapping[int, Mapping[str, float]]
-    cache_bytes: float = field(default=32e6)
+    cache_bytes: float = 8e6
 
     def call_seconds(
         self, work: StageWork, precisions: Mapping[str, LayerPrecision], kv_bits: int | None
