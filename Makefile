@@ -1,6 +1,6 @@
 # make demo: from nothing to a robot that moves. make test: everything that is checked. Both set up what they need.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-peers test-gpu gpu-check bench bench-compress train demonstrations clean
+.PHONY: help setup demo test test-slow test-peers test-gpu gpu-check bench bench-compress bench-plan train demonstrations clean
 SHELL := /bin/bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
@@ -45,6 +45,10 @@ bench-compress: setup ## what every recipe costs, ours against other libraries (
 	@$(ENV)
 	python -m benchmarks.algorithms
 	python -m benchmarks.compress $(ARGS)
+
+bench-plan: setup ## how far predictions are off, published latencies and this machine's: out/bench/plan.json
+	@$(ENV)
+	python -m benchmarks.plan $(ARGS)
 
 demonstrations: setup ## record the expert at the table: out/demonstrations
 	@$(ENV)

@@ -87,6 +87,26 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch", type=int, default=32, help="frames of each step")
     sub.add_argument("--rate", type=float, default=1e-3, help="learning rate at its peak")
 
+    sub = command("plan", _plan, "predict time, rates and memory of an engine on a device, before anything is built")
+    sub.add_argument("policy", help="checkpoint directory, or a published architecture such as pi0.5 or openvla-7b")
+    sub.add_argument("--recipe", default="int8", help="name of a shipped recipe, or a YAML file")
+    sub.add_argument("--device", default="local", help="name of a shipped device, a YAML file, or this computer")
+    sub.add_argument("--runtime", help="of the device: how well kernels use it; by default what vla-edge builds for it")
+    sub.add_argument("--cameras", type=int, help="pictures of an observation")
+    sub.add_argument("--flow-steps", type=int, help="steps of a flow policy")
+    sub.add_argument("--chunk", type=int, help="actions of a chunk")
+    sub.add_argument("--prompt-tokens", type=int, help="tokens of the instruction")
+    sub.add_argument("--keep-vision", type=float, help="share of vision tokens the language model sees")
+    sub.add_argument("--kv", help="precision of the cache of keys and values: float16, int8 or int4")
+    sub.add_argument("--decoding", help="of action tokens: autoregressive, speculative, fixed-point or parallel")
+    sub.add_argument("--draft", type=int, help="tokens a speculative draft proposes")
+    sub.add_argument("--acceptance", type=float, help="share of proposed tokens that are accepted")
+    sub.add_argument("--iterations", type=int, help="passes until a fixed point")
+    sub.add_argument("--group-size", type=int, help="of 4-bit weights, instead of the recipe's")
+    sub.add_argument("--target-hz", type=float, help="list what reaches this many chunks per second")
+    sub.add_argument("--all", action="store_true", help="with --target-hz, list what does not reach it too")
+    sub.add_argument("--calibrate", action="store_true", help="measure this computer again")
+
     sub = command("inspect", _inspect, "check a bundle and tell what is in it")
     sub.add_argument("bundle", type=Path)
     sub.add_argument("--layers", action="store_true", help="list what every linear layer got")
@@ -178,6 +198,39 @@ def _build(options):
         f"{bundle.manifest['profile']['total']['p50']:.1f} ms a chunk here"
     )
     return {"bundle": str(path), "bytes": bundle.bytes, **_manifest(bundle, layers=False)}, 0, text
+
+
+def _plan(options):
+    from vla_edge.compress.recipe import load_recipe
+    from vla_edge.engine.architecture_files import architecture_of, load_architecture
+    from vla_edge.engine.devices import load_device
+    from vla_edge.engine.plan import predict
+    from vla_edge.engine.plan_report import plan_dict, plan_text, search_dict, search_text
+    from vla_edge.engine.plan_search import candidates
+    from vla_edge.engine.precision import asked_of_workload
+    from vla_edge.engine.workload import Workload
+
+    is_directory = Path(options.policy).expanduser().is_dir()
+    architecture = architecture_of(options.policy) if is_directory else load_architecture(options.policy)
+    recipe, bar = load_recipe(options.recipe), Bar()
+    try:
+        device = load_device(options.device, options.calibrate, bar)
+    finally:
+        bar.close()
+    asked = dict(
+        cameras=options.cameras, steps=options.flow_steps, chunk=options.chunk, prompt_tokens=options.prompt_tokens,
+        keep_vision=options.keep_vision, kv=options.kv, decoding=options.decoding, draft=options.draft,
+        acceptance=options.acceptance, iterations=options.iterations,
+    )  # fmt: skip
+    asked = {name: value for name, value in asked.items() if value is not None}
+    workload = Workload.of(architecture, **{**asked_of_workload(recipe), **asked})
+    if options.target_hz is None:
+        plan = predict(architecture, recipe, device, workload, options.runtime, options.group_size)
+        return plan_dict(plan), 0, plan_text(plan)
+    found = list(candidates(architecture, device, workload, options.runtime, options.group_size))
+    result = {"target_hz": options.target_hz, "candidates": search_dict(found, options.target_hz)}
+    reached = any(candidate.reaches(options.target_hz) for candidate in found)
+    return result, 0 if reached else FAILED, search_text(found, options.target_hz, options.all)
 
 
 def _merge(options):

@@ -1,0 +1,145 @@
+"""This computer's costs: counted by hand, found by regression, kept whole. Nothing here depends on a time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.optimize import nnls
+
+from vla_edge.compress.recipe import load_recipe
+from vla_edge.engine.architecture_files import architecture_of
+from vla_edge.engine.calibrate_device import device_from, fit_costs, read_calibration
+from vla_edge.engine.calibration_blocks import BLOCKS, PRECISIONS, Block, block_stage
+from vla_edge.engine.cost import LABELS, MeasuredSum, features
+from vla_edge.engine.devices import DeviceError
+from vla_edge.engine.operations import Attention, Pointwise, Product, StageWork
+from vla_edge.engine.plan import predict
+from vla_edge.engine.precision import LayerPrecision
+from vla_edge.engine.workload import Workload
+
+
+def calibration(**costs) -> dict:
+    return {
+        "processor": "test", "measured": "2026-11-25", "cache_bytes": 1e6, "memory_gb": 8.0, "host_ms_per_camera": 0.5,
+        "seconds_per": {"1": dict.fromkeys(LABELS, 0.0) | costs}, "blocks": {},
+    }  # fmt: skip
+
+
+def test_what_a_call_does_is_counted():
+    work = StageWork("vision", 1, "camera", (Product("a", 10, 64, 32), Attention(10, 20, 4, 2, 8), Pointwise(100, 300, 3)))
+    # 320 numbers of queries, 320 that come out and 640 of keys and values are copied; 7 kernels of attention
+    base = {"attention": 25_600, "scores": 800, "curved": 100, "copied": 300 + 2 * 1280, "kernels": 1 + 7 + 3, "call": 1}
+
+    def counted(precision, cache=1e6, unpacked=False):
+        found = features(work, {"a": precision}, cache, unpacked)
+        return {name: amount for name, amount in found.items() if amount}
+
+    products = 2 * 10 * 64 * 32
+    assert counted(LayerPrecision("float32")) == {**base, "float32": products, "cached": 4 * 64 * 32}
+    assert counted(LayerPrecision("float32"), cache=1e3) == {**base, "float32": products, "loaded": 4 * 64 * 32}
+    dynamic = LayerPrecision("int8", "int8-dynamic")
+    assert counted(dynamic) == {**base, "int8": products, "cached": 64 * 32 + 4 * 32, "rounded": 640}
+    # stored in 8 bits and multiplied as floats: unpacked when the file is loaded
+    assert counted(LayerPrecision("int8")) == counted(LayerPrecision("float32"))
+    packed = LayerPrecision("int4", group=32)
+    assert counted(packed) == {**base, "int4": products, "unpacked": 64 * 32, "cached": 64 * 16 + 2 * 64 * 32 // 32}
+    assert counted(packed, unpacked=True) == counted(LayerPrecision("float32"))
+
+
+def test_costs_are_the_non_negative_least_squares_that_scipy_finds():
+    rng = np.random.default_rng(0)
+    rows = rng.uniform(0, 1, (40, 6)) * 10.0 ** rng.integers(0, 9, 6)
+    true = np.array([1e-9, 0.0, 3e-7, 2e-5, 0.0, 1e-3])
+    seconds = rows @ true * rng.uniform(0.9, 1.1, 40)
+    ours = fit_costs(rows, seconds)
+    theirs, residual = nnls(rows / seconds[:, None], np.ones(40))
+    assert ours.min() >= 0
+    assert np.linalg.norm(rows / seconds[:, None] @ ours - 1) == pytest.approx(residual, rel=1e-4)
+    assert rows @ ours == pytest.approx(rows @ theirs, rel=0.01)
+
+
+def test_costs_of_a_known_computer_are_found_again_and_predict_a_policy_it_did_not_see(checkpoint):
+    rng = np.random.default_rng(1)
+    true = dict(zip(LABELS, 10.0 ** rng.uniform(-12, -8, len(LABELS)))) | {"kernels": 3e-6, "call": 2e-5}
+    known = MeasuredSum({1: true}, 1e6)
+    rows, seconds = [], []
+    for block in BLOCKS:
+        work = block.work()
+        for precision in PRECISIONS.values():
+            precisions = {product.layer: precision for product in work.products}
+            counted = features(work, precisions, 1e6)
+            rows.append([counted[name] for name in LABELS])
+            seconds.append(sum(counted[name] * true[name] for name in LABELS))
+    found = MeasuredSum({1: dict(zip(LABELS, fit_costs(np.array(rows), np.array(seconds))))}, 1e6)
+    architecture = architecture_of(checkpoint)
+    for recipe in ("fp32", "int8", "int4-rtn"):
+        plans = [
+            predict(architecture, load_recipe(recipe), replace(device_from(calibration()), measured=model))
+            for model in (known, found)
+        ]
+        for stage in plans[0].stages:
+            assert plans[1].stage(stage.name).ms == pytest.approx(stage.ms, rel=0.05), (recipe, stage.name)
+
+
+def test_twice_the_threads_are_taken_where_they_save_enough():
+    work = StageWork("vision", 1, "camera", (Product("a", 10, 64, 32),))
+    precisions = {"a": LayerPrecision("float32")}
+
+    def spent(second: float) -> float:
+        none = dict.fromkeys(LABELS, 0.0)
+        model = MeasuredSum({1: none | {"call": 1.0}, 2: none | {"call": second}})
+        return sum(model.call_seconds(work, precisions, None).values())
+
+    assert spent(0.7) == 0.7 and spent(0.9) == 1.0
+
+
+def test_no_block_has_a_product_of_a_shipped_policy():
+    from vla_edge.resources import shipped_checkpoint
+
+    architecture = architecture_of(shipped_checkpoint())
+    works = architecture.works(Workload.of(architecture))
+    shipped = {(p.rows, p.inputs, p.outputs) for work in works for p in work.products}
+    assert not shipped & {(p.rows, p.inputs, p.outputs) for block in BLOCKS for p in block.work().products}
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder", "products"])
+def test_a_block_counts_the_products_that_its_module_has(kind):
+    from torch import nn
+
+    block = Block(kind, 2, 5, 16, 24, 2, 1)
+    linear = {name: (m.in_features, m.out_features) for name, m in block_stage(block).module.named_modules()
+              if isinstance(m, nn.Linear)}  # fmt: skip
+    assert {p.layer: (p.inputs, p.outputs) for p in block.work().products} == linear
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda c: c.pop("seconds_per"), lambda c: c["seconds_per"]["1"].pop("call"),
+               lambda c: c["seconds_per"]["1"].update(call=-1.0), lambda c: c.update(memory_gb=0),
+               lambda c: c.update(seconds_per={})],
+)  # fmt: skip
+def test_a_damaged_calibration_is_refused(tmp_path, damage):
+    content = calibration()
+    damage(content)
+    path = tmp_path / "device.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DeviceError, match="measure again with --calibrate"):
+        read_calibration(path)
+    path.write_text("{")
+    with pytest.raises(DeviceError, match="damaged"):
+        read_calibration(path)
+
+
+def test_a_stored_calibration_is_used_without_measuring(tmp_path, monkeypatch):
+    from vla_edge.engine import calibrate_device as module
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(module, "calibrate", lambda tell: (calibration(call=1e-3, float32=1e-11), {}))
+    first = module.local_device()
+    assert first.measured.seconds_per[1]["call"] == 1e-3 and first.host_ms_per_camera == 0.5
+    monkeypatch.setattr(module, "calibrate", lambda tell: pytest.fail("measured again"))
+    assert module.local_device().measured == first.measured
+    monkeypatch.setattr(module, "calibrate", lambda tell: (calibration(call=2e-3), {}))
+    assert module.local_device(recalibrate=True).measured.seconds_per[1]["call"] == 2e-3

@@ -1,0 +1,212 @@
+"""The shapes of a policy, and what each of its stages computes.
+
+    vision   once per camera       towers -> connector -> image tokens
+    prefix   once per observation  language model over image, instruction and state -> keys and values (flow policies)
+    denoise  once per flow step    action expert over the chunk
+    prefill  once per observation  the same language model (policies whose actions are tokens)
+    decode   once per token, or per pass over several
+
+`works` turns shapes and a `Workload` into the operations of each stage. Layers are named as `policy.smolvla` names
+them, so that recipes match; a test holds the list to that of a real policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vla_edge.engine.operations import Decoder, Operation, Pointwise, Product, StageWork, encoder_layer
+from vla_edge.engine.workload import Workload
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A vision transformer: `tokens` patches of `patch_inputs` numbers each."""
+
+    layers: int
+    width: int
+    hidden: int
+    heads: int
+    tokens: int
+    patch_inputs: int
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A flow policy's action head.
+
+    Attributes:
+        shape, layers: of its transformer.
+        cross: indices of the layers that attend to keys and values which the prefix stage projects for them.
+        cross_inputs: width those projections read; 0 for the language model's keys and values.
+        sees_prefix: whether the other layers see the language model's keys beside their own.
+        extra_tokens: rows beside the chunk, such as the state.
+        inputs, outputs: products before and after the layers, by name.
+        time: products of flow time alone, done once when an engine is loaded.
+    """
+
+    shape: Decoder
+    layers: int
+    cross: tuple[int, ...] = ()
+    cross_inputs: int = 0
+    sees_prefix: bool = True
+    extra_tokens: int = 0
+    inputs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    outputs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    time: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Shapes of a policy.
+
+    Attributes:
+        name: of it. kind: "flow" or "tokens". source: where the shapes are published.
+        towers: name -> vision transformer, each sees every camera.
+        connector: (inputs, outputs) of the products that each of `image_tokens` goes through.
+        image_tokens: of one camera as the language model sees them. marker_tokens: around each camera's.
+        language, language_layers, vocabulary: of the language model.
+        every: an expert layer stands beside every n-th language layer.
+        adapter: (layers, width, hidden, heads) of a transformer over the language model's output, or none.
+        prompt_tokens, state_tokens, cameras, chunk, steps: what an inference has unless a `Workload` says otherwise.
+        state_inputs: width of the state that is projected to a token.
+        action_dim: numbers of one action, and tokens of one in policies of kind "tokens".
+        parallel: whether all action tokens are predicted in one pass, as OpenVLA-OFT is trained to.
+        head: products after the language model, by name; each runs on the rows of one action, `chunk` times.
+        expert: of flow policies.
+    """
+
+    name: str
+    kind: str
+    source: str
+    towers: Mapping[str, Tower]
+    connector: tuple[tuple[int, int], ...]
+    image_tokens: int
+    language: Decoder
+    language_layers: int
+    vocabulary: int
+    cameras: int = 1
+    prompt_tokens: int = 20
+    chunk: int = 1
+    action_dim: int = 7
+    steps: int = 1
+    marker_tokens: int = 0
+    state_tokens: int = 0
+    state_inputs: int = 32
+    every: int = 1
+    parallel: bool = False
+    adapter: tuple[int, int, int, int] | None = None
+    head: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    expert: Expert | None = None
+
+    @property
+    def is_flow(self) -> bool:
+        return self.kind == "flow"
+
+    def works(self, workload: Workload) -> tuple[StageWork, ...]:
+        """Every stage of one inference."""
+        workload.check(self)
+        vision = self._vision(workload)
+        language = self._flow(workload) if self.is_flow else self._tokens(workload)
+        return (*vision, *language)
+
+    def prefix_tokens(self, workload: Workload) -> int:
+        """P: what the language model reads of one observation."""
+        seen = round(self.image_tokens * workload.keep_vision)
+        return workload.cameras * (seen + self.marker_tokens) + workload.prompt_tokens + self.state_tokens
+
+    def cache_numbers(self, workload: Workload) -> int:
+        """Keys and values of one observation, and of the tokens that follow it."""
+        tokens = self.prefix_tokens(workload)
+        if not self.is_flow:
+            return (tokens + workload.action_tokens(self)) * 2 * self.language.kv_width * self.language_layers
+        expert = self.expert
+        own = expert.layers - len(expert.cross) if expert.sees_prefix else 0
+        return 2 * tokens * (own * self.language.kv_width + len(expert.cross) * expert.shape.kv_width)
+
+    def _vision(self, workload: Workload) -> tuple[StageWork, ...]:
+        operations: list[Operation] = []
+        for name, tower in self.towers.items():
+            place = f"vision.{name}"
+            operations.append(Product(f"{place}.patch_embedding", tower.tokens, tower.patch_inputs, tower.width))
+            for index in range(tower.layers):
+                operations += encoder_layer(
+                    f"{place}.layers.{index}", tower.tokens, tower.width, tower.hidden, tower.heads
+                )
+            # pixels put in order, positions added, the last norm
+            pixels = tower.tokens * tower.patch_inputs
+            operations.append(Pointwise(tower.tokens * tower.width, 2 * pixels + 3 * tower.tokens * tower.width, 4))
+        for index, (inputs, outputs) in enumerate(self.connector):
+            name = "vision.connector" if len(self.connector) == 1 else f"vision.connector.{index}"
+            operations += [
+                Product(name, self.image_tokens, inputs, outputs), Pointwise(0, 2 * self.image_tokens * inputs, 1)
+            ]  # fmt: skip
+        return (StageWork("vision", workload.cameras, "camera", tuple(operations)),) if operations else ()
+
+    def _flow(self, workload: Workload) -> tuple[StageWork, ...]:
+        expert, tokens = self.expert, self.prefix_tokens(workload)
+        prefix: list[Operation] = []
+        if self.state_tokens:
+            prefix.append(Product("prefix.state_proj", self.state_tokens, self.state_inputs, self.language.width))
+        whole = self.language_layers - (0 if self.adapter else 1)
+        for index in range(whole):
+            prefix += self.language.layer(f"prefix.layers.{index}", tokens, tokens)
+        if self.adapter:
+            layers, width, hidden, heads = self.adapter
+            for index in range(layers):
+                prefix += encoder_layer(f"prefix.adapter.{index}", tokens, width, hidden, heads)
+        else:  # nothing reads what the last layer gives, only its keys and values
+            prefix += self.language.keys_and_values("prefix.last", tokens, self.language.width)
+        # embeddings joined, tables and mask made, keys and values gathered
+        joined = tokens * (4 * self.language.width + 4 * self.language.head_dim + tokens)
+        prefix.append(Pointwise(0, joined + 2 * self.cache_numbers(workload), 16))
+        for index in expert.cross:
+            inputs = expert.cross_inputs or self.language.kv_width
+            name = f"prefix.cross.{index * self.every}"
+            prefix += expert.shape.keys_and_values(name, tokens, inputs)
+        rows = workload.chunk + expert.extra_tokens
+        denoise = [Product(f"denoise.{name}", rows, *shape) for name, shape in expert.inputs.items()]
+        for index in range(expert.layers):
+            cross = index in expert.cross
+            keys = tokens if cross else rows + (tokens if expert.sees_prefix else 0)
+            denoise += expert.shape.layer(f"denoise.layers.{index}", rows, keys, own_keys=not cross)
+            if not cross and expert.sees_prefix:  # keys and values of the prefix and of its own, one after the other
+                denoise.append(Pointwise(0, 2 * keys * 2 * expert.shape.kv_width, 2))
+        denoise += [Product(f"denoise.{name}", rows, *shape) for name, shape in expert.outputs.items()]
+        # what time adds, the last norm, the mask
+        width = expert.shape.width
+        denoise.append(Pointwise(2 * rows * width, rows * (2 * width + rows + tokens), 8))
+        time = tuple(Product(f"time.{name}", 1, *shape) for name, shape in expert.time.items())
+        return (
+            StageWork("prefix", 1, "observation", tuple(prefix)),
+            *((StageWork("time", 0, "engine", time),) if time else ()),
+            StageWork("denoise", workload.steps, "flow step", tuple(denoise)),
+        )
+
+    def _tokens(self, workload: Workload) -> tuple[StageWork, ...]:
+        scheme, actions = workload.scheme(self), workload.action_tokens(self)
+        tokens = self.prefix_tokens(workload)
+        seen = tokens + (actions if scheme.in_prefill else 0)
+        head = tuple(Product(f"prefill.{name}", workload.chunk, *shape) for name, shape in self.head.items())
+        prefill = self._pass(seen, seen, actions if scheme.in_prefill else 1)
+        stages = [StageWork("prefill", 1, "observation", (*prefill, *head))]
+        if scheme.passes:
+            keys = tokens + actions / 2  # on average, as the cache grows
+            stages.append(
+                StageWork("decode", scheme.passes, scheme.per, self._pass(scheme.rows, keys, scheme.rows))
+            )
+        if scheme.drafts:
+            draft = self.language.layer("draft.layers.0", 1, tokens)
+            stages.append(StageWork("draft", scheme.drafts, "token", (*draft, self._logits(1))))
+        return tuple(stages)
+
+    def _pass(self, rows: int, keys: float, logits: int) -> tuple[Operation, ...]:
+        layers = [
+            operation
+            for index in range(self.language_layers)
+            for operation in self.language.layer(f"prefill.layers.{index}", rows, keys)
+        ]
+        return (*layers, *((self._logits(logits),) if self.vocabulary else ()))
+
+    def _logits(self, rows: int) -> Product:
+        return Product("prefill.head", rows, self.language.width, self.vocabulary)

@@ -1,0 +1,55 @@
+"""What takes most of an inference's time, and what to do about it: one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vla_edge.engine.cost import ATTENTION, CACHE, COMPUTE, HOST, POINTWISE, SCHEDULING, WEIGHTS
+
+if TYPE_CHECKING:
+    from vla_edge.compress.recipe import Recipe
+    from vla_edge.engine.architectures import Architecture
+    from vla_edge.engine.workload import Workload
+
+FLOW_STEPS = "flow steps"
+# From this share of the time on, the number of calls is what to change, before anything inside of one.
+REPEATED = 0.5
+
+LEVERS = {
+    WEIGHTS: "fewer bits per weight (int4 where it is int8, int8 where it is 16)",
+    COMPUTE: "products in fewer bits (int8 or fp8 inputs, not weights alone), or fewer vision tokens",
+    ATTENTION: "fewer vision tokens, or a runtime with fused attention",
+    CACHE: "the cache of keys and values in 8 or 4 bits, or fewer vision tokens",
+    POINTWISE: "a runtime that fuses norms, activations and rounding into the products",
+    SCHEDULING: "a recorded graph (CUDA graph), or a runtime with fewer and larger kernels",
+    HOST: "pictures resized once and by the processor that decodes them, fewer or smaller cameras",
+    FLOW_STEPS: "fewer flow steps (a recipe with few_steps trains for it)",
+}
+"""Bottleneck -> the lever to pull next."""
+DECODING = "decode several tokens in a pass: parallel decoding, or speculative with a draft"
+
+
+def bottleneck_of(
+    stages: Sequence, host_ms: float, architecture: Architecture, workload: Workload, recipe: Recipe
+) -> tuple[str, str]:
+    """(bottleneck, lever) of a plan.
+
+    When one repeated stage takes most of the time, its number of calls comes first: flow steps of the action expert,
+    and for tokens what each pass spends its time on, with another way of decoding as the lever.
+    """
+    spent = {HOST: host_ms}
+    for stage in stages:
+        for label, ms in stage.spent_ms.items():
+            spent[label] = spent.get(label, 0.0) + ms
+    total = sum(spent.values())
+    for stage in stages:
+        if stage.calls > 1 and stage.ms > REPEATED * total:
+            if stage.name == "denoise":
+                inner = max(stage.spent_ms, key=stage.spent_ms.get)
+                return FLOW_STEPS, f"{LEVERS[FLOW_STEPS]}; within a step, {inner}: {LEVERS[inner]}"
+            if stage.name == "decode" and workload.decoding == "autoregressive":
+                inner = max(stage.spent_ms, key=stage.spent_ms.get)
+                return inner, DECODING
+    label = max(spent, key=spent.get)
+    return label, LEVERS[label]

@@ -1,0 +1,255 @@
+"""What things cost on this computer: blocks of transformer layers, run through the real exporter and runtime.
+
+Each block (`calibration_blocks`) is a few layers of one size, in float32, INT8 and INT4, with one thread and with all.
+How long a call takes is laid out on what the call does (`cost.features`) by least squares with no cost below zero. The
+result is kept in the user's cache, for this processor, these blocks and this runtime.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vla_edge.engine.calibration_blocks import BLOCKS, PRECISIONS, block_layers, block_stage
+from vla_edge.engine.cost import LABELS, MeasuredSum, features
+from vla_edge.engine.devices import LOCAL, Device, DeviceError, Efficiency
+
+ROUNDS = 11
+_STEPS = 20_000  # of coordinate descent; it stops when nothing moves
+
+
+def local_device(recalibrate: bool = False, progress=None) -> Device:
+    """This computer, measured now or earlier.
+
+    Args:
+        recalibrate: measure again. progress: called with the fraction done and the step.
+
+    Raises:
+        DeviceError: it was not measured yet, and torch, which the measurement needs, is not installed.
+    """
+    path = calibration_path()
+    if recalibrate or not path.is_file():
+        result, _ = calibrate(progress or (lambda fraction, step: None))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
+    return device_from(read_calibration(path), path)
+
+
+def calibration_path() -> Path:
+    """Where this computer's calibration is kept; another processor, core count or runtime has another."""
+    import onnxruntime
+
+    processor = next(
+        (line for line in _cpuinfo().splitlines() if line.startswith(("model name", "CPU part"))), "unknown"
+    )
+    key = f"{processor} {len(os.sched_getaffinity(0))} {onnxruntime.__version__} {BLOCKS}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "vla_edge" / f"device-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+
+def read_calibration(path: Path) -> dict:
+    """A stored calibration.
+
+    Raises:
+        DeviceError: it is damaged.
+    """
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        costs = plain["seconds_per"]
+        wrong = not costs or any(set(entry) != set(LABELS) or min(entry.values()) < 0 for entry in costs.values())
+        if wrong or not 0 < plain["cache_bytes"] or not 0 < plain["memory_gb"]:
+            raise ValueError("a cost is missing or below 0")
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DeviceError(f"the calibration {path} is damaged ({error}); measure again with --calibrate") from error
+    return plain
+
+
+def device_from(calibration: Mapping, path: Path | None = None) -> Device:
+    """The device that a calibration describes."""
+    costs = {int(threads): entry for threads, entry in calibration["seconds_per"].items()}
+    one = costs[min(costs)]
+    bandwidth = 1e-9 / one["loaded"] if one["loaded"] else 0.0
+    return Device(
+        name=LOCAL,
+        title=calibration["processor"],
+        peak_tera={kind: 1e-12 / one[kind] for kind in ("float32", "int8") if one[kind]},
+        bandwidth_gb_s=bandwidth,
+        memory_gb=calibration["memory_gb"],
+        floats="float32",
+        runtime="onnxruntime",
+        runtimes={"onnxruntime": Efficiency({"float32": 1.0}, 1.0)},
+        reserved_gb=min(2.0, calibration["memory_gb"] / 4),
+        host_ms_per_camera=calibration["host_ms_per_camera"],
+        sources=(f"measured here, {calibration['measured']}: {path}",),
+        measured=MeasuredSum(costs, calibration["cache_bytes"]),
+    )
+
+
+def calibrate(tell, beside: Mapping | None = None) -> tuple[dict, dict]:
+    """Runs the blocks; what was found, in plain types.
+
+    Args:
+        beside: calls with one thread that are timed in the same turns, by any key, so that the load on the machine
+            meets them and the blocks alike. Their seconds come second.
+
+    Raises:
+        DeviceError: torch is not installed.
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise DeviceError(
+            "this computer was not measured yet, which needs torch; pip install torch, or plan for another device"
+        ) from error
+    from vla_edge.engine.build import torch_threads
+
+    cache = _cache_bytes()
+    threads = sorted({1, min(len(os.sched_getaffinity(0)), 8)})
+    with tempfile.TemporaryDirectory() as directory, torch_threads(0):
+        runs, counted = _prepared(Path(directory), threads, cache, tell)
+        keys = {("beside", key, 1): call for key, call in (beside or {}).items()}
+        timed = _timed({**runs, **keys}, tell)
+    seconds = {key: timed[key] for key in runs}
+    costs = {}
+    for number in threads:
+        mine = [key for key in counted if key[2] == number]
+        rows = np.array([[counted[key][name] for name in LABELS] for key in mine])
+        found = fit_costs(rows, np.array([seconds[key] for key in mine]))
+        costs[str(number)] = dict(zip(LABELS, map(float, found)))
+    result = {
+        "processor": _processor(),
+        "measured": time.strftime("%Y-%m-%d"),
+        "seconds_per": costs,
+        "cache_bytes": cache,
+        "memory_gb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9,
+        "host_ms_per_camera": _host_ms(),
+        "blocks": {f"{i} {precision} {n}": 1e3 * seconds[i, precision, n] for i, precision, n in seconds},
+    }
+    return result, {key: timed["beside", key, 1] for key in beside or {}}
+
+
+def fit_costs(rows: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """(F,) costs of at least 0 with which `rows` (N, F) give `seconds` (N,) with the least squared relative error.
+
+    Coordinate descent on the normal equations (Franc et al., 2005, "Sequential coordinate-wise algorithm for the
+    non-negative least squares problem").
+    """
+    relative = rows / seconds[:, None]
+    scale = np.linalg.norm(relative, axis=0)
+    used = scale > 0
+    scaled = relative[:, used] / scale[used]
+    gram, target = scaled.T @ scaled, scaled.T @ np.ones(len(rows))
+    x = np.zeros(len(target))
+    for _ in range(_STEPS):
+        before = x.copy()
+        for i in range(len(x)):
+            x[i] = max(0.0, x[i] + (target[i] - gram[i] @ x) / gram[i, i])
+        if np.abs(x - before).max() <= 1e-12 * max(1e-12, np.abs(x).max()):
+            break
+    costs = np.zeros(rows.shape[1])
+    costs[used] = x / scale[used]
+    return costs
+
+
+def _prepared(directory: Path, threads: Sequence[int], cache: float, tell):
+    """(block, precision, threads) -> a call, and -> what it counts."""
+    from vla_edge.engine.backends import StageInterface, get_backend
+    from vla_edge.engine.export import export_stage, trace
+
+    runtime = get_backend("onnxruntime")
+    runs, counted = {}, {}
+    for index, block in enumerate(BLOCKS):
+        tell(0.8 * index / len(BLOCKS), f"exporting blocks, {block.kind}")
+        stage = block_stage(block)
+        traced = trace(stage)
+        interface = StageInterface(stage.name, stage.inputs, stage.outputs)
+        for name in PRECISIONS if block.hidden else ("float32",):
+            precision = PRECISIONS[name]
+            place = directory / f"{index}-{name}"
+            place.mkdir()
+            file = export_stage(stage, block_layers(stage.module, name, runtime), place / "block.onnx", traced)
+            work = block.work()
+            precisions = {product.layer: precision for product in work.products}
+            for number in threads:
+                built = runtime.build(file, place, interface, {"threads": number, "fold_weights": False})
+                loaded = runtime.load(place / built.file, interface, built.options)
+                inputs = {spec.name: np.random.default_rng(0).standard_normal(spec.shape, np.float32)
+                          for spec in stage.inputs}  # fmt: skip
+                outputs = {spec.name: spec.zeros() for spec in stage.outputs}
+                runs[index, name, number] = loaded.bind(inputs, outputs)
+                counted[index, name, number] = features(work, precisions, cache)
+    return runs, counted
+
+
+def _timed(runs: Mapping, tell) -> dict:
+    """Seconds of each call, taken in turn so that other load on the machine meets all alike.
+
+    Other programs only ever lengthen a call, so it is a quick turn that tells.
+    """
+    times: dict = {key: [] for key in runs}
+    for number in range(ROUNDS):
+        tell(0.8 + 0.2 * number / ROUNDS, "timing blocks in turn")
+        for key, run in runs.items():
+            times[key].append(quickest(run, key[2]))
+    return {key: float(np.percentile(values, 20)) for key, values in times.items()}
+
+
+def quickest(run, threads: int, calls: int = 6) -> float:
+    """Seconds of the quickest of some calls in a row: caches are warm, as between the steps of a flow, and other
+    programs' turns fall into the others."""
+    return min(seconds_of(run, threads) for _ in range(calls))
+
+
+def seconds_of(run, threads: int) -> float:
+    """Of one call. With one thread it is that thread's processor time, which other programs do not lengthen."""
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    begin = clock()
+    run()
+    return clock() - begin
+
+
+def _host_ms() -> float:
+    """Of bringing one 640 x 480 picture to 256 x 256, the median."""
+    from vla_edge.policy.preprocess import resize_with_pad
+
+    pixels = np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
+    times = []
+    for _ in range(15):
+        begin = time.perf_counter()
+        resize_with_pad(pixels, 256, 256)
+        times.append(time.perf_counter() - begin)
+    return 1e3 * float(np.median(times))
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def _processor() -> str:
+    for line in _cpuinfo().splitlines():
+        if line.startswith("model name"):
+            return f"{line.partition(':')[2].strip()}, {len(os.sched_getaffinity(0))} cores"
+    return f"this computer, {len(os.sched_getaffinity(0))} cores"
+
+
+def _cache_bytes() -> int:
+    """That stay cached between calls: a quarter of the last level, which other stages and programs share; 2 MB where
+    the system does not tell."""
+    found = 0
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text(encoding="utf-8").strip()
+        if text[:-1].isdigit() and text[-1] in "KM":
+            found = max(found, int(text[:-1]) * (2**10 if text[-1] == "K" else 2**20))
+    return found // 4 or 2 * 2**20

@@ -1,0 +1,150 @@
+"""Blocks of transformer layers that tell what things cost on a computer. None has a product of a shipped policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vla_edge.engine.operations import Attention, Decoder, Operation, Pointwise, Product, StageWork, encoder_layer
+from vla_edge.engine.precision import LayerPrecision
+
+PRECISIONS = {
+    "float32": LayerPrecision("float32"),
+    "int8": LayerPrecision("int8", "int8-dynamic"),
+    "int4": LayerPrecision("int4", group=64),
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """Layers of one size.
+
+    Attributes:
+        kind: "encoder" or "decoder"; "products" alone, with more bytes than caches hold; "pointwise" (norm, activation,
+            residual) or "attention" alone, which tell apart what layers always have together.
+    """
+
+    kind: str
+    layers: int
+    rows: int
+    width: int
+    hidden: int
+    heads: int = 1
+    kv_heads: int = 1
+
+    @property
+    def decoder(self) -> Decoder:
+        return Decoder(self.width, self.hidden, self.heads, self.kv_heads, self.width // self.heads)
+
+    def work(self) -> StageWork:
+        """What one call computes."""
+        operations: list[Operation] = []
+        size = self.rows * self.width
+        for index in range(self.layers):
+            name = f"layers.{index}"
+            if self.kind == "encoder":
+                operations += encoder_layer(name, self.rows, self.width, self.hidden, self.heads)
+            elif self.kind == "decoder":
+                operations += self.decoder.layer(name, self.rows, self.rows)
+            elif self.kind == "pointwise":
+                operations.append(Pointwise(2 * size, 3 * size, 3))
+            elif self.kind == "attention":
+                operations += [
+                    Pointwise(0, 6 * size, 3),  # queries, keys and values are told apart by a sum each
+                    Attention(self.rows, self.rows, self.heads, self.kv_heads, self.width // self.heads),
+                ]
+            else:
+                operations += [
+                    Product(f"{name}.0", self.rows, self.width, self.hidden),
+                    Product(f"{name}.1", self.rows, self.hidden, self.width),
+                ]
+        return StageWork("block", 1, "call", tuple(operations))
+
+
+BLOCKS = (
+    Block("encoder", 3, 100, 96, 288, 3),
+    Block("encoder", 2, 256, 160, 640, 5),
+    Block("encoder", 1, 196, 384, 1152, 6),
+    Block("decoder", 1, 80, 224, 448, 7, 7),
+    Block("decoder", 4, 40, 128, 256, 4, 2),
+    Block("decoder", 2, 24, 256, 512, 8, 4),
+    Block("decoder", 1, 128, 384, 1024, 6, 2),
+    Block("products", 3, 36, 176, 440),
+    Block("products", 1, 1, 2048, 8192),
+    Block("pointwise", 3, 90, 320, 0),
+    Block("pointwise", 6, 20, 112, 0),
+    Block("attention", 2, 112, 192, 0, 6, 6),
+    Block("attention", 3, 48, 96, 0, 2, 2),
+)
+
+
+def block_layers(module, precision: str, runtime) -> dict:
+    """Layer -> what is exported for it."""
+    from torch import nn
+
+    from vla_edge.compress.apply import compress_layer
+    from vla_edge.compress.steps import Keep, Quantize
+
+    step = {
+        "float32": Keep(("*",)),
+        "int8": Quantize(("*",), "int8", "int8-dynamic", reduce_range="auto"),
+        "int4": Quantize(("*",), "int4", group_size=64),
+    }[precision]
+    reduced = runtime.gains_by_reduced_range()
+    return {
+        name: compress_layer(name, layer, step, reduce_range=reduced)
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
+
+
+def block_stage(block: Block):
+    """The block as a stage of random weights."""
+    import torch
+    from torch import nn
+
+    from vla_edge.policy.blocks import MASKED, DecoderLayer, EncoderLayer, attend, rotary, rotate, split_heads
+    from vla_edge.policy.stages import Stage, TensorSpec
+
+    torch.manual_seed(0)
+    shape = block.decoder
+
+    class Layers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            make = {
+                "encoder": lambda: EncoderLayer(block.width, block.hidden, block.heads, 1e-6),
+                "decoder": lambda: DecoderLayer(
+                    block.width, block.hidden, block.heads, block.kv_heads, shape.head_dim, 1e-6
+                ),
+                "products": lambda: nn.Sequential(
+                    nn.Linear(block.width, block.hidden, bias=False), nn.Linear(block.hidden, block.width, bias=False)
+                ),
+                "pointwise": lambda: nn.Sequential(nn.LayerNorm(block.width), nn.GELU(approximate="tanh")),
+                "attention": nn.Identity,
+            }[block.kind]
+            self.layers = nn.ModuleList(make() for _ in range(block.layers))
+            cos, sin = rotary(torch.arange(block.rows)[None], shape.head_dim)
+            mask = torch.triu(torch.full((block.rows, block.rows), MASKED), diagonal=1)[None, None]
+            for name, table in (("cos", cos), ("sin", sin), ("mask", mask)):
+                self.register_buffer(name, table, persistent=False)
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = self.step(layer, x)
+            return (x,)
+
+        def step(self, layer, x):
+            if block.kind == "pointwise":
+                return x + layer(x)
+            if block.kind == "attention":
+                q, k, v = (split_heads(x + shift, shape.head_dim) for shift in (0.1, 0.2, 0.3))
+                return attend(q, k, v)[0]
+            if block.kind != "decoder":
+                return layer(x)
+            normed = layer.attention_norm(x)
+            k, v = layer.project(normed, normed)
+            q, k = (rotate(tensor, self.cos, self.sin) for tensor in (layer.queries(normed), k))
+            return layer.finish(x, attend(q, k, v, self.mask)[0])
+
+    spec = (1, block.rows, block.width)
+    return Stage("block", Layers().eval(), (TensorSpec("x", spec),), (TensorSpec("y", spec),))

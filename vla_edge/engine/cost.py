@@ -1,0 +1,217 @@
+"""How long operations take on a device: a roofline for GPUs, a sum of measured costs for CPUs (doc/planner.md).
+
+Either gives the seconds of one call of a stage, split by what they go into, which is what a bottleneck is named by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from vla_edge.engine.operations import Attention, Pointwise, Product, Rotation, StageWork
+from vla_edge.engine.precision import FLOAT_BYTES, LayerPrecision
+from vla_edge.types import VlaEdgeError
+
+WEIGHTS, COMPUTE, ATTENTION, CACHE, POINTWISE, SCHEDULING, HOST = (
+    "weight bandwidth", "compute", "attention", "kv cache", "pointwise", "scheduling", "host work",
+)  # fmt: skip
+# A share of time that twice the threads have to save before they are taken, as `backends.onnxruntime` decides.
+SAVING_PER_DOUBLING = 0.2
+_ATTENTION_KERNELS = 7  # two products, a softmax, four copies of heads
+_ROTATION = 8  # operators that a rotation is in ONNX: split, four products, difference, sum, concatenation
+_TILE = 16  # rows that tensor cores multiply at least
+
+
+class CostError(VlaEdgeError):
+    """An operation whose cost on a device is not known."""
+
+
+class CostModel(Protocol):
+    """Seconds of one call of a stage."""
+
+    def call_seconds(
+        self, work: StageWork, precisions: Mapping[str, LayerPrecision], kv_bits: int | None
+    ) -> dict[str, float]:
+        """What the call's time goes into -> s."""
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """A GPU: kernels one after the other, each bound by its products or by the bytes it moves, whichever takes longer.
+
+    Attributes:
+        peak: type -> operations per s that the hardware can do. compute: type -> share of it that kernels reach.
+        bytes_per_s: of memory. bandwidth: share of it that kernels reach.
+        floats: type that floats are multiplied in.
+        kernel_s: between two kernels of a recorded graph.
+        dispatch_s: that the host takes to launch one; kernels wait for it where it is longer than they are.
+        weight_only: share of the products' speed that is left when 4-bit weights are unpacked for float inputs.
+    """
+
+    peak: Mapping[str, float]
+    compute: Mapping[str, float]
+    bytes_per_s: float
+    bandwidth: float
+    floats: str
+    kernel_s: float = 0.0
+    dispatch_s: float = 0.0
+    weight_only: float = 1.0
+
+    def call_seconds(
+        self, work: StageWork, precisions: Mapping[str, LayerPrecision], kv_bits: int | None
+    ) -> dict[str, float]:
+        spent: dict[str, float] = {}
+        kernels, width = 0, FLOAT_BYTES[self.floats]
+        speed = self.bytes_per_s * self.bandwidth
+        for operation in work.operations:
+            if isinstance(operation, Product):
+                label, seconds = self._product(operation, precisions[operation.layer], width)
+                kernels += 1
+            elif isinstance(operation, Attention):
+                label, seconds = self._attention(operation, (kv_bits or 8 * width) / 8, width)
+                kernels += 1
+            else:
+                # a kernel that rotates reads and writes each number
+                rotates = isinstance(operation, Rotation)
+                numbers = 2 * operation.numbers if rotates else operation.numbers
+                label, seconds = POINTWISE, numbers * width / speed
+                kernels += operation.tensors if rotates else operation.kernels
+            spent[label] = spent.get(label, 0.0) + seconds
+        busy = sum(spent.values()) + kernels * self.kernel_s
+        waiting = max(0.0, kernels * self.dispatch_s - busy)
+        spent[SCHEDULING] = kernels * self.kernel_s + waiting
+        return spent
+
+    def rate(self, kind: str) -> float:
+        """Operations per s that kernels reach in type `kind`.
+
+        Raises:
+            CostError: none is known.
+        """
+        if kind not in self.peak or kind not in self.compute:
+            raise CostError(f"no speed of {kind} products is known for this device and runtime; choose another recipe")
+        return self.peak[kind] * self.compute[kind]
+
+    def _product(self, product: Product, precision: LayerPrecision, width: int) -> tuple[str, float]:
+        kind = precision.computes(self.floats)
+        rate = self.rate(kind)
+        if precision.inputs is None and precision.weights in ("int4", "nvfp4"):
+            rate *= self.weight_only
+        rows = math.ceil(product.rows / _TILE) * _TILE
+        multiplied = precision.flops(rows, product.inputs, product.outputs) / rate
+        moved = precision.nbytes(product.inputs, product.outputs) + width * product.rows * (
+            product.inputs + product.outputs
+        )
+        loaded = moved / (self.bytes_per_s * self.bandwidth)
+        return (COMPUTE, multiplied) if multiplied >= loaded else (WEIGHTS, loaded)
+
+    def _attention(self, attention: Attention, cached: float, width: int) -> tuple[str, float]:
+        multiplied = attention.flops / self.rate(self.floats)
+        moved = attention.cached * cached + 2 * width * attention.queries
+        loaded = moved / (self.bytes_per_s * self.bandwidth)
+        # what was made just now is attention; keys and values of earlier tokens are the cache
+        waits = CACHE if attention.rows < attention.keys else ATTENTION
+        return (ATTENTION, multiplied) if multiplied >= loaded else (waits, loaded)
+
+
+@dataclass(frozen=True)
+class MeasuredSum:
+    """A CPU: what a call does, counted, times what each costs on this computer.
+
+    A runtime on few cores overlaps little, and a small policy spends as long between its operations as in them; so
+    the costs add, and each was found by regression over blocks that were run here (`calibrate_device`).
+
+    Attributes:
+        seconds_per: threads -> feature of `features` -> s.
+        cache_bytes: that stay cached from one call to the next; weights of a stage that are more come from memory.
+    """
+
+    seconds_per: Mapping[int, Mapping[str, float]]
+    cache_bytes: float = 8e6
+
+    def call_seconds(
+        self, work: StageWork, precisions: Mapping[str, LayerPrecision], kv_bits: int | None
+    ) -> dict[str, float]:
+        best: tuple[float, dict[str, float]] | None = None
+        for threads, costs in self.seconds_per.items():
+            for unpacked in (False, True):
+                counted = features(work, precisions, self.cache_bytes, unpacked)
+                spent: dict[str, float] = {}
+                for name, amount in counted.items():
+                    label = LABELS[name]
+                    spent[label] = spent.get(label, 0.0) + amount * costs.get(name, 0.0)
+                # the rule by which the backend takes more threads
+                price = sum(spent.values()) / (1 - SAVING_PER_DOUBLING) ** math.log2(threads)
+                if best is None or price < best[0]:
+                    best = price, spent
+        return best[1]
+
+
+LABELS = {
+    "float32": COMPUTE,
+    "int8": COMPUTE,
+    "int4": COMPUTE,
+    "unpacked": COMPUTE,
+    "cached": WEIGHTS,
+    "loaded": WEIGHTS,
+    "rounded": POINTWISE,
+    "attention": ATTENTION,
+    "scores": ATTENTION,
+    "curved": POINTWISE,
+    "copied": POINTWISE,
+    "kernels": SCHEDULING,
+    "call": SCHEDULING,
+}
+"""Feature of `features` -> what its time goes into."""
+
+
+def features(
+    work: StageWork, precisions: Mapping[str, LayerPrecision], cache_bytes: float, unpacked: bool = False
+) -> dict[str, float]:
+    """What one call of a stage does on a CPU, counted.
+
+    ONNX Runtime multiplies integers only where 8-bit weights meet 8-bit inputs without groups; other weights are
+    unpacked when a file is loaded, and 4-bit ones where that is faster (`unpacked`).
+    """
+    counted = dict.fromkeys(LABELS, 0.0) | {"call": 1.0}
+    weights = 0
+    for operation in work.operations:
+        if isinstance(operation, Product):
+            weights += _count_product(counted, operation, precisions[operation.layer], unpacked)
+        elif isinstance(operation, Attention):
+            counted["attention"] += operation.flops
+            counted["scores"] += operation.scores
+            # heads are brought forward and back by copies; a mask is one pass over the scores
+            copied = 2 * (2 * operation.queries + operation.cached)
+            counted["copied"] += copied + (2 * operation.scores if operation.masked else 0)
+            counted["kernels"] += _ATTENTION_KERNELS + operation.masked
+        elif isinstance(operation, Pointwise):
+            counted["curved"] += operation.curved
+            counted["copied"] += operation.copied
+            counted["kernels"] += operation.kernels
+        elif isinstance(operation, Rotation):
+            counted["copied"] += _ROTATION * operation.numbers
+            counted["kernels"] += _ROTATION * operation.tensors
+    counted["loaded" if weights > cache_bytes else "cached"] += weights
+    return counted
+
+
+def _count_product(
+    counted: dict[str, float], product: Product, precision: LayerPrecision, unpacked: bool
+) -> int:
+    """Adds a product; returns the bytes of its weights as they are multiplied."""
+    size = (product.inputs, product.outputs)
+    counted["kernels"] += 1
+    if precision.inputs in ("int8", "int8-dynamic") and precision.weights == "int8" and precision.group is None:
+        kind, loaded = "int8", precision.nbytes(*size)
+    elif precision.weights == "int4" and not unpacked:
+        kind, loaded = "int4", precision.nbytes(*size)
+        counted["unpacked"] += product.weights
+    else:
+        kind, loaded = "float32", 4 * product.inputs * product.outputs
+    if precision.inputs is not None:
+        counted["rounded"] += product.rows * product.inputs
+    counted[kind] += precision.flops(product.rows, *size)
+    return loaded
