@@ -44,6 +44,14 @@ def test_finished_episodes_are_not_run_again(runs, tmp_path):
     assert len(episodes("policy", range(7), "hard", file=file)) == 7 and len(runs) == 8
 
 
+def test_episodes_of_another_controller_are_run_again(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(subject, "_fingerprint", lambda _: "policy")
+    for world in ("one", "one", "other"):
+        monkeypatch.setattr(subject, "_world", lambda world=world: world)
+        subject.compare_engines(tmp_path, {}, range(3), "hard", store=tmp_path / "episodes")
+    assert runs == [0, 1, 2] * 2
+
+
 def test_the_bound_covers_what_is_true_as_often_as_it_says():
     """Drawn many times over from known rates, the truth lies above the bound in at most about one case of twenty."""
     rng = np.random.default_rng(0)

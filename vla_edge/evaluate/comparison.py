@@ -77,7 +77,8 @@ def compare_engines(
     Args:
         bundles: name -> directory.
         seeds: of the episodes; none are run when empty.
-        store: directory for finished episodes, from which an interrupted comparison goes on.
+        store: directory for finished episodes, from which an interrupted comparison goes on while engine, robot and
+            controller are the same.
 
     Raises:
         BundleError, ClosedLoopError: what is wrong.
@@ -92,7 +93,7 @@ def compare_engines(
     )] if seeds else []  # fmt: skip
     found: dict[str, dict[int, bool]] = {}
     for number, (name, policy, digest) in enumerate(runs):
-        file = None if store is None else store / f"{digest[:16]}-{tier}.jsonl"
+        file = None if store is None else store / f"{digest[:16]}-{_world()[:8]}-{tier}.jsonl"
         found[name] = episodes(
             policy, seeds, tier, workers, file,
             lambda share, name=name, number=number: tell((number + share) / len(runs), f"{name} acts"),
@@ -154,6 +155,15 @@ def _content(bundle) -> str:
     """Of what acts: stages, tokenizer and policy; the same for a bundle that was built again to the same files."""
     acts = [bundle.manifest["files"], bundle.manifest["policy"]]
     return hashlib.sha256(json.dumps(acts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _world() -> str:
+    """SHA-256 of what an engine acts through: robot, controller, tasks. With others its episodes are others."""
+    package, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
+    folders = [file for folder in ("control", "observe", "robots", "sim") for file in (package / folder).rglob("*.py")]
+    for file in sorted([*folders, package / "evaluate" / "closed_loop.py", package / "evaluate" / "tabletop_rig.py"]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _fingerprint(checkpoint: Path) -> str:
