@@ -77,7 +77,7 @@ class Rig:
 
     def derivatives(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Finite differences of the recorded path, up to jerk; begins at rest."""
-        path = np.concatenate([self.path[:1]] * 2 + [self.path])
+        path = np.concatenate([self.path[:1]] * 3 + [self.path])
         rate = self.config.tick_rate
         velocity = np.diff(path, axis=0) * rate
         acceleration = np.diff(velocity, axis=0) * rate
@@ -85,12 +85,13 @@ class Rig:
 
     def judge(self) -> None:
         """Assert that no command recorded since the last `forget` (at rest) left a limit, without any tolerance."""
-        lower, upper, top, most = self.kernel.limits
-        velocity, acceleration, _ = self.derivatives()
+        lower, upper, top, most, hardest = self.kernel.limits
+        velocity, acceleration, jerk = self.derivatives()
         assert np.isfinite(self.path).all()
         assert (self.path >= lower).all() and (self.path <= upper).all()
         assert (np.abs(velocity) <= top).all(), np.abs(velocity).max()
         assert (np.abs(acceleration) <= most).all(), np.abs(acceleration).max()
+        assert (np.abs(jerk) <= hardest).all(), np.abs(jerk).max()
 
 
 def sine(rig: Rig, seconds, amplitude=0.3, hertz=0.4) -> np.ndarray:

@@ -20,7 +20,7 @@ KINDS = (
 
 def chunk_of(kind: str, rig: Rig, rng) -> ActionChunk:
     """One chunk of a kind, built around the running command so that many are accepted."""
-    lower, upper, top, _ = rig.kernel.limits
+    lower, upper, top, *_ = rig.kernel.limits
     points = int(rng.integers(2, 40))
     dt = float(rng.choice([0.002, 0.01, 0.02, 0.05, 0.2]))
     age = float(rng.uniform(0.0, 0.9 * min(points * dt, 1.0)))
@@ -117,7 +117,7 @@ def play(seed: int, config: ControlConfig, chunks: int) -> tuple[int, int]:
 
 def judge_on_grid(rig: Rig) -> None:
     """`Rig.judge`, but a tick that made up several grid steps is judged by the time that passed."""
-    lower, upper, top, most = rig.kernel.limits
+    lower, upper, top, most, hardest = rig.kernel.limits
     path, period = rig.path, rig.config.period
     assert np.isfinite(path).all()
     assert (path >= lower).all() and (path <= upper).all()
@@ -125,12 +125,12 @@ def judge_on_grid(rig: Rig) -> None:
     steps = np.maximum(np.round(np.diff(times) / rig.config.period_ns), 1)
     velocity = np.diff(path, axis=0) / period
     assert (np.abs(velocity) <= top * (steps[:, None] + 1)).all()
-    regular = (steps[1:] == 1) & (steps[:-1] == 1) & (np.diff(times)[1:] == rig.config.period_ns)
-    regular &= np.diff(times)[:-1] == rig.config.period_ns
-    acceleration = np.diff(velocity, axis=0)[regular] / period
-    velocity = velocity[1:][regular]
-    assert (np.abs(velocity) <= top).all()
-    assert (np.abs(acceleration) <= most).all()
+    # Derivatives can be told where every tick was on time.
+    on_time = np.diff(times) == rig.config.period_ns
+    acceleration, jerk = np.diff(velocity, axis=0) / period, np.diff(velocity, 2, axis=0) / period**2
+    assert (np.abs(velocity[on_time]) <= top).all()
+    assert (np.abs(acceleration[on_time[1:] & on_time[:-1]]) <= most).all()
+    assert (np.abs(jerk[on_time[2:] & on_time[1:-1] & on_time[:-2]]) <= hardest).all()
 
 
 @settings(max_examples=60, deadline=None)

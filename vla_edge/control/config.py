@@ -41,6 +41,7 @@ class ControlConfig:
     position_margin: float = _number(0.02, 0.0, 0.5, "rad", "distance kept from the joints' position limits")
     velocity_scale: float = _number(1.0, 0.01, 1.0, "", "fraction of the robot's working velocities used")
     acceleration_scale: float = _number(1.0, 0.01, 1.0, "", "fraction of the robot's working accelerations used")
+    jerk_scale: float = _number(1.0, 0.01, 1.0, "", "fraction of the robot's working jerks used")
     catch_up_time: float = _number(0.02, 0.002, 0.5, "s", "time constant to rejoin a reference the limits cut")
     # 0.3 keeps 95 % of a 2 Hz motion in a 20 Hz chunk and 6 % of noise that alternates from point to point.
     smoothing: float = _number(0.3, 0.0, 10.0, "", "smoothing of the chunk's spline; 0 passes through every point")

@@ -61,12 +61,13 @@ class ControlKernel:
             )
         velocity = robot.column("velocity") * config.velocity_scale
         acceleration = robot.column("acceleration") * config.acceleration_scale
-        self._limiter = Limiter(lower, upper, velocity, acceleration, config.period, config.catch_up_time)
+        jerk = robot.column("jerk") * config.jerk_scale
+        self._limiter = Limiter(lower, upper, velocity, acceleration, jerk, config.period, config.catch_up_time)
         deceleration = config.stop_effort * acceleration
         self._timeline = Timeline(
-            joints, config.period_ns, deceleration, velocity, config.blend_time, config.blend_time_max
+            joints, config.period_ns, deceleration, velocity, jerk, config.blend_time, config.blend_time_max
         )
-        self._deceleration, self._hardest = deceleration, _HARDEST_STOP * acceleration
+        self._deceleration, self._hardest, self._jerk = deceleration, _HARDEST_STOP * acceleration, jerk
         self._screening = Screening(self.joint_names, lower, upper, velocity, config)
         self._joints_fresh = Watchdog(int(config.joint_state_timeout * NANOSECONDS))
         self._measured = np.zeros(joints)
@@ -172,7 +173,7 @@ class ControlKernel:
                 raise RejectedChunk("mode", f"the controller is in {self.mode.name}; re-arm it first")
             if self._held or self._pace.scale == 0.0:
                 raise RejectedChunk("held", "a hold was requested or speed_scale is 0; resume first")
-            spline = ChunkSpline(positions, chunk.dt, self.config.smoothing, self._deceleration)
+            spline = ChunkSpline(positions, chunk.dt, self.config.smoothing, self._deceleration, self._jerk)
             entry = self._timeline.entry(spline, chunk.stamp_ns, self._grid_ns, self._pace.speed)
             command = self._state()
             self._screening.check_first_step(command[0], entry[0])
@@ -359,10 +360,11 @@ class ControlKernel:
         return self._limiter.velocity_into(out)
 
     @property
-    def limits(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(lower rad, upper rad, velocity rad/s, acceleration rad/s^2), each (J,): what no command leaves."""
+    def limits(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(lower rad, upper rad, velocity rad/s, acceleration rad/s^2, jerk rad/s^3), each (J,): no command leaves
+        them."""
         limiter = self._limiter
-        return limiter.lower, limiter.upper, limiter.velocity_limit, limiter.acceleration_limit
+        return limiter.lower, limiter.upper, limiter.velocity_limit, limiter.acceleration_limit, limiter.jerk_limit
 
     @property
     def grid_ns(self) -> int:

@@ -1,7 +1,7 @@
 """A robot as the controller sees it: one table of joints with limits, read from YAML or a URDF.
 
 Two kinds of numbers live in the table. `hardware_velocity` and `effort` are what the maker says the motor can do;
-`velocity` and `acceleration` are the working limits the controller enforces, which should be far lower.
+`velocity`, `acceleration` and `jerk` are the working limits the controller enforces, which should be far lower.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from vla_edge.types import VlaEdgeError
+
+
+FULL_ACCELERATION_TIME = 0.01
+"""s from rest to the full acceleration, where a table gives no jerk."""
 
 
 class RobotError(VlaEdgeError):
@@ -29,7 +33,8 @@ class Joint:
         lower, upper: position limits, rad.
         velocity: working limit, rad/s.
         acceleration: working limit, rad/s^2.
-        effort: maker's limit, N.m.
+        jerk: working limit, rad/s^3; where left out, the full acceleration is reached in 10 ms.
+        effort: maker's limit, N.m; 0 where it is not known.
         kp, kd: position stiffness N.m/rad and damping N.m.s/rad, for sinks that carry gains.
         home: resting position, rad.
         hardware_velocity: maker's limit, rad/s; `velocity` may not exceed it.
@@ -47,8 +52,11 @@ class Joint:
     home: float = 0.0
     hardware_velocity: float | None = None
     index: int | None = None
+    jerk: float | None = None
 
     def __post_init__(self):
+        if self.jerk is None and isinstance(self.acceleration, (int, float)):
+            object.__setattr__(self, "jerk", self.acceleration / FULL_ACCELERATION_TIME)
         for item in fields(self):
             value = getattr(self, item.name)
             if item.name in ("name", "index") or (item.name == "hardware_velocity" and value is None):
@@ -60,8 +68,8 @@ class Joint:
             raise RobotError(f"a joint is named {self.name!r}; every joint needs the name its joint_states carry")
         if self.lower >= self.upper:
             raise RobotError(f"joint {self.name!r}: lower {self.lower} is not below upper {self.upper}")
-        if self.velocity <= 0 or self.acceleration <= 0:
-            raise RobotError(f"joint {self.name!r}: velocity and acceleration limits have to be above zero")
+        if self.velocity <= 0 or self.acceleration <= 0 or self.jerk <= 0:
+            raise RobotError(f"joint {self.name!r}: velocity, acceleration and jerk limits have to be above zero")
         if self.effort < 0 or self.kp < 0 or self.kd < 0:
             raise RobotError(f"joint {self.name!r}: effort, kp and kd cannot be negative")
         if not self.lower <= self.home <= self.upper:
@@ -240,14 +248,19 @@ class Robot:
         return Robot(root.get("name", "robot"), tuple(joints), tuple(driven), f"URDF {root.get('name', '')}".strip())
 
     def with_limits(self, velocity: float | None = None, acceleration: float | None = None) -> Robot:
-        """The same robot with other working limits (rad/s, rad/s^2) on every joint, never above the hardware's."""
+        """The same robot with other working limits (rad/s, rad/s^2) on every joint, never above the hardware's.
+
+        Jerk limits follow the accelerations.
+        """
 
         def limited(joint: Joint) -> Joint:
             ceiling = math.inf if joint.hardware_velocity is None else joint.hardware_velocity
+            scale = (acceleration or joint.acceleration) / joint.acceleration
             return replace(
                 joint,
                 velocity=min(velocity or joint.velocity, ceiling),
-                acceleration=acceleration or joint.acceleration,
+                acceleration=scale * joint.acceleration,
+                jerk=scale * joint.jerk,
             )
 
         return replace(self, joints=tuple(limited(joint) for joint in self.joints))
