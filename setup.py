@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 NAME = "vla_edge"
-NODES = ("vla", "controller", "sim", "build", "replay", "recorder", "demo")
+NODES = ("vla", "controller", "sim", "build", "replay", "recorder", "demo", "lowstate")
 # Directories whose files go to share/vla_edge, under the same path.
 SHARED = ("launch", "config", "engines/*/checkpoint", "engines/*/calibration")
 

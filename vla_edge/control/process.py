@@ -55,6 +55,7 @@ class ControllerProcess:
         realtime: priority, processor and memory locking to ask for.
         clock: message clock, ns.
         joint_stamps: believe the stamps of joint states; otherwise they count as measured when sent.
+        keep_open: file descriptors the process holds open for as long as it lives, such as locks.
 
     Raises:
         RobotError: as ControlKernel does.
@@ -70,6 +71,7 @@ class ControllerProcess:
         realtime: RealtimeRequest | None = None,
         clock: Callable[[], int] = time.time_ns,
         joint_stamps: bool = True,
+        keep_open: tuple[int, ...] = (),
     ):
         self.config = config or ControlConfig()
         self.joint_names = ControlKernel(robot, joint_names, self.config).joint_names
@@ -78,7 +80,7 @@ class ControllerProcess:
             robot, self.joint_names, self.config, realtime or RealtimeRequest(), sink, tuple(sink_arguments),
             self._block.descriptor,
         )
-        self._clock, self._joint_stamps = clock, joint_stamps
+        self._clock, self._joint_stamps, self._keep_open = clock, joint_stamps, keep_open
         self._child: subprocess.Popen | None = None
         self._orders = 0
         self._order: np.ndarray = np.arange(len(self.joint_names))
@@ -96,7 +98,7 @@ class ControllerProcess:
             environment[f"{library}_NUM_THREADS"] = "1"
         self._child = subprocess.Popen(
             [sys.executable, "-m", "vla_edge.control.worker"],
-            stdin=subprocess.PIPE, pass_fds=(self._block.descriptor,), env=environment,
+            stdin=subprocess.PIPE, pass_fds=(self._block.descriptor, *self._keep_open), env=environment,
         )
         try:
             pickle.dump(self._plan, self._child.stdin)

@@ -6,6 +6,9 @@ hands over what arrives and asks for reports, so nothing that happens here can m
 
 from __future__ import annotations
 
+import os
+import time
+
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 
 from vla_edge.control.config import ControlConfig
@@ -14,11 +17,13 @@ from vla_edge.control.process import ControllerProcess
 from vla_edge.control.realtime import RealtimeRequest
 from vla_edge.nodes.command_publisher import CommandPublisher
 from vla_edge.nodes.control_inputs import ControlInputs
+from vla_edge.nodes.exclusive import claim, refuse_second
 from vla_edge.nodes.health import Health, Level
 from vla_edge.nodes.params import Parameter, Parameters
 from vla_edge.nodes.run import prioritize, run_node
-from vla_edge.nodes.sinks import SINKS
+from vla_edge.nodes.sinks import SINKS, SinkSetup
 from vla_edge.robots.robot import load_robot
+from vla_edge.robots.unitree_frame import FrameOptions
 from vla_edge.types import VlaEdgeError
 
 CONTROL = tuple(
@@ -30,6 +35,9 @@ PARAMETERS = (
     Parameter("robot", "g1", "'g1', 'g1:<mode>', or a robot's YAML or URDF file"),
     Parameter("joints", [""], "joints to drive, in command order; empty takes the robot's own list"),
     Parameter("sink", "joint_state", "message that joint_command carries", choices=tuple(SINKS)),
+    Parameter("unitree_weight_ramp", 1.0, "s in which arm_sdk's weight is led in, and out at the end", 0.1, 5.0),
+    Parameter("unitree_mode_pr", 0, "0: ankles and waist in pitch and roll; 1: by their parallel motors", 0, 1),
+    Parameter("unitree_waist", False, "command the driven waist joints through arm_sdk too; may upset balance"),
     Parameter("rearm_on_activate", False, "arm at the first joint state, without waiting for ~/rearm"),
     Parameter("priority", 50, "SCHED_FIFO priority asked for; 0 for none", 0, 98),
     Parameter("feed_priority", 30, "SCHED_FIFO priority asked for by the process that takes messages in; 0 for none",
@@ -51,6 +59,7 @@ class ControllerNode(LifecycleNode):
         self._table = Parameters(self, PARAMETERS)
         self._process: ControllerProcess | None = None
         self._inputs: ControlInputs | None = None
+        self._claim, self._born_ns = -1, time.monotonic_ns()
 
     def on_configure(self, state) -> TransitionCallbackReturn:
         try:
@@ -66,14 +75,20 @@ class ControllerNode(LifecycleNode):
         config = ControlConfig(**{row.name: getattr(values, row.name) for row in CONTROL})
         robot = load_robot(values.robot)
         joints = tuple(name for name in values.joints if name) or robot.driven
-        command = (
-            self.resolve_topic_name("joint_command"), values.sink, joints, 1.0 / config.command_rate,
-            self.get_namespace(), self.get_name(),
+        setup = SinkSetup(
+            robot.select(joints), 1.0 / config.command_rate, self.resolve_topic_name("lowstate"),
+            FrameOptions(weight_ramp=values.unitree_weight_ramp, mode_pr=values.unitree_mode_pr,
+                         waist=values.unitree_waist),
         )
+        topic = self.resolve_topic_name(SINKS[values.sink].topic)
+        command = (topic, values.sink, setup, self.get_namespace(), self.get_name())
+        self._claim = claim(topic)
+        refuse_second(self, SINKS[values.sink].message_type(), topic, self._born_ns)
         realtime = RealtimeRequest(
             values.priority, values.cpu if values.cpu >= 0 else None, values.lock_memory, values.stay_awake
         )
-        self._process = ControllerProcess(robot, joints, config, CommandPublisher, command, realtime)
+        self._process = ControllerProcess(robot, joints, config, CommandPublisher, command, realtime,
+                                          keep_open=(self._claim,))
         self._process.start()
         prioritize(values.feed_priority)
         self._inputs = ControlInputs(self, self._process, values.feed_priority)
@@ -101,7 +116,11 @@ class ControllerNode(LifecycleNode):
             self._inputs.destroy()
             self._inputs = None
         if self._process is not None:
-            self._process.stop()
+            self._process.stop(3.0 + self._values.unitree_weight_ramp)
+            self._process = None
+        if self._claim >= 0:
+            os.close(self._claim)
+            self._claim = -1
 
     def _report(self) -> None:
         report, counters = self._process.report(), self._process.report().counters

@@ -91,4 +91,4 @@ def g1(mode: int | str = DEFAULT_MODE) -> Robot:
         velocity, effort = _motor(name, velocity, effort, number)
         working = (min(WORKING_VELOCITY, velocity), WORKING_ACCELERATION)
         joints.append(Joint(name, lower, upper, *working, effort, kp, kd, 0.0, velocity, index))
-    return Robot("g1", tuple(joints), DRIVEN_JOINTS, f"Unitree G1, 29 joints, hardware mode {number}")
+    return Robot("g1", tuple(joints), DRIVEN_JOINTS, f"Unitree G1, 29 joints, hardware mode {number}", number)

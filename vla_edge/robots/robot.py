@@ -90,12 +90,14 @@ class Robot:
         joints: J joints.
         driven: names the controller moves by default; the others are only known.
         notes: where the numbers come from.
+        revision: of the hardware the limits are for, as the robot itself reports it; None where it reports none.
     """
 
     name: str
     joints: tuple[Joint, ...]
     driven: tuple[str, ...] = ()
     notes: str = ""
+    revision: int | None = None
     _by_name: Mapping[str, Joint] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self):
@@ -143,7 +145,7 @@ class Robot:
         """The same robot with exactly these joints, in this order, all driven."""
         names = tuple(names)
         self.check(names)
-        return Robot(self.name, tuple(self._by_name[name] for name in names), names, self.notes)
+        return replace(self, joints=tuple(self._by_name[name] for name in names), driven=names)
 
     def column(self, attribute: str) -> np.ndarray:
         """(J,) float64 of one numeric attribute over all joints, read-only."""
@@ -154,7 +156,8 @@ class Robot:
     def to_dict(self) -> dict:
         """Plain types, the inverse of `from_dict`."""
         joints = [{key: value for key, value in asdict(joint).items() if value is not None} for joint in self.joints]
-        return {"name": self.name, "notes": self.notes, "driven": list(self.driven), "joints": joints}
+        data = {"name": self.name, "notes": self.notes, "driven": list(self.driven), "joints": joints}
+        return data if self.revision is None else {**data, "revision": self.revision}
 
     @staticmethod
     def from_dict(data: Mapping, source: str = "robot") -> Robot:
@@ -175,7 +178,10 @@ class Robot:
                 )
             joints.append(Joint(**row))
         name, notes = str(data.get("name", "robot")), str(data.get("notes", ""))
-        return Robot(name, tuple(joints), tuple(data.get("driven") or ()), notes)
+        revision = data.get("revision")
+        if revision is not None and (not isinstance(revision, int) or isinstance(revision, bool)):
+            raise RobotError(f"{source}: revision is {revision!r}; give the whole number the robot reports, or none")
+        return Robot(name, tuple(joints), tuple(data.get("driven") or ()), notes, revision)
 
     @staticmethod
     def from_yaml(path: str | Path) -> Robot:

@@ -1,0 +1,5 @@
+"""Types that carry serialized messages; see the package."""
+
+from std_msgs.msg import UInt8MultiArray
+
+LowCmd = LowState = UInt8MultiArray
