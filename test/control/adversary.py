@@ -79,6 +79,9 @@ def disturb(rig: Rig, rng) -> None:
             kernel.damp()
         elif what == 5:
             kernel.update_joints(JointState(rig.now, rig.names, np.full(len(rig.names), np.nan)), rig.now)
+        elif what == 11:
+            wild = rng.normal(0, 3, (2, len(rig.names)))
+            kernel.update_joints(JointState(rig.now, rig.names, wild[0], effort=wild[1] * 100), rig.now)
         elif what == 6:
             rig.joints_every = int(rng.choice([0, 2, 2, 2, 2, 2, 5]))
         elif what == 7:

@@ -23,9 +23,12 @@ class Rig:
         settle: s of standing before START, so that a chunk may answer an observation from before it.
     """
 
-    def __init__(self, config=None, start=None, joints_every=2, armed=True, names=DRIVEN_JOINTS, settle=1.0):
+    def __init__(
+        self, config=None, start=None, joints_every=2, armed=True, names=DRIVEN_JOINTS, settle=1.0,
+        capsules=None,
+    ):
         self.config = config or ControlConfig(start_ramp=0.0)
-        self.kernel = ControlKernel(g1(), names, self.config)
+        self.kernel = ControlKernel(g1(), names, self.config, capsules)
         self.names = self.kernel.joint_names
         self.now = START - round(settle * 1e9) if armed else START
         self.measured = np.zeros(len(names)) if start is None else np.array(start, float)

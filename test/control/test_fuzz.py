@@ -11,7 +11,7 @@ from vla_edge.control.config import ControlConfig
 from vla_edge.control.screening import RejectedChunk
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     velocity_scale=st.sampled_from([0.05, 0.5, 1.0]),
@@ -21,13 +21,17 @@ from vla_edge.control.screening import RejectedChunk
     smoothing=st.sampled_from([0.0, 1.0]),
     start_ramp=st.sampled_from([0.0, 0.5]),
     rate=st.sampled_from([500, 1000, 2000]),
+    reflex_time=st.sampled_from([0.0, 0.1]),
+    limit_repulsion=st.sampled_from([0.0, 0.05, 0.3]),
 )
 def test_no_command_leaves_the_limits_whatever_arrives(
-    seed, velocity_scale, acceleration_scale, jerk_scale, blend_time, smoothing, start_ramp, rate
+    seed, velocity_scale, acceleration_scale, jerk_scale, blend_time, smoothing, start_ramp, rate,
+    reflex_time, limit_repulsion,
 ):
     config = ControlConfig(
         tick_rate=rate, velocity_scale=velocity_scale, acceleration_scale=acceleration_scale, jerk_scale=jerk_scale,
         blend_time=blend_time, smoothing=smoothing, start_ramp=start_ramp, emergency_stop_damps=bool(seed % 2),
+        reflex_time=reflex_time, reflex_yields=bool(seed // 2 % 2), limit_repulsion=limit_repulsion,
     )
     outcome = play(seed, config, chunks=60, ticks=20)
     assert outcome.violations == 0, outcome.worst

@@ -94,7 +94,7 @@ def test_a_lowered_velocity_limit_is_reached_within_the_acceleration_limit():
     assert abs(path[-1, 0] - path[-2, 0]) / PERIOD <= 0.3
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     velocity=st.floats(0.05, 40.0),

@@ -17,7 +17,8 @@ from vla_edge.robots.robot import Robot
 ORDERS_KEPT = 64
 """Orders remembered; far more than arrive between two ticks."""
 
-COUNTERS = ("ticks", "steps", "limit_hits", "holds", "faults", "late", "gaps", "accepted", "bad_joint_states")
+COUNTERS = ("ticks", "steps", "limit_hits", "holds", "faults", "late", "gaps", "accepted", "bad_joint_states",
+            "reflexes", "near_collisions")
 
 
 class Order(IntEnum):
@@ -66,7 +67,7 @@ def layout(joints: int) -> dict[str, np.dtype]:
     """
     row = (np.float64, (joints,))
     return {
-        "joints": np.dtype([("stamp", np.int64), ("offset", np.int64), ("position", *row)]),
+        "joints": np.dtype([("stamp", np.int64), ("offset", np.int64), ("position", *row), ("effort", *row)]),
         "chunk": np.dtype(
             [("stamp", np.int64), ("dt", np.float64), ("points", np.int64),
              ("positions", np.float64, (MAX_POINTS, joints))]

@@ -13,12 +13,15 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from vla_edge.control.capsules import CapsuleModel
 from vla_edge.control.config import ControlConfig
 from vla_edge.control.counters import Counters
 from vla_edge.control.limits import Limiter
 from vla_edge.control.modes import MOVING, Event, Mode, after
 from vla_edge.control.pace import Pace
+from vla_edge.control.reflex import Reflex
 from vla_edge.control.screening import RejectedChunk, Screening
+from vla_edge.control.self_collision import SelfCollision
 from vla_edge.control.spline import LEAST_STOP, ChunkSpline
 from vla_edge.control.timeline import Timeline
 from vla_edge.control.watchdog import Watchdog
@@ -26,6 +29,8 @@ from vla_edge.robots.robot import Robot, RobotError
 from vla_edge.types import NANOSECONDS, ActionChunk, JointCommand, JointState, VlaEdgeError
 
 
+_LOOK_EVERY_S = 0.004
+"""s between looks at the distances between parts of the robot: a hand at 2 m/s moves 8 mm meanwhile."""
 _HARDEST_STOP = 0.95
 """Fraction of the acceleration limits that a stop into FAULT or DAMP uses."""
 
@@ -41,12 +46,16 @@ class ControlKernel:
         robot: joint table with working limits.
         joint_names: the J driven joints in command order; every chunk has to name exactly these, in any order.
         config: numbers.
+        capsules: of these joints in this order, for distances between parts of the robot; None not to watch them.
 
     Raises:
         RobotError: a name the robot does not have, or limits that leave a joint no room.
     """
 
-    def __init__(self, robot: Robot, joint_names: Iterable[str], config: ControlConfig | None = None):
+    def __init__(
+        self, robot: Robot, joint_names: Iterable[str], config: ControlConfig | None = None,
+        capsules: CapsuleModel | None = None,
+    ):
         self.config = config = config or ControlConfig()
         self.robot = robot = robot.select(tuple(joint_names))
         self.joint_names = robot.joint_names
@@ -62,15 +71,28 @@ class ControlKernel:
         velocity = robot.column("velocity") * config.velocity_scale
         acceleration = robot.column("acceleration") * config.acceleration_scale
         jerk = robot.column("jerk") * config.jerk_scale
-        self._limiter = Limiter(lower, upper, velocity, acceleration, jerk, config.period, config.catch_up_time)
+        self._limiter = Limiter(
+            lower, upper, velocity, acceleration, jerk, config.period, config.catch_up_time, config.limit_repulsion
+        )
         deceleration = config.stop_effort * acceleration
         self._timeline = Timeline(
             joints, config.period_ns, deceleration, velocity, jerk, config.blend_time, config.blend_time_max
         )
         self._deceleration, self._hardest, self._jerk = deceleration, _HARDEST_STOP * acceleration, jerk
+        self._self_collision = None
+        if capsules is not None:
+            self._self_collision = SelfCollision(
+                capsules, config.collision_stop, config.collision_slow, deceleration
+            )
+        self._look_every = max(1, round(_LOOK_EVERY_S * config.tick_rate))
+        self._look_countdown = 1
         self._screening = Screening(self.joint_names, lower, upper, velocity, config)
         self._joints_fresh = Watchdog(int(config.joint_state_timeout * NANOSECONDS))
-        self._measured = np.zeros(joints)
+        self._reflex = Reflex(
+            self.joint_names, config.tracking_error, robot.column("effort") * config.torque_band,
+            int(config.reflex_time * NANOSECONDS),
+        )
+        self._measured, self._torque = np.zeros(joints), np.zeros(joints)
         self._order_of: tuple[str, ...] = ()
         self._order = np.arange(joints)
         self._command = np.zeros((3, joints))
@@ -128,6 +150,7 @@ class ControlKernel:
         self._newest_ns = None
         self._not_before_ns = now_ns
         self._held = False
+        self._reflex.forget()
         self._pace.restart(now_ns)
         self._enter(Event.REARM, "re-armed")
 
@@ -144,11 +167,13 @@ class ControlKernel:
                 self.counters.bad_joint_states += 1
                 return False
             self._order, self._order_of = np.array(order), names
-        measured = state.position[self._order]
-        return self.measure(measured, state.stamp_ns, now_ns)
+        return self.measure(state.position[self._order], state.effort[self._order], state.stamp_ns, now_ns)
 
-    def measure(self, position: np.ndarray, stamp_ns: int, now_ns: int) -> bool:
-        """`update_joints` for positions already in command order, (J,) rad."""
+    def measure(self, position: np.ndarray, torque: np.ndarray, stamp_ns: int, now_ns: int) -> bool:
+        """`update_joints` for values already in command order, (J,) rad and N.m.
+
+        A torque that is not finite counts as not measured.
+        """
         stamp_ns = stamp_ns or now_ns
         if not np.isfinite(position).all() or stamp_ns > now_ns + self.config.future_tolerance * NANOSECONDS:
             self.counters.bad_joint_states += 1
@@ -156,6 +181,7 @@ class ControlKernel:
         fed = self._joints_fresh.fed_ns
         if fed is None or stamp_ns >= fed:
             self._measured[:] = position
+            np.copyto(self._torque, torque, where=np.isfinite(torque))
             if stamp_ns != fed:
                 self._joints_fresh.feed(stamp_ns)
                 self._forgiven_ns = 0
@@ -173,6 +199,8 @@ class ControlKernel:
                 raise RejectedChunk("mode", f"the controller is in {self.mode.name}; re-arm it first")
             if self._held or self._pace.scale == 0.0:
                 raise RejectedChunk("held", "a hold was requested or speed_scale is 0; resume first")
+            if self._reflex.tripped:
+                raise RejectedChunk("yield", "the robot is giving way to a contact; it goes on once it is free")
             spline = ChunkSpline(positions, chunk.dt, self.config.smoothing, self._deceleration, self._jerk)
             entry = self._timeline.entry(spline, chunk.stamp_ns, self._grid_ns, self._pace.speed)
             command = self._state()
@@ -242,9 +270,33 @@ class ControlKernel:
         if self._joints_fresh.expired(now_ns - self._forgiven_ns) and self.mode in MOVING:
             age = self._joints_fresh.age_ns(now_ns) or 0
             self._brake(Event.FAULT, f"joint state is {age / 1e6:.0f} ms old")
+        tripped = self._reflex.watch(self._limiter.position, self._measured, self._torque, now_ns)
+        if tripped and self.mode in MOVING:
+            self._give_way(tripped)
+        if self._self_collision is not None:
+            self._look_out(self._self_collision)
         for _ in range(steps):
             self._step()
         return True
+
+    def _look_out(self, collision: SelfCollision) -> None:
+        """Slow down, or brake into HOLD, where parts of the robot come close to each other."""
+        self._look_countdown -= 1
+        if self._look_countdown or self.mode not in MOVING:
+            self._look_countdown = max(self._look_countdown, 1)
+            return
+        self._look_countdown = self._look_every
+        self._pace.allowance = collision.look(self._limiter.position, self._limiter.velocity)
+        if collision.speed == 0.0 and self._timeline.following:
+            self.counters.near_collisions += 1
+            self._brake(Event.YIELD, collision.reason())
+
+    def _give_way(self, reason: str) -> None:
+        """Lead the command back to the measured position, which ends the push; then FAULT, or HOLD by configuration."""
+        self.counters.reflexes += 1
+        self._timeline.stand(self._grid_ns, self._measured)
+        self._ran_out_ns = None
+        self._enter(Event.YIELD if self.config.reflex_yields else Event.FAULT, reason)
 
     def _irregular(self, steps: int, now_ns: int) -> int:
         """How many grid steps to make for a tick that came early or late, and what becomes of the time between."""
@@ -375,6 +427,11 @@ class ControlKernel:
     def chunk_stamp_ns(self) -> int | None:
         """Stamp of the newest chunk accepted since re-arming, ns."""
         return self._newest_ns
+
+    @property
+    def nearest(self) -> float:
+        """m between the two closest parts of the robot that are watched; inf without capsules."""
+        return np.inf if self._self_collision is None else self._self_collision.nearest
 
     @property
     def speed(self) -> float:

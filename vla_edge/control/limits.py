@@ -41,12 +41,15 @@ class Limiter:
         jerk: (J,) rad/s^3.
         period: s of the grid.
         catch_up_time: s, time constant of the return to the reference close to it.
+        repulsion: s; towards a position limit a joint moves no faster than the distance to it in this time; 0 for none.
 
     Attributes:
         position: (J,) rad, the command; changes in place.
     """
 
-    def __init__(self, lower, upper, velocity, acceleration, jerk, period: float, catch_up_time: float):
+    def __init__(
+        self, lower, upper, velocity, acceleration, jerk, period: float, catch_up_time: float, repulsion: float = 0.0
+    ):
         self.lower, self.upper = np.array(lower, float), np.array(upper, float)
         self.velocity_limit, self.acceleration_limit = np.array(velocity, float), np.array(acceleration, float)
         self.jerk_limit = np.array(jerk, float)
@@ -59,11 +62,12 @@ class Limiter:
         most, jerk = self.acceleration_limit * _INSIDE * period**2, self.jerk_limit * _JERK_INSIDE * period**3
         self._joints = [
             # Braking curves are for accelerations that change in much less time than the way back takes.
-            _Joint(float(m), float(j), float(low), float(high), period / max(catch_up_time, period, 2.0 * m / j * period))
+            _Joint(float(m), float(j), float(low), float(high), period / max(catch_up_time, period, 2.0 * m / j * period),
+                   min(period / repulsion, 1.0) if repulsion else 1.0)
             for m, j, low, high in zip(most, jerk, self._lower, self._upper)
         ]
         reach, least, self._gain = np.array([reach_of_stops(*row) for row in zip(self._top, most, jerk)]).T.copy()
-        self._reach, self._far = reach, 0.5 * (self.upper - self.lower) - least
+        self._reach, self._far = maximum(reach, repulsion / period), 0.5 * (self.upper - self.lower) - least
         self._middle = 0.5 * (self.lower + self.upper)
         self._velocity, self._acceleration = np.zeros(joints), np.zeros(joints)
         # Jerk, acceleration, distance to the reference, velocity and place of the next command, against what needs no
@@ -159,16 +163,18 @@ class _Joint:
         most, jerk: limits, rad per step^2 and per step^3.
         lower, upper: rad.
         pull: 1 / steps of the time constant of the way back to the reference.
+        repulsion: largest share of the distance to a position limit that is covered in one step.
     """
 
     __slots__ = (
-        "top", "_most", "_jerk", "_lower", "_upper", "_pull", "_inner_pull", "_stop", "_step", "_tick", "_speed",
+        "top", "_most", "_jerk", "_lower", "_upper", "_pull", "_inner_pull", "_repulsion", "_stop",
+        "_step", "_tick", "_speed",
     )
 
-    def __init__(self, most: float, jerk: float, lower: float, upper: float, pull: float):
+    def __init__(self, most: float, jerk: float, lower: float, upper: float, pull: float, repulsion: float):
         self.top = 0.0
         self._most, self._jerk, self._lower, self._upper = most, jerk, lower, upper
-        self._pull, self._inner_pull = pull, min(4.0 * pull, 1.0)
+        self._pull, self._inner_pull, self._repulsion = pull, min(4.0 * pull, 1.0), repulsion
         self._stop: Stop | None = None
         self._step, self._tick, self._speed = 0, -2, 0.0
 
@@ -188,8 +194,13 @@ class _Joint:
             self._stop, self._step = plan_stop(velocity, acceleration, most, jerk), 0
         self._tick = tick
         before = min(max(before, self._lower), self._upper)
-        if not (abs(exact - acceleration) <= jerk and abs(exact) <= most and abs(before - position) <= _LANDING * jerk):
-            exact = self._back(before, target, position, velocity, continued)
+        slowest = max(-self.top, self._repulsion * (self._lower - position))
+        fastest = min(self.top, self._repulsion * (self._upper - position))
+        if not (
+            abs(exact - acceleration) <= jerk and abs(exact) <= most and abs(before - position) <= _LANDING * jerk
+            and slowest <= velocity + exact <= fastest
+        ):
+            exact = self._back(before, target, position, velocity, continued, slowest, fastest)
         self._speed = target - before
         wanted = min(max(exact, acceleration - jerk, -most), acceleration + jerk, most)
         change = jerk_of(self._stop, self._step)
@@ -211,8 +222,11 @@ class _Joint:
             and position + stop.lowest >= self._lower and position + stop.highest <= self._upper
         )
 
-    def _back(self, before: float, target: float, position: float, velocity: float, continued: bool) -> float:
-        """The acceleration on the way back to a reference that the limits have cut.
+    def _back(
+        self, before: float, target: float, position: float, velocity: float, continued: bool, slowest: float,
+        fastest: float,
+    ) -> float:
+        """The acceleration on the way back to a reference that the limits have cut, at `slowest` to `fastest`.
 
         A cascade: velocity from the distance, acceleration from the velocity, each proportional close to its goal and
         along a braking curve further off, with the reference's own velocity and acceleration fed forward. Half of the
@@ -221,7 +235,7 @@ class _Joint:
         speed = target - before
         bend = min(max(speed - self._speed, -self._most), self._most) if continued else 0.0
         speed += _undo(before - position, self._pull, 0.5 * self._most)
-        speed = min(max(speed, -self.top), self.top)
+        speed = min(max(speed, slowest), fastest)
         return bend + _undo(speed - bend - velocity, self._inner_pull, 0.5 * self._jerk)
 
 

@@ -29,6 +29,7 @@ class Event(Enum):
     HOLD = "hold requested"
     DAMP = "damping requested"
     FAULT = "fault"
+    YIELD = "gave way to a contact"
 
 
 MOVING = (Mode.HOLD, Mode.FOLLOW, Mode.SLOWDOWN)
@@ -43,6 +44,7 @@ TRANSITIONS: dict[tuple[Mode, Event], Mode] = {
     (Mode.FOLLOW, Event.STARVE): Mode.HOLD,
     (Mode.SLOWDOWN, Event.STARVE): Mode.HOLD,
     **{(mode, Event.HOLD): Mode.HOLD for mode in MOVING},
+    **{(mode, Event.YIELD): Mode.HOLD for mode in MOVING},
     **{(mode, Event.DAMP): Mode.DAMP for mode in (*MOVING, Mode.FAULT)},
     **{(mode, Event.FAULT): Mode.FAULT for mode in MOVING},
 }

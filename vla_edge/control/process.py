@@ -137,6 +137,7 @@ class ControllerProcess:
         believed = state.stamp_ns and self._joint_stamps
         box.fields["stamp"][...] = state.stamp_ns - offset if believed else time.monotonic_ns()
         np.take(state.position, self._order, out=box.fields["position"])
+        np.take(state.effort, self._order, out=box.fields["effort"])
         box.post()
         return True
 

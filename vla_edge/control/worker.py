@@ -73,7 +73,7 @@ class Worker:
         if self._joints.fetch():
             fields = self._joints.fields
             self._offset = int(fields["offset"])
-            kernel.measure(fields["position"], int(fields["stamp"]), deadline_ns)
+            kernel.measure(fields["position"], fields["effort"], int(fields["stamp"]), deadline_ns)
         if self._orders.fetch():
             self._carry_out(deadline_ns)
         if self._chunk.fetch():
@@ -198,11 +198,12 @@ def rehearse(plan: WorkerPlan) -> None:
     """Run a second kernel through its paces, so that the first real tick finds code and pages warm."""
     kernel = ControlKernel(plan.robot, plan.joint_names, plan.config)
     middle = (kernel.limits[0] + kernel.limits[1]) / 2
+    still = np.zeros_like(middle)
     now, period = NANOSECONDS, plan.config.period_ns
     kernel.rearm(JointState(now, kernel.joint_names, middle), now)
     for number in range(200):
         now += period
-        kernel.measure(middle, now, now)
+        kernel.measure(middle, still, now, now)
         if number % 50 == 0:
             for points in (32, 50):
                 chunk = ActionChunk(now + points - 100, kernel.joint_names, np.tile(middle, (points, 1)), 0.05)

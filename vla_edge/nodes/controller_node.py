@@ -129,6 +129,7 @@ class ControllerNode(LifecycleNode):
             "mode": report.mode.name, "reason": report.reason, "speed": report.speed, "tick_hz": report.tick_hz,
             "ticks": counters.ticks, "overruns": report.overruns, "limit_hits": counters.limit_hits,
             "holds": counters.holds, "faults": counters.faults, "late": counters.late, "gaps": counters.gaps,
+            "reflexes": counters.reflexes,
             "chunks.accepted": counters.accepted, "rejected.joint_states": self._inputs.bad_joint_states
             + counters.bad_joint_states, "rejected.chunk_messages": self._inputs.bad_chunks,
             **{f"rejected.chunk.{reason}": count for reason, count in counters.rejected.items()},
