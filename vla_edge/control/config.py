@@ -70,6 +70,8 @@ class ControlConfig:
     reflex_yields: bool = _number(False, 0, 1, "", "a tripped reflex gives way and goes on by itself, not into FAULT")
     collision_stop: float = _number(0.01, 0.0, 0.5, "m", "distance between parts of the robot at which it stands")
     collision_slow: float = _number(0.05, 0.0, 1.0, "m", "distance between parts of the robot from which it slows down")
+    gravity_scale: float = _number(1.0, 0.0, 1.0, "", "fraction of the gravity model's torque that is fed forward")
+    torque_scale: float = _number(1.0, 0.0, 1.0, "", "fraction of the joints' torque limits that may be fed forward")
     start_ramp: float = _number(2.0, 0.0, 30.0, "s", "from re-arming to full speed")
     speed_scale_rate: float = _number(2.0, 0.1, 100.0, "1/s", "fastest change of the speed along the chunk")
     rearm_tolerance: float = _number(0.1, 0.0, 1.0, "rad", "how far outside its limits a joint may be re-armed")

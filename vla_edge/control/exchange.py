@@ -8,7 +8,10 @@ from enum import IntEnum
 
 import numpy as np
 
+from vla_edge.control.capsules import CapsuleModel
 from vla_edge.control.config import ControlConfig
+from vla_edge.control.gravity import load_gravity
+from vla_edge.control.kernel import ControlKernel
 from vla_edge.control.lateness import BINS
 from vla_edge.control.realtime import RealtimeRequest
 from vla_edge.control.screening import MAX_POINTS, REJECTIONS
@@ -47,6 +50,7 @@ class WorkerPlan:
     """Everything the controller's process is started with; pickled.
 
     Attributes:
+        capsules, gravity: paths of models, empty for none.
         sink: module-level function that makes the callable commands are given to, None to give none.
     """
 
@@ -57,6 +61,14 @@ class WorkerPlan:
     sink: Callable | None
     sink_arguments: tuple
     descriptor: int
+    capsules: str = ""
+    gravity: str = ""
+
+    def kernel(self) -> ControlKernel:
+        """A kernel of this plan. Raises RobotError, GravityError."""
+        capsules = CapsuleModel.from_yaml(self.capsules, self.joint_names) if self.capsules else None
+        gravity = load_gravity(self.gravity, self.joint_names) if self.gravity else None
+        return ControlKernel(self.robot, self.joint_names, self.config, capsules, gravity)
 
 
 def layout(joints: int) -> dict[str, np.dtype]:

@@ -16,6 +16,7 @@ import numpy as np
 from vla_edge.control.capsules import CapsuleModel
 from vla_edge.control.config import ControlConfig
 from vla_edge.control.counters import Counters
+from vla_edge.control.gravity import Gravity
 from vla_edge.control.limits import Limiter
 from vla_edge.control.modes import MOVING, Event, Mode, after
 from vla_edge.control.pace import Pace
@@ -47,14 +48,15 @@ class ControlKernel:
         joint_names: the J driven joints in command order; every chunk has to name exactly these, in any order.
         config: numbers.
         capsules: of these joints in this order, for distances between parts of the robot; None not to watch them.
+        gravity: of these joints in this order, for the torque fed forward; None for none.
 
     Raises:
-        RobotError: a name the robot does not have, or limits that leave a joint no room.
+        RobotError: a name the robot does not have, limits that leave a joint no room, or gravity without torque limits.
     """
 
     def __init__(
         self, robot: Robot, joint_names: Iterable[str], config: ControlConfig | None = None,
-        capsules: CapsuleModel | None = None,
+        capsules: CapsuleModel | None = None, gravity: Gravity | None = None,
     ):
         self.config = config = config or ControlConfig()
         self.robot = robot = robot.select(tuple(joint_names))
@@ -97,8 +99,12 @@ class ControlKernel:
         self._order = np.arange(joints)
         self._command = np.zeros((3, joints))
         self._before, self._after = np.zeros(joints), np.zeros(joints)
-        self._effort = np.zeros(joints)
-        self._effort.setflags(write=False)
+        self._gravity, self._most_torque = gravity, robot.column("effort") * config.torque_scale
+        if gravity is not None and np.any(robot.column("effort") <= 0.0):
+            name = self.joint_names[int(np.argmin(robot.column("effort")))]
+            raise RobotError(
+                f"joint {name!r} has no torque limit (effort); torque against gravity cannot be fed forward without one"
+            )
         self._grid_ns = 0
         self._newest_ns: int | None = None
         self._not_before_ns = 0
@@ -254,7 +260,8 @@ class ControlKernel:
             return None
         limiter = self._limiter
         return JointCommand(
-            self._grid_ns, self.joint_names, limiter.position.copy(), limiter.velocity, self._effort
+            self._grid_ns, self.joint_names, limiter.position.copy(), limiter.velocity,
+            self.effort_into(np.zeros(len(self.joint_names))),
         )
 
     def advance(self, now_ns: int) -> bool:
@@ -410,6 +417,19 @@ class ControlKernel:
     def velocity_into(self, out: np.ndarray) -> np.ndarray:
         """`velocity` into an array of the caller, (J,) rad/s."""
         return self._limiter.velocity_into(out)
+
+    def effort_into(self, out: np.ndarray) -> np.ndarray:
+        """Torque fed forward with the running command into an array of the caller, (J,) N.m.
+
+        It is led in with the start ramp and never exceeds the torque limits; without a gravity model it is zero.
+        """
+        if self._gravity is None:
+            out[:] = 0.0
+            return out
+        np.multiply(self._gravity.torque(self._limiter.position), self.config.gravity_scale, out)
+        out *= self._pace.ramp(self._grid_ns)
+        np.copyto(out, 0.0, where=~np.isfinite(out))
+        return np.clip(out, -self._most_torque, self._most_torque, out=out)
 
     @property
     def limits(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -55,6 +55,7 @@ class ControllerProcess:
         realtime: priority, processor and memory locking to ask for.
         clock: message clock, ns.
         joint_stamps: believe the stamps of joint states; otherwise they count as measured when sent.
+        capsules, gravity: paths of models for distances between the robot's parts and for gravity; empty for none.
         keep_open: file descriptors the process holds open for as long as it lives, such as locks.
 
     Raises:
@@ -72,13 +73,15 @@ class ControllerProcess:
         clock: Callable[[], int] = time.time_ns,
         joint_stamps: bool = True,
         keep_open: tuple[int, ...] = (),
+        capsules: str = "",
+        gravity: str = "",
     ):
         self.config = config or ControlConfig()
         self.joint_names = ControlKernel(robot, joint_names, self.config).joint_names
         self._block = SharedBlock(layout(len(self.joint_names)))
         self._plan = WorkerPlan(
             robot, self.joint_names, self.config, realtime or RealtimeRequest(), sink, tuple(sink_arguments),
-            self._block.descriptor,
+            self._block.descriptor, capsules, gravity,
         )
         self._clock, self._joint_stamps, self._keep_open = clock, joint_stamps, keep_open
         self._child: subprocess.Popen | None = None

@@ -16,7 +16,7 @@ import time
 import numpy as np
 
 from vla_edge.control.exchange import COUNTERS, ORDERS_KEPT, Order, State, WorkerPlan, layout
-from vla_edge.control.kernel import ControlError, ControlKernel
+from vla_edge.control.kernel import ControlError
 from vla_edge.control.lateness import LatenessHistogram
 from vla_edge.control.loop import DeadlineLoop
 from vla_edge.control.mailbox import SharedBlock
@@ -40,7 +40,7 @@ class Worker:
     """
 
     def __init__(self, plan: WorkerPlan, block: SharedBlock, sink):
-        self.kernel = ControlKernel(plan.robot, plan.joint_names, plan.config)
+        self.kernel = plan.kernel()
         self.loop = DeadlineLoop(plan.config.period_ns, self.tick)
         self._config, self._sink = plan.config, sink
         self._joints, self._chunk, self._orders = block["joints"], block["chunk"], block["orders"]
@@ -48,7 +48,6 @@ class Worker:
         self._work = LatenessHistogram()
         self._late_counts = np.frombuffer(self.loop.lateness.counts, np.int64)
         self._work_counts = np.frombuffer(self._work.counts, np.int64)
-        self._effort = np.zeros(len(self.kernel.joint_names))
         self._countdown = 0
         self._report_every = max(1, round(REPORT_EVERY_S * plan.config.tick_rate))
         self._report_countdown = 1
@@ -98,10 +97,11 @@ class Worker:
         fields["mode"][...] = kernel.mode
         fields["position"][:] = kernel.position
         kernel.velocity_into(fields["velocity"])
+        kernel.effort_into(fields["effort"])
         self._command.post()
         if self._sink is not None:
             command = JointCommand(
-                kernel.grid_ns + self._offset, kernel.joint_names, fields["position"], fields["velocity"], self._effort
+                kernel.grid_ns + self._offset, kernel.joint_names, fields["position"], fields["velocity"], fields["effort"]
             )
             try:
                 self._sink(command, kernel.mode)
@@ -196,7 +196,7 @@ class Worker:
 
 def rehearse(plan: WorkerPlan) -> None:
     """Run a second kernel through its paces, so that the first real tick finds code and pages warm."""
-    kernel = ControlKernel(plan.robot, plan.joint_names, plan.config)
+    kernel = plan.kernel()
     middle = (kernel.limits[0] + kernel.limits[1]) / 2
     still = np.zeros_like(middle)
     now, period = NANOSECONDS, plan.config.period_ns

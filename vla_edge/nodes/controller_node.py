@@ -19,10 +19,11 @@ from vla_edge.nodes.command_publisher import CommandPublisher
 from vla_edge.nodes.control_inputs import ControlInputs
 from vla_edge.nodes.exclusive import claim, refuse_second
 from vla_edge.nodes.health import Health, Level
+from vla_edge.nodes.middleware import share_directory
 from vla_edge.nodes.params import Parameter, Parameters
 from vla_edge.nodes.run import prioritize, run_node
 from vla_edge.nodes.sinks import SINKS, SinkSetup
-from vla_edge.robots.robot import load_robot
+from vla_edge.robots.robot import Robot, load_robot
 from vla_edge.robots.unitree_frame import FrameOptions
 from vla_edge.types import VlaEdgeError
 
@@ -35,6 +36,9 @@ PARAMETERS = (
     Parameter("robot", "g1", "'g1', 'g1:<mode>', or a robot's YAML or URDF file"),
     Parameter("joints", [""], "joints to drive, in command order; empty takes the robot's own list"),
     Parameter("sink", "joint_state", "message that joint_command carries", choices=tuple(SINKS)),
+    Parameter("collision_model", "", "capsules that keep the robot's parts apart: 'auto' for those of a known robot, or "
+              "a YAML file; empty for none"),
+    Parameter("gravity_model", "", "MJCF or URDF file whose gravity torque is fed forward; empty for none"),
     Parameter("unitree_weight_ramp", 1.0, "s in which arm_sdk's weight is led in, and out at the end", 0.1, 5.0),
     Parameter("unitree_mode_pr", 0, "0: ankles and waist in pitch and roll; 1: by their parallel motors", 0, 1),
     Parameter("unitree_waist", False, "command the driven waist joints through arm_sdk too; may upset balance"),
@@ -49,6 +53,14 @@ PARAMETERS = (
     *CONTROL,
 )
 _LEVELS = {Mode.FOLLOW: Level.OK, Mode.HOLD: Level.OK, Mode.INIT: Level.WARN, Mode.SLOWDOWN: Level.WARN}
+
+
+def capsules_of(robot: Robot, said: str) -> str:
+    """Path of the capsules that parameter `collision_model` asks for, empty for none."""
+    if said != "auto":
+        return said
+    path = share_directory() / "config" / "robots" / f"{robot.name}_capsules.yaml"
+    return str(path) if path.is_file() else ""
 
 
 class ControllerNode(LifecycleNode):
@@ -88,7 +100,9 @@ class ControllerNode(LifecycleNode):
             values.priority, values.cpu if values.cpu >= 0 else None, values.lock_memory, values.stay_awake
         )
         self._process = ControllerProcess(robot, joints, config, CommandPublisher, command, realtime,
-                                          keep_open=(self._claim,))
+                                          keep_open=(self._claim,),
+                                          capsules=capsules_of(robot, values.collision_model),
+                                          gravity=values.gravity_model)
         self._process.start()
         prioritize(values.feed_priority)
         self._inputs = ControlInputs(self, self._process, values.feed_priority)
@@ -129,7 +143,7 @@ class ControllerNode(LifecycleNode):
             "mode": report.mode.name, "reason": report.reason, "speed": report.speed, "tick_hz": report.tick_hz,
             "ticks": counters.ticks, "overruns": report.overruns, "limit_hits": counters.limit_hits,
             "holds": counters.holds, "faults": counters.faults, "late": counters.late, "gaps": counters.gaps,
-            "reflexes": counters.reflexes,
+            "reflexes": counters.reflexes, "near_collisions": counters.near_collisions,
             "chunks.accepted": counters.accepted, "rejected.joint_states": self._inputs.bad_joint_states
             + counters.bad_joint_states, "rejected.chunk_messages": self._inputs.bad_chunks,
             **{f"rejected.chunk.{reason}": count for reason, count in counters.rejected.items()},
