@@ -11,6 +11,7 @@ from vla_edge.control.config import ControlConfig
 from vla_edge.control.kernel import ControlError
 from vla_edge.control.modes import Mode
 from vla_edge.control.screening import RejectedChunk
+from vla_edge.robots.g1 import DRIVEN_JOINTS
 from vla_edge.types import ActionChunk, JointState
 
 KINDS = (
@@ -24,7 +25,9 @@ def chunk_of(kind: str, rig: Rig, rng) -> ActionChunk:
     lower, upper, top, *_ = rig.kernel.limits
     points = int(rng.integers(2, 40))
     dt = float(rng.choice([0.002, 0.01, 0.02, 0.05, 0.2]))
-    age = float(rng.uniform(0.0, 0.9 * min(points * dt, 1.0)))
+    age, newest = float(rng.uniform(0.0, 0.9 * min(points * dt, 1.0))), rig.kernel.chunk_stamp_ns
+    if newest is not None and rng.random() < 0.85:
+        age = min(age, float(rng.uniform(0.0, 1e-9 * (rig.now - newest))))  # mostly newer than the last one
     joints = len(rig.names)
     base, names = rig.kernel.position.copy(), rig.names
     reach = top * 2 * dt
@@ -115,15 +118,16 @@ class Outcome:
             self.worst = f"{count} of {np.size(bad)}: {what}"
 
 
-def play(seed: int, config: ControlConfig, chunks: int, ticks: int = 30) -> Outcome:
+def play(seed: int, config: ControlConfig, chunks: int, ticks: int = 30, names=DRIVEN_JOINTS) -> Outcome:
     """One episode of abuse; judges every stretch between re-armings.
 
     Args:
         ticks: at most, after each chunk.
+        names: joints of the G1 that are driven.
     """
     rng, outcome = np.random.default_rng(seed), Outcome()
-    lower, upper = (Rig(config).kernel.limits[i] for i in range(2))
-    rig = Rig(config, start=rng.uniform(lower, upper), settle=0.1)
+    lower, upper = (Rig(config, names=names, armed=False).kernel.limits[i] for i in range(2))
+    rig = Rig(config, start=rng.uniform(lower, upper), settle=0.1, names=names)
     for _ in range(chunks):
         outcome.chunks += 1
         try:
