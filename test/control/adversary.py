@@ -27,7 +27,7 @@ def chunk_of(kind: str, rig: Rig, rng) -> ActionChunk:
     dt = float(rng.choice([0.002, 0.01, 0.02, 0.05, 0.2]))
     age, newest = float(rng.uniform(0.0, 0.9 * min(points * dt, 1.0))), rig.kernel.chunk_stamp_ns
     if newest is not None and rng.random() < 0.85:
-        age = min(age, float(rng.uniform(0.0, 1e-9 * (rig.now - newest))))  # mostly newer than the last one
+        age = min(age, float(rng.uniform(0.0, max(1e-9 * (rig.now - newest), 0.0))))  # mostly newer than the last one
     joints = len(rig.names)
     base, names = rig.kernel.position.copy(), rig.names
     reach = top * 2 * dt
@@ -68,7 +68,7 @@ def chunk_of(kind: str, rig: Rig, rng) -> ActionChunk:
 
 def disturb(rig: Rig, rng) -> None:
     """Something an operator, a bad sensor or a busy machine may do."""
-    what, kernel = rng.integers(0, 14), rig.kernel
+    what, kernel = rng.integers(0, 15), rig.kernel
     try:
         if what == 0:
             kernel.set_speed_scale(float(rng.choice([0.0, 0.2, 1.0, 1.0, 1.0, np.nan, 7.0])))
@@ -85,6 +85,12 @@ def disturb(rig: Rig, rng) -> None:
         elif what == 11:
             wild = rng.normal(0, 3, (2, len(rig.names)))
             kernel.update_joints(JointState(rig.now, rig.names, wild[0], effort=wild[1] * 100), rig.now)
+        elif what == 12:
+            scale = 10.0 ** rng.integers(-2, 3)
+            kernel.operate(np.where(rng.random(len(rig.names)) < 0.3, np.nan, kernel.position + rng.normal(
+                0, scale, len(rig.names))), rig.now)
+        elif what == 13:
+            kernel.hand_back()
         elif what == 6:
             rig.joints_every = int(rng.choice([0, 2, 2, 2, 2, 2, 5]))
         elif what == 7:

@@ -53,6 +53,7 @@ class ControlConfig:
     stop_effort: float = _number(0.7, 0.1, 0.95, "", "fraction of the acceleration limit a planned stop uses")
     hold_after: float = _number(0.1, 0.0, 5.0, "s", "from the chunk's last point to HOLD, unless a fresh one comes")
     joint_state_timeout: float = _number(0.05, 0.005, 5.0, "s", "age of the joint state that means FAULT")
+    operator_timeout: float = _number(0.3, 0.02, 5.0, "s", "silence of the operator that hands back to the policy")
     late_ticks: int = _number(3, 1, 100, "periods", "lateness of a tick that means SLOWDOWN")
     overload_speed: float = _number(0.5, 0.05, 1.0, "", "speed along the chunk while ticks come late")
     overload_recovery: float = _number(0.25, 0.05, 60.0, "s", "time without a late tick before full speed returns")

@@ -21,7 +21,7 @@ ORDERS_KEPT = 64
 """Orders remembered; far more than arrive between two ticks."""
 
 COUNTERS = ("ticks", "steps", "limit_hits", "holds", "faults", "late", "gaps", "accepted", "bad_joint_states",
-            "reflexes", "near_collisions")
+            "reflexes", "near_collisions", "interventions", "operator_refused")
 
 
 class Order(IntEnum):
@@ -34,6 +34,7 @@ class Order(IntEnum):
     EMERGENCY_STOP = 5
     REARM = 6
     STOP = 7
+    HAND_BACK = 8
 
 
 class State(IntEnum):
@@ -74,7 +75,7 @@ class WorkerPlan:
 def layout(joints: int) -> dict[str, np.dtype]:
     """Mailboxes for J joints. All stamps are on the steady clock, ns; angles rad.
 
-    joints, chunk, orders go to the controller; command and report come from it. `offset` is what to add to a steady
+    joints, chunk, operator, orders go to the controller; command and report come from it. `offset` is what to add to a steady
     stamp to get one of the message clock.
     """
     row = (np.float64, (joints,))
@@ -84,6 +85,8 @@ def layout(joints: int) -> dict[str, np.dtype]:
             [("stamp", np.int64), ("dt", np.float64), ("points", np.int64),
              ("positions", np.float64, (MAX_POINTS, joints))]
         ),
+        # NaN for a joint that the operator does not name
+        "operator": np.dtype([("stamp", np.int64), ("position", *row)]),
         "orders": np.dtype(
             [("count", np.int64), ("kind", np.int64, (ORDERS_KEPT,)), ("value", np.float64, (ORDERS_KEPT,))]
         ),
@@ -94,7 +97,7 @@ def layout(joints: int) -> dict[str, np.dtype]:
         "report": np.dtype(
             [("stamp", np.int64), ("began", np.int64), ("state", np.int64), ("mode", np.int64), ("speed", np.float64),
              ("chunk_stamp", np.int64), ("offset", np.int64), ("orders_done", np.int64), ("overruns", np.int64),
-             ("sink_errors", np.int64), ("granted", np.int64, (4,)), ("counters", np.int64, (len(COUNTERS),)),
+             ("sink_errors", np.int64), ("taken_over", np.int64), ("handed_back", np.int64), ("granted", np.int64, (4,)), ("counters", np.int64, (len(COUNTERS),)),
              ("rejected", np.int64, (len(REJECTIONS),)), ("late_maximum", np.int64), ("work_maximum", np.int64),
              ("reason", "S240"), ("rejection", "S240"), ("refusal", "S240"), ("recipe", "S640"),
              ("lateness", np.int64, (BINS,)), ("work", np.int64, (BINS,))]

@@ -114,6 +114,9 @@ class ControlKernel:
         self._pace = Pace(config)
         self._held = False
         self._stopped = False
+        self._operator = Watchdog(int(config.operator_timeout * NANOSECONDS))
+        self._operator_target = np.zeros(joints)
+        self.taken_over_ns = self.handed_back_ns = 0
         self.mode = Mode.INIT
         self.reason = "not armed yet"
         self.counters = Counters()
@@ -203,6 +206,8 @@ class ControlKernel:
             positions = self._screening.check(chunk, now_ns, self._newest_ns, self._not_before_ns)
             if self.mode in (Mode.INIT, Mode.DAMP, Mode.FAULT):
                 raise RejectedChunk("mode", f"the controller is in {self.mode.name}; re-arm it first")
+            if self.mode is Mode.OPERATOR:
+                raise RejectedChunk("operator", "an operator moves the robot")
             if self._held or self._pace.scale == 0.0:
                 raise RejectedChunk("held", "a hold was requested or speed_scale is 0; resume first")
             if self._reflex.tripped:
@@ -221,6 +226,49 @@ class ControlKernel:
         self._ran_out_ns = None
         self.counters.accepted += 1
         self._enter(Event.CHUNK, "following")
+
+    def operate(self, target: np.ndarray, now_ns: int) -> None:
+        """An operator's command, (J,) rad, NaN for joints to leave where they are; takes over from the policy.
+
+        The robot moves there within its limits. The first one has to be close to the running command. Silence for
+        `operator_timeout`, or `hand_back`, ends it.
+
+        Raises:
+            ControlError: not armed, held, or too far from the running command; counted.
+        """
+        named = ~np.isnan(target)
+        try:
+            if self.mode not in MOVING or self._held:
+                raise ControlError(f"the controller is {'held' if self._held else f'in {self.mode.name}'}; an operator "
+                                   "can take over once it is re-armed or resumed")
+            if not np.isfinite(target[named]).all():
+                raise ControlError("the operator's command is not finite")
+            if self.mode is not Mode.OPERATOR:
+                distance = np.abs(np.where(named, target - self._limiter.position, 0.0))
+                worst = int(distance.argmax())
+                if distance[worst] > self.config.max_first_step:
+                    raise ControlError(
+                        f"the operator's {self.joint_names[worst]} is {distance[worst]:.2f} rad from the robot's; bring "
+                        f"it within max_first_step {self.config.max_first_step:g} rad to take over"
+                    )
+        except ControlError:
+            self.counters.operator_refused += 1
+            raise
+        if self.mode is not Mode.OPERATOR:
+            self.counters.interventions += 1
+            self.taken_over_ns, self.handed_back_ns = self._grid_ns, 0
+            self._operator_target[:] = self._limiter.position
+            self._ran_out_ns = None
+            self._enter(Event.TAKE_OVER, "an operator moves the robot")
+        np.copyto(self._operator_target, target, where=named)
+        np.clip(self._operator_target, self._limiter.lower, self._limiter.upper, out=self._operator_target)
+        self._timeline.stand(self._grid_ns, self._operator_target)
+        self._operator.feed(now_ns)
+
+    def hand_back(self, reason: str = "the operator handed back") -> None:
+        """End an operator's turn: brake, then follow chunks that answer observations from now on."""
+        if self.mode is Mode.OPERATOR:
+            self._brake(Event.HAND_BACK, reason)
 
     def set_speed_scale(self, scale: float) -> None:
         """Speed along the chunk, 0 to 1, reached at `speed_scale_rate`; 0 ends in HOLD. Raises ControlError."""
@@ -277,6 +325,8 @@ class ControlKernel:
         if self._joints_fresh.expired(now_ns - self._forgiven_ns) and self.mode in MOVING:
             age = self._joints_fresh.age_ns(now_ns) or 0
             self._brake(Event.FAULT, f"joint state is {age / 1e6:.0f} ms old")
+        if self.mode is Mode.OPERATOR and self._operator.expired(now_ns - self._forgiven_ns):
+            self.hand_back("the operator fell silent")
         tripped = self._reflex.watch(self._limiter.position, self._measured, self._torque, now_ns)
         if tripped and self.mode in MOVING:
             self._give_way(tripped)
@@ -353,7 +403,9 @@ class ControlKernel:
         pace = self._pace
         was_cautious = pace.cautious
         speed = pace.step(now_ns)
-        self._limiter.set_velocity_fraction(pace.velocity_fraction(now_ns))
+        # Along a chunk speed scaling slows time; what an operator says has no time of its own.
+        by_hand = speed if self.mode is Mode.OPERATOR else 1.0
+        self._limiter.set_velocity_fraction(by_hand * pace.velocity_fraction(now_ns))
         if pace.cautious:
             if self.mode is Mode.FOLLOW:
                 self._enter(Event.OVERLOAD, "ticks come late")
@@ -398,6 +450,8 @@ class ControlKernel:
         mode = after(self.mode, event)
         if mode is self.mode:
             return
+        if self.mode is Mode.OPERATOR:
+            self.handed_back_ns = self._not_before_ns = self._grid_ns
         self.counters.holds += mode is Mode.HOLD and event is not Event.REARM
         self.counters.faults += mode is Mode.FAULT
         self.mode, self.reason = mode, reason

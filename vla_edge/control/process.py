@@ -166,6 +166,27 @@ class ControllerProcess:
         box.fields["positions"][:points] = positions
         box.post(24 + 8 * points * len(names))
 
+    def send_operator(self, names: tuple[str, ...], position: np.ndarray) -> None:
+        """Hand over an operator's command: (len(names),) rad for some or all driven joints; none at all hands back.
+
+        Raises:
+            ControlError: a joint that is not driven, or a value that is not finite.
+        """
+        if not names:
+            self._send(Order.HAND_BACK)
+            return
+        unknown = [name for name in names if name not in self.joint_names]
+        if unknown or len(position) != len(names):
+            what = f"joint {unknown[0]!r}, which is not driven" if unknown else f"{len(position)} positions"
+            raise ControlError(f"the operator's command for {len(names)} joints has {what}")
+        if not np.isfinite(position).all():
+            raise ControlError("the operator's command is not finite")
+        box = self._block["operator"]
+        box.fields["stamp"][...] = time.monotonic_ns()
+        box.fields["position"][:] = np.nan
+        box.fields["position"][[self.joint_names.index(name) for name in names]] = position
+        box.post()
+
     def set_speed_scale(self, scale: float) -> None:
         """See ControlKernel. Raises ControlError."""
         if not 0.0 <= scale <= 1.0:

@@ -44,6 +44,7 @@ class Worker:
         self.loop = DeadlineLoop(plan.config.period_ns, self.tick)
         self._config, self._sink = plan.config, sink
         self._joints, self._chunk, self._orders = block["joints"], block["chunk"], block["orders"]
+        self._operator = block["operator"]
         self._command, self._report = block["command"], block["report"]
         self._work = LatenessHistogram()
         self._late_counts = np.frombuffer(self.loop.lateness.counts, np.int64)
@@ -75,6 +76,8 @@ class Worker:
             kernel.measure(fields["position"], fields["effort"], int(fields["stamp"]), deadline_ns)
         if self._orders.fetch():
             self._carry_out(deadline_ns)
+        if self._operator.fetch():
+            self._operate(deadline_ns)
         if self._chunk.fetch():
             self._take_chunk(deadline_ns)
         armed = kernel.advance(deadline_ns)
@@ -123,6 +126,12 @@ class Worker:
         except RejectedChunk as error:
             self._rejection = str(error).encode()
 
+    def _operate(self, now_ns: int) -> None:
+        try:
+            self.kernel.operate(self._operator.fields["position"], now_ns)
+        except ControlError as error:
+            self._rejection = str(error).encode()
+
     def _carry_out(self, now_ns: int) -> None:
         fields, kernel = self._orders.fields, self.kernel
         count = int(fields["count"])
@@ -142,6 +151,8 @@ class Worker:
                     kernel.emergency_stop(value > 0.0)
                 elif kind is Order.REARM:
                     self._rearm(now_ns)
+                elif kind is Order.HAND_BACK:
+                    kernel.hand_back()
                 elif kind is Order.STOP:
                     self.loop.stop()
             except ControlError as error:
@@ -172,6 +183,8 @@ class Worker:
         fields["mode"][...] = kernel.mode
         fields["speed"][...] = kernel.speed
         fields["chunk_stamp"][...] = kernel.chunk_stamp_ns or 0
+        fields["taken_over"][...] = kernel.taken_over_ns
+        fields["handed_back"][...] = kernel.handed_back_ns
         fields["offset"][...] = self._offset
         fields["orders_done"][...] = self._done
         fields["overruns"][...] = self.loop.overruns

@@ -19,6 +19,7 @@ from vla_edge.nodes.command_publisher import CommandPublisher
 from vla_edge.nodes.control_inputs import ControlInputs
 from vla_edge.nodes.exclusive import claim, refuse_second
 from vla_edge.nodes.health import Health, Level
+from vla_edge.nodes.interventions import Interventions
 from vla_edge.nodes.middleware import share_directory
 from vla_edge.nodes.params import Parameter, Parameters
 from vla_edge.nodes.run import prioritize, run_node
@@ -52,7 +53,7 @@ PARAMETERS = (
     Parameter("status_period", 0.5, "s between diagnostics", 0.1, 60.0),
     *CONTROL,
 )
-_LEVELS = {Mode.FOLLOW: Level.OK, Mode.HOLD: Level.OK, Mode.INIT: Level.WARN, Mode.SLOWDOWN: Level.WARN}
+_LEVELS = {Mode.FOLLOW: Level.OK, Mode.OPERATOR: Level.OK, Mode.HOLD: Level.OK, Mode.INIT: Level.WARN, Mode.SLOWDOWN: Level.WARN}
 
 
 def capsules_of(robot: Robot, said: str) -> str:
@@ -107,6 +108,7 @@ class ControllerNode(LifecycleNode):
         prioritize(values.feed_priority)
         self._inputs = ControlInputs(self, self._process, values.feed_priority)
         self._health = Health(self, robot.name)
+        self._interventions = Interventions(self)
         self._timer = self.create_timer(values.status_period, self._report)
 
     def on_activate(self, state) -> TransitionCallbackReturn:
@@ -122,6 +124,7 @@ class ControllerNode(LifecycleNode):
         self.close()
         self.destroy_timer(self._timer)
         self._health.destroy()
+        self._interventions.destroy()
         return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
@@ -137,13 +140,17 @@ class ControllerNode(LifecycleNode):
             self._claim = -1
 
     def _report(self) -> None:
-        report, counters = self._process.report(), self._process.report().counters
+        report = self._process.report()
+        counters = report.counters
+        self._interventions.tell(report)
         lateness, work = report.lateness.summary(), report.work.summary()
         values = {
             "mode": report.mode.name, "reason": report.reason, "speed": report.speed, "tick_hz": report.tick_hz,
             "ticks": counters.ticks, "overruns": report.overruns, "limit_hits": counters.limit_hits,
             "holds": counters.holds, "faults": counters.faults, "late": counters.late, "gaps": counters.gaps,
             "reflexes": counters.reflexes, "near_collisions": counters.near_collisions,
+            "interventions": counters.interventions,
+            "rejected.operator": counters.operator_refused + self._inputs.bad_operator,
             "chunks.accepted": counters.accepted, "rejected.joint_states": self._inputs.bad_joint_states
             + counters.bad_joint_states, "rejected.chunk_messages": self._inputs.bad_chunks,
             **{f"rejected.chunk.{reason}": count for reason, count in counters.rejected.items()},
