@@ -206,7 +206,7 @@ def test_limits_wider_than_the_revisions_are_refused_by_joint():
         check_revision(replace(g1(15).select(ARMS), revision=None), 11)
     check_revision(robot, 15)  # stricter limits are fine
     wide = replace(robot.joints[3], upper=2.5)
-    with pytest.raises(RevisionError, match="left_elbow_joint.*position"):
+    with pytest.raises(RevisionError, match="left_elbow_joint.*upper limit"):
         check_revision(replace(robot, joints=(*robot.joints[:3], wide, *robot.joints[4:])), 11)
     with pytest.raises(RevisionError, match="locked"):
         check_revision(replace(g1(15).select(("waist_roll_joint",)), revision=None), 16)

@@ -16,6 +16,7 @@ import numpy as np
 from vla_edge.control.capsules import CapsuleModel
 from vla_edge.control.config import ControlConfig
 from vla_edge.control.counters import Counters
+from vla_edge.control.grasp import Grasp
 from vla_edge.control.gravity import Gravity
 from vla_edge.control.limits import Limiter
 from vla_edge.control.modes import MOVING, Event, Mode, after
@@ -94,6 +95,7 @@ class ControlKernel:
             self.joint_names, config.tracking_error, robot.column("effort") * config.torque_band,
             int(config.reflex_time * NANOSECONDS),
         )
+        self._grasp = Grasp(robot.column("grasp_torque"))
         self._measured, self._torque = np.zeros(joints), np.zeros(joints)
         self._order_of: tuple[str, ...] = ()
         self._order = np.arange(joints)
@@ -160,6 +162,7 @@ class ControlKernel:
         self._not_before_ns = now_ns
         self._held = False
         self._reflex.forget()
+        self._grasp.release()
         self._pace.restart(now_ns)
         self._enter(Event.REARM, "re-armed")
 
@@ -393,6 +396,8 @@ class ControlKernel:
             # Standing is no progress: a chunk observed now will be entered at its beginning, however late it comes.
             timeline.advance(0.0)
         timeline.sample(now, self._after)
+        if self._grasp.fingers:
+            self._grasp.limit(self._after, limiter.position, self._torque)
         if limiter.step(self._before, self._after):
             self.counters.limit_hits += 1
         self._before, self._after = self._after, self._before
@@ -501,6 +506,11 @@ class ControlKernel:
     def chunk_stamp_ns(self) -> int | None:
         """Stamp of the newest chunk accepted since re-arming, ns."""
         return self._newest_ns
+
+    @property
+    def holding(self) -> int:
+        """How many fingers hold something."""
+        return self._grasp.holding
 
     @property
     def nearest(self) -> float:

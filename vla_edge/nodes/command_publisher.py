@@ -38,11 +38,17 @@ class CommandPublisher:
         self._period = setup.period
         self._fill = SINKS[sink](setup, self._node)
         self._publisher = self._node.create_publisher(self._fill.message_type(), topic, qos.COMMAND)
+        self._others = [
+            (self._node.create_publisher(kind, name, qos.COMMAND), fill)
+            for name, kind, fill in getattr(self._fill, "others", ())
+        ]
         self._spoke = False
 
     def __call__(self, command: JointCommand, mode: Mode) -> None:
         self._spoke = True
         self._publisher.publish(self._fill(command, mode))
+        for publisher, fill in self._others:
+            publisher.publish(fill(command, mode))
 
     def close(self) -> None:
         """Says what ends a sink, if it has begun, and leaves the network."""

@@ -24,6 +24,7 @@ from vla_edge.nodes.middleware import share_directory
 from vla_edge.nodes.params import Parameter, Parameters
 from vla_edge.nodes.run import prioritize, run_node
 from vla_edge.nodes.sinks import SINKS, SinkSetup
+from vla_edge.robots.dex3 import SIDES
 from vla_edge.robots.robot import Robot, load_robot
 from vla_edge.robots.unitree_frame import FrameOptions
 from vla_edge.types import VlaEdgeError
@@ -34,7 +35,8 @@ CONTROL = tuple(
     for row in ControlConfig.parameters()
 )
 PARAMETERS = (
-    Parameter("robot", "g1", "'g1', 'g1:<mode>', or a robot's YAML or URDF file"),
+    Parameter("robot", "g1", "'g1', 'g1:<mode>', either with '+dex3' for hands, a robot's YAML or URDF file, or URDF text"),
+    Parameter("robot_description", "", "URDF, its text or its file, whose limits the robot's may not exceed"),
     Parameter("joints", [""], "joints to drive, in command order; empty takes the robot's own list"),
     Parameter("sink", "joint_state", "message that joint_command carries", choices=tuple(SINKS)),
     Parameter("collision_model", "", "capsules that keep the robot's parts apart: 'auto' for those of a known robot, or "
@@ -88,8 +90,11 @@ class ControllerNode(LifecycleNode):
         config = ControlConfig(**{row.name: getattr(values, row.name) for row in CONTROL})
         robot = load_robot(values.robot)
         joints = tuple(name for name in values.joints if name) or robot.driven
+        if values.robot_description:
+            robot.select(joints).check_within(Robot.from_urdf(values.robot_description), "robot_description")
         setup = SinkSetup(
             robot.select(joints), 1.0 / config.command_rate, self.resolve_topic_name("lowstate"),
+            tuple(self.resolve_topic_name(f"dex3/{side}/cmd") for side in SIDES),
             FrameOptions(weight_ramp=values.unitree_weight_ramp, mode_pr=values.unitree_mode_pr,
                          waist=values.unitree_waist),
         )

@@ -31,17 +31,20 @@ class SinkSetup:
         robot: exactly the driven joints, in command order.
         period: s between commands.
         state_topic: resolved name of the robot's own state, for sinks that ask it something.
+        hand_topics: resolved names of the left and right hand's commands, for sinks that have hands.
         frame: for Unitree's sinks.
     """
 
     robot: Robot
     period: float
     state_topic: str = "/lowstate"
+    hand_topics: tuple[str, str] = ("/dex3/left/cmd", "/dex3/right/cmd")
     frame: FrameOptions = FrameOptions()
 
 
 class Sink(Protocol):
-    """Makes messages of commands. Made with (SinkSetup, rclpy node); may carry `farewell()`, the messages that end it.
+    """Makes messages of commands. Made with (SinkSetup, rclpy node); may carry `farewell()`, the messages that end it,
+    and `others`, further outlets as (topic, type, function like the sink's own).
 
     Attributes:
         topic: relative name that commands go to.

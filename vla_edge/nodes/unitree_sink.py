@@ -11,6 +11,7 @@ import time
 from vla_edge.control.modes import Mode
 from vla_edge.nodes import qos
 from vla_edge.nodes.stream import Stream
+from vla_edge.robots.dex3 import SIDES, HandFrame
 from vla_edge.robots.unitree_frame import UnitreeFrame, check_revision, read_low_state
 from vla_edge.types import JointCommand, VlaEdgeError
 
@@ -43,6 +44,8 @@ class ArmSdkSink:
         options = dataclasses.replace(setup.frame, kind=self.kind)
         self._frame = UnitreeFrame(setup.robot, options, mode_machine, setup.period)
         self.farewell = self._frame.farewell
+        hands = [(topic, HandFrame(setup.robot, side)) for side, topic in zip(SIDES, setup.hand_topics)]
+        self.others = [(topic, hand_command_type(), hand.fill) for topic, hand in hands if hand.driven]
 
     @staticmethod
     def message_type() -> type:
@@ -67,6 +70,13 @@ def load_messages() -> tuple[type, type]:
             f"Unitree's sinks need the message package unitree_hg: build unitree_ros2 and source it ({error})"
         ) from None
     return LowCmd, LowState
+
+
+def hand_command_type() -> type:
+    """HandCmd."""
+    from unitree_hg.msg import HandCmd
+
+    return HandCmd
 
 
 def ask_mode_machine(node, state_type: type, topic: str, patience: float = PATIENCE_S) -> int:

@@ -39,6 +39,8 @@ class Joint:
         home: resting position, rad.
         hardware_velocity: maker's limit, rad/s; `velocity` may not exceed it.
         index: motor index on the robot's own bus, None where the bus goes by name.
+        grasp_torque: N.m of measured torque at which a finger stops closing; its sign is the direction that closes it;
+            0 for a joint that is no finger.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Joint:
     hardware_velocity: float | None = None
     index: int | None = None
     jerk: float | None = None
+    grasp_torque: float = 0.0
 
     def __post_init__(self):
         if self.jerk is None and isinstance(self.acceleration, (int, float)):
@@ -146,6 +149,30 @@ class Robot:
         names = tuple(names)
         self.check(names)
         return replace(self, joints=tuple(self._by_name[name] for name in names), driven=names)
+
+    def check_within(self, other: Robot, where: str) -> None:
+        """Raise RobotError when a joint of this robot may do more than the same joint of another description.
+
+        Args:
+            other: holds the limits that count. where: what it is, for the sentence.
+        """
+        for joint in self.joints:
+            if joint.name not in other._by_name:
+                raise RobotError(f"joint {joint.name!r} does not exist in {where}; do not drive it, or mend one of them")
+            own = other._by_name[joint.name]
+            fastest = own.velocity if own.hardware_velocity is None else own.hardware_velocity
+            for what, unit, ours, theirs in (
+                ("lower limit", "rad", -joint.lower, -own.lower),
+                ("upper limit", "rad", joint.upper, own.upper),
+                ("velocity", "rad/s", joint.velocity, fastest),
+                ("torque", "N.m", joint.effort, own.effort or math.inf),
+            ):
+                if ours > theirs + 1e-6:
+                    sign = -1.0 if what == "lower limit" else 1.0
+                    raise RobotError(
+                        f"joint {joint.name!r}: {what} {sign * ours:g} {unit} contradicts {where}, which allows "
+                        f"{sign * theirs:g}; mend the one that is wrong"
+                    )
 
     def column(self, attribute: str) -> np.ndarray:
         """(J,) float64 of one numeric attribute over all joints, read-only."""
@@ -273,12 +300,19 @@ class Robot:
 
 
 def load_robot(name: str) -> Robot:
-    """A robot by name ("g1", "g1:13" for a mode), by YAML or URDF path, or from URDF text. Raises RobotError."""
+    """A robot by name, by YAML or URDF path, or from URDF text.
+
+    Names: "g1", "g1:13" for a hardware mode, "g1+dex3" or "g1:13+dex3" with hands.
+
+    Raises:
+        RobotError
+    """
     text = str(name).strip()
-    if text == "g1" or text.startswith("g1:"):
+    if text.partition("+")[0].partition(":")[0] == "g1":
         from vla_edge.robots.g1 import DEFAULT_MODE, g1
 
-        return g1(text[3:] or DEFAULT_MODE)
+        body, plus, hands = text.partition("+")
+        return g1(body[3:] or DEFAULT_MODE, hands if plus else "")
     if text.startswith("<") or text.lower().endswith(".urdf"):
         return Robot.from_urdf(text)
     if text.lower().endswith((".yaml", ".yml")):

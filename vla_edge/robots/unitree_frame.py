@@ -11,7 +11,7 @@ Three fields make a frame dead without a word when they are left at zero: `mode`
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,6 +28,7 @@ PARALLEL = (4, 5, 10, 11, 13, 14)
 """Motors whose meaning depends on `mode_pr`."""
 ARMS, WAIST = tuple(range(15, 29)), (12, 13, 14)
 KINDS = ("arm_sdk", "lowcmd")
+_LOCKED = ("waist_roll_joint", "waist_pitch_joint")
 CDR_HEADER = b"\x00\x01\x00\x00"  # little endian, no options
 
 MOTOR_CMD = np.dtype(
@@ -187,8 +188,12 @@ def _commanded(robot: Robot, options: FrameOptions) -> list[int]:
     """Places of the joints that go into the frame."""
     if options.kind not in KINDS:
         raise RobotError(f"a Unitree frame is one of {', '.join(KINDS)}, not {options.kind!r}")
+    from vla_edge.robots.dex3 import ALL_HAND_JOINTS
+
     chosen = []
     for place, joint in enumerate(robot.joints):
+        if joint.name in ALL_HAND_JOINTS:
+            continue  # they have a bus of their own
         if joint.index is None or not 0 <= joint.index < WEIGHT:
             raise RobotError(f"joint {joint.name!r} has no motor of a G1 (index 0 to 28); use the robot 'g1:<mode>'")
         if options.kind == "arm_sdk" and joint.index in WAIST and not options.waist:
@@ -217,6 +222,7 @@ def check_revision(robot: Robot, mode_machine: int) -> None:
     Raises:
         RevisionError: another hardware mode, a joint that mode has locked, or limits wider than its own.
     """
+    from vla_edge.robots.dex3 import ALL_HAND_JOINTS
     from vla_edge.robots.g1 import g1
 
     try:
@@ -228,19 +234,14 @@ def check_revision(robot: Robot, mode_machine: int) -> None:
             f"the robot says mode_machine {mode_machine}, the limits are for {robot.revision}; "
             f"start with robot:=g1:{mode_machine}"
         )
-    names = set(real.joint_names)
-    for joint in robot.joints:
-        if joint.name not in names:
+    body = [joint for joint in robot.joints if joint.name not in ALL_HAND_JOINTS]
+    for joint in body:
+        if joint.name in _LOCKED and joint.name not in real.joint_names:
             raise RevisionError(f"joint {joint.name!r} is locked in hardware mode {mode_machine}; do not drive it")
-        own = real.joint(joint.name)
-        for what, wider in (
-            ("position", joint.lower < own.lower or joint.upper > own.upper),
-            ("torque", joint.effort > own.effort),
-            ("velocity", joint.velocity > own.hardware_velocity),
-            ("motor index", joint.index != own.index),
-        ):
-            if wider:
-                raise RevisionError(
-                    f"joint {joint.name!r}: its {what} in the robot's description is not within that of hardware mode "
-                    f"{mode_machine}; use robot:=g1:{mode_machine} or mend the description"
-                )
+        if joint.name in real.joint_names and joint.index != real.joint(joint.name).index:
+            raise RevisionError(f"joint {joint.name!r} has motor index {joint.index}; it is {real.joint(joint.name).index}")
+    try:
+        for joint in body:
+            replace(robot, joints=(joint,), driven=()).check_within(real, f"hardware mode {mode_machine}")
+    except RobotError as error:
+        raise RevisionError(str(error)) from None
