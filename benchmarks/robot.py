@@ -78,8 +78,8 @@ def tick_rows(rate: int, options) -> list[Row]:
             n = int(number("controller", "ticks"))
             told = (
                 f"{number('controller', 'overruns'):.0f} deadlines passed before their tick and were made up, "
-                f"{number('controller', 'chunks.accepted'):.0f} chunks followed, mode {said['mode']}, real time: "
-                f"{said['realtime']}; engine p50 {number('vla', 'stage.engine_ms.p50'):.0f} ms at "
+                f"{number('controller', 'chunks.accepted'):.0f} chunks followed, mode {said['mode']} ({said['reason']}), "
+                f"real time: {said['realtime']}; engine p50 {number('vla', 'stage.engine_ms.p50'):.0f} ms at "
                 f"{number('vla', 'rate_hz'):.1f} Hz, {options.threads} thread(s), {os.cpu_count()} processors; a "
                 f"hypervisor took {100 * stolen / whole:.1f} % of their time"
             )

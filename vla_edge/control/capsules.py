@@ -178,7 +178,8 @@ def _read_bodies(data: Mapping, source: str) -> list[_Body]:
             raise CapsuleError(f"{source}: body {row['name']!r} has axis {axis}; give three numbers, not all zero")
         index[row["name"]] = len(bodies)
         place = _placed(row.get("position", (0, 0, 0)), row.get("rotation", (1, 0, 0, 0)))
-        bodies.append(_Body(row["name"], -1 if parent is None else index[parent], place, row.get("joint"), axis / length))
+        above = -1 if parent is None else index[parent]
+        bodies.append(_Body(row["name"], above, place, row.get("joint"), axis / length))
     return bodies
 
 

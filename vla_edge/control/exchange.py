@@ -75,8 +75,8 @@ class WorkerPlan:
 def layout(joints: int) -> dict[str, np.dtype]:
     """Mailboxes for J joints. All stamps are on the steady clock, ns; angles rad.
 
-    joints, chunk, operator, orders go to the controller; command and report come from it. `offset` is what to add to a steady
-    stamp to get one of the message clock.
+    joints, chunk, operator, orders go to the controller; command and report come from it. `offset` is what to add to a
+    steady stamp to get one of the message clock.
     """
     row = (np.float64, (joints,))
     return {
@@ -97,7 +97,8 @@ def layout(joints: int) -> dict[str, np.dtype]:
         "report": np.dtype(
             [("stamp", np.int64), ("began", np.int64), ("state", np.int64), ("mode", np.int64), ("speed", np.float64),
              ("chunk_stamp", np.int64), ("offset", np.int64), ("orders_done", np.int64), ("overruns", np.int64),
-             ("sink_errors", np.int64), ("taken_over", np.int64), ("handed_back", np.int64), ("granted", np.int64, (4,)), ("counters", np.int64, (len(COUNTERS),)),
+             ("sink_errors", np.int64), ("taken_over", np.int64), ("handed_back", np.int64),
+             ("granted", np.int64, (4,)), ("counters", np.int64, (len(COUNTERS),)),
              ("rejected", np.int64, (len(REJECTIONS),)), ("late_maximum", np.int64), ("work_maximum", np.int64),
              ("reason", "S240"), ("rejection", "S240"), ("refusal", "S240"), ("recipe", "S640"),
              ("lateness", np.int64, (BINS,)), ("work", np.int64, (BINS,))]

@@ -251,8 +251,8 @@ class ControlKernel:
                 worst = int(distance.argmax())
                 if distance[worst] > self.config.max_first_step:
                     raise ControlError(
-                        f"the operator's {self.joint_names[worst]} is {distance[worst]:.2f} rad from the robot's; bring "
-                        f"it within max_first_step {self.config.max_first_step:g} rad to take over"
+                        f"the operator's {self.joint_names[worst]} is {distance[worst]:.2f} rad from the robot's; "
+                        f"bring it within max_first_step {self.config.max_first_step:g} rad to take over"
                     )
         except ControlError:
             self.counters.operator_refused += 1

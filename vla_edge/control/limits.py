@@ -62,8 +62,10 @@ class Limiter:
         most, jerk = self.acceleration_limit * _INSIDE * period**2, self.jerk_limit * _JERK_INSIDE * period**3
         self._joints = [
             # Braking curves are for accelerations that change in much less time than the way back takes.
-            _Joint(float(m), float(j), float(low), float(high), period / max(catch_up_time, period, 2.0 * m / j * period),
-                   min(period / repulsion, 1.0) if repulsion else 1.0)
+            _Joint(
+                float(m), float(j), float(low), float(high), period / max(catch_up_time, period, 2.0 * m / j * period),
+                min(period / repulsion, 1.0) if repulsion else 1.0,
+            )
             for m, j, low, high in zip(most, jerk, self._lower, self._upper)
         ]
         reach, least, self._gain = np.array([reach_of_stops(*row) for row in zip(self._top, most, jerk)]).T.copy()
