@@ -10,7 +10,16 @@ from vla_edge.control.modes import Mode
 from vla_edge.robots.g1 import DRIVEN_JOINTS, LEFT_ARM, RIGHT_ARM, g1
 from vla_edge.robots.robot import RobotError
 from vla_edge.robots.unitree_frame import (
-    AB, CDR_HEADER, LOW_STATE, WEIGHT, FrameOptions, RevisionError, StateFrameError, UnitreeFrame, check_revision, crc32,
+    AB,
+    CDR_HEADER,
+    LOW_STATE,
+    WEIGHT,
+    FrameOptions,
+    RevisionError,
+    StateFrameError,
+    UnitreeFrame,
+    check_revision,
+    crc32,
     read_low_state,
 )
 from vla_edge.types import JointCommand

@@ -30,7 +30,6 @@ from vla_edge.control.watchdog import Watchdog
 from vla_edge.robots.robot import Robot, RobotError
 from vla_edge.types import NANOSECONDS, ActionChunk, JointCommand, JointState, VlaEdgeError
 
-
 _LOOK_EVERY_S = 0.004
 """s between looks at the distances between parts of the robot: a hand at 2 m/s moves 8 mm meanwhile."""
 _HARDEST_STOP = 0.95

@@ -20,7 +20,6 @@ from vla_edge.control.kernel import ControlError
 from vla_edge.control.lateness import LatenessHistogram
 from vla_edge.control.loop import DeadlineLoop
 from vla_edge.control.mailbox import SharedBlock
-from vla_edge.control.modes import Mode
 from vla_edge.control.realtime import request_realtime
 from vla_edge.control.screening import RejectedChunk
 from vla_edge.types import NANOSECONDS, ActionChunk, JointCommand, JointState, VlaEdgeError

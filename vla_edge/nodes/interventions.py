@@ -20,16 +20,17 @@ class Interventions:
     def __init__(self, node):
         self._node = node
         self._publisher = node.create_publisher(Header, "intervention", qos.EVERY_CHANGE)
-        self._told: tuple[int | None, int | None] = (None, None)
+        self._begun = self._ended = 0
 
     def tell(self, report: ControlReport) -> None:
         """Says what has changed since the last report."""
-        seen = (report.taken_over_ns, report.handed_back_ns)
-        if seen[0] is not None and seen[0] != self._told[0]:
-            self._say(OPERATOR, seen[0])
-        if seen[1] is not None and seen != self._told:
-            self._say(POLICY, seen[1])
-        self._told = seen
+        turns = report.counters.interventions
+        if turns > self._begun:
+            self._begun = turns
+            self._say(OPERATOR, report.taken_over_ns)
+        if self._ended < turns and report.handed_back_ns is not None:
+            self._ended = turns
+            self._say(POLICY, report.handed_back_ns)
 
     def destroy(self) -> None:
         """Takes the publisher back."""

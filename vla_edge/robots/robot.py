@@ -15,7 +15,6 @@ import numpy as np
 
 from vla_edge.types import VlaEdgeError
 
-
 FULL_ACCELERATION_TIME = 0.01
 """s from rest to the full acceleration, where a table gives no jerk."""
 
