@@ -41,7 +41,7 @@ def textbook(q):
     return np.array([g * (2.0 * 0.3 + 1.0 * 0.4) * np.sin(q[0]) + elbow, elbow])
 
 
-@pytest.mark.parametrize("library", ["mujoco", "pinocchio"])
+@pytest.mark.parametrize("library", ["mujoco", pytest.param("pinocchio", marks=pytest.mark.peers)])
 def test_torques_are_the_textbooks_by_either_library(path, library, monkeypatch):
     pytest.importorskip(library)
     import vla_edge.control.gravity as gravity
