@@ -96,6 +96,7 @@ class ControlKernel:
         )
         self._grasp = Grasp(robot.column("grasp_torque"))
         self._measured, self._torque = np.zeros(joints), np.zeros(joints)
+        self._finite = np.zeros(joints, bool)
         self._order_of: tuple[str, ...] = ()
         self._order = np.arange(joints)
         self._command = np.zeros((3, joints))
@@ -186,13 +187,13 @@ class ControlKernel:
         A torque that is not finite counts as not measured.
         """
         stamp_ns = stamp_ns or now_ns
-        if not np.isfinite(position).all() or stamp_ns > now_ns + self.config.future_tolerance * NANOSECONDS:
+        if not np.isfinite(position, self._finite).all() or stamp_ns > now_ns + self.config.future_tolerance * NANOSECONDS:
             self.counters.bad_joint_states += 1
             return False
         fed = self._joints_fresh.fed_ns
         if fed is None or stamp_ns >= fed:
             self._measured[:] = position
-            np.copyto(self._torque, torque, where=np.isfinite(torque))
+            np.copyto(self._torque, torque, where=np.isfinite(torque, self._finite))
             if stamp_ns != fed:
                 self._joints_fresh.feed(stamp_ns)
                 self._forgiven_ns = 0

@@ -76,6 +76,7 @@ class Limiter:
         # plan and no thought.
         self._next, self._simple = np.zeros((5, joints)), np.zeros((5, joints))
         self._simple[:3] = jerk, most, _LANDING * jerk
+        self._rows = tuple(self._next)
         self._exceeds, self._any = np.zeros((5, joints), bool), np.zeros(joints, bool)
         self._target, self._exact, self._wanted, self._scratch = (np.zeros(joints) for _ in range(4))
         self._differs = np.zeros(joints, bool)
@@ -123,7 +124,7 @@ class Limiter:
         """
         target, exact, scratch, position = self._target, self._exact, self._scratch, self.position
         following, simple, wanted = self._next, self._simple, self._wanted
-        jerk, acceleration, distance, velocity, place = following
+        jerk, acceleration, distance, velocity, place = self._rows
         maximum(after, self._lower, out=target)
         minimum(target, self._upper, out=target)
         # The acceleration that puts the command on the reference in one step, and what would come of it.
