@@ -22,7 +22,7 @@ KINDS = (
 
 def chunk_of(kind: str, rig: Rig, rng) -> ActionChunk:
     """One chunk of a kind, built around the running command so that many are accepted."""
-    lower, upper, top, *_ = rig.kernel.limits
+    lower, upper, top, *_ = rig.limits()
     points = int(rng.integers(2, 40))
     dt = float(rng.choice([0.002, 0.01, 0.02, 0.05, 0.2]))
     age, newest = float(rng.uniform(0.0, 0.9 * min(points * dt, 1.0))), rig.kernel.chunk_stamp_ns
@@ -132,7 +132,7 @@ def play(seed: int, config: ControlConfig, chunks: int, ticks: int = 30, names=D
         names: joints of the G1 that are driven.
     """
     rng, outcome = np.random.default_rng(seed), Outcome()
-    lower, upper = (Rig(config, names=names, armed=False).kernel.limits[i] for i in range(2))
+    lower, upper, *_ = Rig(config, names=names, armed=False).limits()
     rig = Rig(config, start=rng.uniform(lower, upper), settle=0.1, names=names)
     for _ in range(chunks):
         outcome.chunks += 1
@@ -159,7 +159,7 @@ def play(seed: int, config: ControlConfig, chunks: int, ticks: int = 30, names=D
 
 def judge(rig: Rig, outcome: Outcome) -> None:
     """Every command since the last `forget`; a tick that made up several grid steps is judged by the time passed."""
-    lower, upper, top, most, hardest = rig.kernel.limits
+    lower, upper, top, most, hardest = rig.limits()
     path, period = rig.path, rig.config.period
     outcome.commands += len(path)
     outcome.add("not finite", ~np.isfinite(path))

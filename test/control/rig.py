@@ -57,6 +57,11 @@ class Rig:
     def send(self, positions, **how) -> None:
         self.kernel.accept_chunk(self.chunk(positions, **how), self.now)
 
+    def limits(self) -> tuple[np.ndarray, ...]:
+        """(lower, upper, velocity, acceleration, jerk)."""
+        limits = self.kernel.limits
+        return limits.lower, limits.upper, limits.velocity, limits.acceleration, limits.jerk
+
     def run(self, seconds: float) -> None:
         for _ in range(round(seconds * self.config.tick_rate)):
             self.tick()
@@ -88,7 +93,7 @@ class Rig:
 
     def judge(self) -> None:
         """Assert that no command recorded since the last `forget` (at rest) left a limit, without any tolerance."""
-        lower, upper, top, most, hardest = self.kernel.limits
+        lower, upper, top, most, hardest = self.limits()
         velocity, acceleration, jerk = self.derivatives()
         assert np.isfinite(self.path).all()
         assert (self.path >= lower).all() and (self.path <= upper).all()

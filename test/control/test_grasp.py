@@ -85,9 +85,9 @@ def test_what_the_hand_does_stays_within_the_limits():
     for target in (hand.closed, np.zeros(7), hand.closed):
         hand.go(target, 1.2)
     path = np.array([np.zeros(7)] * 3 + hand.path)
-    lower, upper, top, most, hardest = hand.kernel.limits
-    assert (path >= lower).all() and (path <= upper).all()
-    for order, limit in ((1, top), (2, most), (3, hardest)):
+    limits = hand.kernel.limits
+    assert (path >= limits.lower).all() and (path <= limits.upper).all()
+    for order, limit in ((1, limits.velocity), (2, limits.acceleration), (3, limits.jerk)):
         assert (np.abs(np.diff(path, order, axis=0)) * 1000.0**order <= limit).all()
 
 

@@ -31,10 +31,10 @@ def test_a_take_over_and_a_hand_back_are_smooth_and_stamped():
     where, before = rig.path[-1], rig.now
     operate(rig, 1.0, lambda t: where + 0.1 * np.sin(2 * np.pi * t / 2))
     assert rig.kernel.mode is Mode.OPERATOR and rig.kernel.counters.interventions == 1
-    assert rig.kernel.taken_over_ns == pytest.approx(before, abs=2 * MS) and rig.kernel.handed_back_ns == 0
+    assert rig.kernel.operator.began_ns == pytest.approx(before, abs=2 * MS) and rig.kernel.operator.ended_ns == 0
     rig.kernel.hand_back()
     assert rig.kernel.mode is Mode.HOLD
-    assert rig.kernel.handed_back_ns == pytest.approx(rig.now, abs=2 * MS)
+    assert rig.kernel.operator.ended_ns == pytest.approx(rig.now, abs=2 * MS)
     rig.run(0.3)
     rig.send(np.tile(rig.measured + 0.05, (32, 1)), age=0.1)
     assert rig.kernel.mode is Mode.FOLLOW
@@ -119,7 +119,7 @@ def test_what_stops_the_robot_stops_the_operator(stop):
     else:
         rig.joints_every = 0
         rig.run(0.06)
-    assert rig.kernel.mode is Mode.FAULT and rig.kernel.handed_back_ns > 0
+    assert rig.kernel.mode is Mode.FAULT and rig.kernel.operator.ended_ns > 0
     rig.run(0.3)
     rig.judge()
 

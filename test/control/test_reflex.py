@@ -113,7 +113,7 @@ def test_rearming_forgets_a_reflex():
 
 def test_towards_a_limit_a_joint_moves_no_faster_than_its_distance_allows():
     rig = Rig(ControlConfig(start_ramp=0.0, limit_repulsion=0.2), start=np.where(np.arange(15) == 3, 1.0, 0.0))
-    upper = rig.kernel.limits[1][3]
+    upper = rig.kernel.limits.upper[3]
     ramp = np.minimum(np.arange(1, 33) * 0.05 / 0.5, 1.0)[:, None]
     rig.send(rig.measured + (np.where(np.arange(15) == 3, upper, 0.0) - rig.measured) * ramp, age=0.0)
     rig.run(3.0)

@@ -16,18 +16,21 @@ import numpy as np
 from vla_edge.control.capsules import CapsuleModel
 from vla_edge.control.config import ControlConfig
 from vla_edge.control.counters import Counters
+from vla_edge.control.feed_forward import FeedForward
 from vla_edge.control.grasp import Grasp
 from vla_edge.control.gravity import Gravity
 from vla_edge.control.limits import Limiter
+from vla_edge.control.measurement import Measurement
 from vla_edge.control.modes import MOVING, Event, Mode, after
+from vla_edge.control.operator import Operator, OperatorError
 from vla_edge.control.pace import Pace
 from vla_edge.control.reflex import Reflex
 from vla_edge.control.screening import RejectedChunk, Screening
 from vla_edge.control.self_collision import SelfCollision
 from vla_edge.control.spline import LEAST_STOP, ChunkSpline
 from vla_edge.control.timeline import Timeline
-from vla_edge.control.watchdog import Watchdog
-from vla_edge.robots.robot import Robot, RobotError
+from vla_edge.control.working_limits import WorkingLimits
+from vla_edge.robots.robot import Robot
 from vla_edge.types import NANOSECONDS, ActionChunk, JointCommand, JointState, VlaEdgeError
 
 _LOOK_EVERY_S = 0.004
@@ -52,6 +55,9 @@ class ControlKernel:
 
     Raises:
         RobotError: a name the robot does not have, limits that leave a joint no room, or gravity without torque limits.
+
+    Attributes:
+        limits: what no command leaves.
     """
 
     def __init__(
@@ -62,51 +68,35 @@ class ControlKernel:
         self.robot = robot = robot.select(tuple(joint_names))
         self.joint_names = robot.joint_names
         joints = len(self.joint_names)
-        lower = robot.column("lower") + config.position_margin
-        upper = robot.column("upper") - config.position_margin
-        if np.any(lower >= upper):
-            name = self.joint_names[int(np.argmax(lower - upper))]
-            raise RobotError(
-                f"joint {name!r} has no room left between its limits with a position_margin of "
-                f"{config.position_margin} rad; lower the margin"
-            )
-        velocity = robot.column("velocity") * config.velocity_scale
-        acceleration = robot.column("acceleration") * config.acceleration_scale
-        jerk = robot.column("jerk") * config.jerk_scale
+        self.limits = limits = WorkingLimits.of(robot, config)
         self._limiter = Limiter(
-            lower, upper, velocity, acceleration, jerk, config.period, config.catch_up_time, config.limit_repulsion
+            limits.lower, limits.upper, limits.velocity, limits.acceleration, limits.jerk, config.period,
+            config.catch_up_time, config.limit_repulsion,
         )
-        deceleration = config.stop_effort * acceleration
+        self._deceleration = deceleration = config.stop_effort * limits.acceleration
+        self._hardest = _HARDEST_STOP * limits.acceleration
         self._timeline = Timeline(
-            joints, config.period_ns, deceleration, velocity, jerk, config.blend_time, config.blend_time_max
+            joints, config.period_ns, deceleration, limits.velocity, limits.jerk, config.blend_time,
+            config.blend_time_max,
         )
-        self._deceleration, self._hardest, self._jerk = deceleration, _HARDEST_STOP * acceleration, jerk
         self._self_collision = None
         if capsules is not None:
             self._self_collision = SelfCollision(
-                capsules, config.collision_stop, config.collision_slow, deceleration
+                capsules, config.collision_stop, config.collision_slow, deceleration,
+                max(1, round(_LOOK_EVERY_S * config.tick_rate)),
             )
-        self._look_every = max(1, round(_LOOK_EVERY_S * config.tick_rate))
-        self._look_countdown = 1
-        self._screening = Screening(self.joint_names, lower, upper, velocity, config)
-        self._joints_fresh = Watchdog(int(config.joint_state_timeout * NANOSECONDS))
+        self._screening = Screening(self.joint_names, limits.lower, limits.upper, limits.velocity, config)
+        self._measured = Measurement(
+            self.joint_names, int(config.joint_state_timeout * NANOSECONDS), int(config.future_tolerance * NANOSECONDS)
+        )
         self._reflex = Reflex(
             self.joint_names, config.tracking_error, robot.column("effort") * config.torque_band,
             int(config.reflex_time * NANOSECONDS),
         )
         self._grasp = Grasp(robot.column("grasp_torque"))
-        self._measured, self._torque = np.zeros(joints), np.zeros(joints)
-        self._finite = np.zeros(joints, bool)
-        self._order_of: tuple[str, ...] = ()
-        self._order = np.arange(joints)
         self._command = np.zeros((3, joints))
         self._before, self._after = np.zeros(joints), np.zeros(joints)
-        self._gravity, self._most_torque = gravity, robot.column("effort") * config.torque_scale
-        if gravity is not None and np.any(robot.column("effort") <= 0.0):
-            name = self.joint_names[int(np.argmin(robot.column("effort")))]
-            raise RobotError(
-                f"joint {name!r} has no torque limit (effort); torque against gravity cannot be fed forward without one"
-            )
+        self._feed_forward = None if gravity is None else FeedForward(robot, gravity, config, limits.torque)
         self._grid_ns = 0
         self._newest_ns: int | None = None
         self._not_before_ns = 0
@@ -116,9 +106,7 @@ class ControlKernel:
         self._pace = Pace(config)
         self._held = False
         self._stopped = False
-        self._operator = Watchdog(int(config.operator_timeout * NANOSECONDS))
-        self._operator_target = np.zeros(joints)
-        self.taken_over_ns = self.handed_back_ns = 0
+        self.operator = Operator(self.joint_names, int(config.operator_timeout * NANOSECONDS), config.max_first_step)
         self.mode = Mode.INIT
         self.reason = "not armed yet"
         self.counters = Counters()
@@ -137,23 +125,24 @@ class ControlKernel:
         if self._stopped:
             raise ControlError("emergency stop is pressed; release it, then re-arm")
         if self.mode not in MOVING:
-            self._joints_fresh.forget()  # the source may have begun anew, on an earlier clock
+            self._measured.freshness.forget()  # the source may have begun anew, on an earlier clock
         if not self.update_joints(state, now_ns):
             raise ControlError("the joint state to start from lacks joints or is not finite; check joint_states")
-        if self._joints_fresh.expired(now_ns):
+        freshness, measured = self._measured.freshness, self._measured.position
+        if freshness.expired(now_ns):
             raise ControlError(
-                f"the joint state to start from is {self._joints_fresh.age_ns(now_ns) / 1e6:.0f} ms old, more than "
+                f"the joint state to start from is {freshness.age_ns(now_ns) / 1e6:.0f} ms old, more than "
                 f"joint_state_timeout {self.config.joint_state_timeout * 1e3:.0f} ms; check joint_states and clocks"
             )
         limiter = self._limiter
-        outside = np.maximum(limiter.lower - self._measured, self._measured - limiter.upper)
+        outside = np.maximum(limiter.lower - measured, measured - limiter.upper)
         worst = int(np.argmax(outside))
         if outside[worst] > self.config.rearm_tolerance + self.config.position_margin:
             raise ControlError(
-                f"joint {self.joint_names[worst]!r} stands at {self._measured[worst]:.3f} rad, "
+                f"joint {self.joint_names[worst]!r} stands at {measured[worst]:.3f} rad, "
                 f"{outside[worst]:.3f} rad outside its limits; move the robot inside before re-arming"
             )
-        limiter.restart(self._measured)
+        limiter.restart(measured)
         self._grid_ns = now_ns
         self._timeline.stand(now_ns, limiter.position)
         self._before[:] = limiter.position
@@ -171,32 +160,18 @@ class ControlKernel:
 
         A stamp of 0 counts as now. A measurement not newer than the last one does not count as fresh.
         """
-        names = state.names
-        if names is not self._order_of and names != self._order_of:
-            index = {name: i for i, name in enumerate(names)}
-            order = [index.get(name, -1) for name in self.joint_names]
-            if min(order) < 0:
-                self.counters.bad_joint_states += 1
-                return False
-            self._order, self._order_of = np.array(order), names
-        return self.measure(state.position[self._order], state.effort[self._order], state.stamp_ns, now_ns)
+        return self._heard(self._measured.update(state, now_ns))
 
     def measure(self, position: np.ndarray, torque: np.ndarray, stamp_ns: int, now_ns: int) -> bool:
-        """`update_joints` for values already in command order, (J,) rad and N.m.
+        """`update_joints` for values already in command order, (J,) rad and N.m."""
+        return self._heard(self._measured.take(position, torque, stamp_ns, now_ns))
 
-        A torque that is not finite counts as not measured.
-        """
-        stamp_ns = stamp_ns or now_ns
-        if not np.isfinite(position, self._finite).all() or stamp_ns > now_ns + self.config.future_tolerance * NANOSECONDS:
+    def _heard(self, fresh: bool | None) -> bool:
+        if fresh is None:
             self.counters.bad_joint_states += 1
             return False
-        fed = self._joints_fresh.fed_ns
-        if fed is None or stamp_ns >= fed:
-            self._measured[:] = position
-            np.copyto(self._torque, torque, where=np.isfinite(torque, self._finite))
-            if stamp_ns != fed:
-                self._joints_fresh.feed(stamp_ns)
-                self._forgiven_ns = 0
+        if fresh:
+            self._forgiven_ns = 0
         return True
 
     def accept_chunk(self, chunk: ActionChunk, now_ns: int) -> None:
@@ -215,7 +190,7 @@ class ControlKernel:
                 raise RejectedChunk("held", "a hold was requested or speed_scale is 0; resume first")
             if self._reflex.tripped:
                 raise RejectedChunk("yield", "the robot is giving way to a contact; it goes on once it is free")
-            spline = ChunkSpline(positions, chunk.dt, self.config.smoothing, self._deceleration, self._jerk)
+            spline = ChunkSpline(positions, chunk.dt, self.config.smoothing, self._deceleration, self.limits.jerk)
             entry = self._timeline.entry(spline, chunk.stamp_ns, self._grid_ns, self._pace.speed)
             command = self._state()
             self._screening.check_first_step(command[0], entry[0])
@@ -239,34 +214,21 @@ class ControlKernel:
         Raises:
             ControlError: not armed, held, or too far from the running command; counted.
         """
-        named = ~np.isnan(target)
         try:
             if self.mode not in MOVING or self._held:
-                raise ControlError(f"the controller is {'held' if self._held else f'in {self.mode.name}'}; an operator "
-                                   "can take over once it is re-armed or resumed")
-            if not np.isfinite(target[named]).all():
-                raise ControlError("the operator's command is not finite")
-            if self.mode is not Mode.OPERATOR:
-                distance = np.abs(np.where(named, target - self._limiter.position, 0.0))
-                worst = int(distance.argmax())
-                if distance[worst] > self.config.max_first_step:
-                    raise ControlError(
-                        f"the operator's {self.joint_names[worst]} is {distance[worst]:.2f} rad from the robot's; "
-                        f"bring it within max_first_step {self.config.max_first_step:g} rad to take over"
-                    )
-        except ControlError:
+                raise OperatorError(f"the controller is {'held' if self._held else f'in {self.mode.name}'}; an operator "
+                                    "can take over once it is re-armed or resumed")
+            self.operator.check(target, self._limiter.position, self.mode is not Mode.OPERATOR)
+        except OperatorError as error:
             self.counters.operator_refused += 1
-            raise
+            raise ControlError(str(error)) from None
         if self.mode is not Mode.OPERATOR:
             self.counters.interventions += 1
-            self.taken_over_ns, self.handed_back_ns = self._grid_ns, 0
-            self._operator_target[:] = self._limiter.position
+            self.operator.begin(self._limiter.position, self._grid_ns)
             self._ran_out_ns = None
             self._enter(Event.TAKE_OVER, "an operator moves the robot")
-        np.copyto(self._operator_target, target, where=named)
-        np.clip(self._operator_target, self._limiter.lower, self._limiter.upper, out=self._operator_target)
-        self._timeline.stand(self._grid_ns, self._operator_target)
-        self._operator.feed(now_ns)
+        aim = self.operator.aim(target, self.limits.lower, self.limits.upper, now_ns)
+        self._timeline.stand(self._grid_ns, aim)
 
     def hand_back(self, reason: str = "the operator handed back") -> None:
         """End an operator's turn: brake, then follow chunks that answer observations from now on."""
@@ -325,12 +287,14 @@ class ControlKernel:
         steps = (now_ns - self._grid_ns) // period
         if steps != 1:
             steps = self._irregular(steps, now_ns)
-        if self._joints_fresh.expired(now_ns - self._forgiven_ns) and self.mode in MOVING:
-            age = self._joints_fresh.age_ns(now_ns) or 0
+        if self._measured.freshness.expired(now_ns - self._forgiven_ns) and self.mode in MOVING:
+            age = self._measured.freshness.age_ns(now_ns) or 0
             self._brake(Event.FAULT, f"joint state is {age / 1e6:.0f} ms old")
-        if self.mode is Mode.OPERATOR and self._operator.expired(now_ns - self._forgiven_ns):
+        if self.mode is Mode.OPERATOR and self.operator.presence.expired(now_ns - self._forgiven_ns):
             self.hand_back("the operator fell silent")
-        tripped = self._reflex.watch(self._limiter.position, self._measured, self._torque, now_ns)
+        tripped = self._reflex.watch(
+            self._limiter.position, self._measured.position, self._measured.torque, now_ns
+        )
         if tripped and self.mode in MOVING:
             self._give_way(tripped)
         if self._self_collision is not None:
@@ -341,20 +305,16 @@ class ControlKernel:
 
     def _look_out(self, collision: SelfCollision) -> None:
         """Slow down, or brake into HOLD, where parts of the robot come close to each other."""
-        self._look_countdown -= 1
-        if self._look_countdown or self.mode not in MOVING:
-            self._look_countdown = max(self._look_countdown, 1)
-            return
-        self._look_countdown = self._look_every
-        self._pace.allowance = collision.look(self._limiter.position, self._limiter.velocity)
-        if collision.speed == 0.0 and self._timeline.following:
-            self.counters.near_collisions += 1
-            self._brake(Event.YIELD, collision.reason())
+        if self.mode in MOVING and collision.due():
+            self._pace.allowance = collision.look(self._limiter.position, self._limiter.velocity)
+            if collision.speed == 0.0 and self._timeline.following:
+                self.counters.near_collisions += 1
+                self._brake(Event.YIELD, collision.reason())
 
     def _give_way(self, reason: str) -> None:
         """Lead the command back to the measured position, which ends the push; then FAULT, or HOLD by configuration."""
         self.counters.reflexes += 1
-        self._timeline.stand(self._grid_ns, self._measured)
+        self._timeline.stand(self._grid_ns, self._measured.position)
         self._ran_out_ns = None
         self._enter(Event.YIELD if self.config.reflex_yields else Event.FAULT, reason)
 
@@ -397,7 +357,7 @@ class ControlKernel:
             timeline.advance(0.0)
         timeline.sample(now, self._after)
         if self._grasp.fingers:
-            self._grasp.limit(self._after, limiter.position, self._torque)
+            self._grasp.limit(self._after, limiter.position, self._measured.torque)
         if limiter.step(self._before, self._after):
             self.counters.limit_hits += 1
         self._before, self._after = self._after, self._before
@@ -456,7 +416,8 @@ class ControlKernel:
         if mode is self.mode:
             return
         if self.mode is Mode.OPERATOR:
-            self.handed_back_ns = self._not_before_ns = self._grid_ns
+            self.operator.end(self._grid_ns)
+            self._not_before_ns = self._grid_ns
         self.counters.holds += mode is Mode.HOLD and event is not Event.REARM
         self.counters.faults += mode is Mode.FAULT
         self.mode, self.reason = mode, reason
@@ -482,20 +443,10 @@ class ControlKernel:
 
         It is led in with the start ramp and never exceeds the torque limits; without a gravity model it is zero.
         """
-        if self._gravity is None:
+        if self._feed_forward is None:
             out[:] = 0.0
             return out
-        np.multiply(self._gravity.torque(self._limiter.position), self.config.gravity_scale, out)
-        out *= self._pace.ramp(self._grid_ns)
-        np.copyto(out, 0.0, where=~np.isfinite(out))
-        return np.clip(out, -self._most_torque, self._most_torque, out=out)
-
-    @property
-    def limits(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(lower rad, upper rad, velocity rad/s, acceleration rad/s^2, jerk rad/s^3), each (J,): no command leaves
-        them."""
-        limiter = self._limiter
-        return limiter.lower, limiter.upper, limiter.velocity_limit, limiter.acceleration_limit, limiter.jerk_limit
+        return self._feed_forward.torque(self._limiter.position, self._pace.ramp(self._grid_ns), out)
 
     @property
     def grid_ns(self) -> int:

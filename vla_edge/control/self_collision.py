@@ -22,18 +22,28 @@ class SelfCollision:
         model: capsules of the driven joints.
         stop, slow: m, distances at which it stands, and from which it slows down.
         deceleration: (J,) rad/s^2 of a planned stop.
+        every: ticks between looks.
 
     Attributes:
         speed: allowed fraction, 0 to 1, as of the last look.
         nearest: m, the smallest distance watched as of the last look.
     """
 
-    def __init__(self, model: CapsuleModel, stop: float, slow: float, deceleration: np.ndarray):
+    def __init__(self, model: CapsuleModel, stop: float, slow: float, deceleration: np.ndarray, every: int):
         self._model, self._stop, self._range = model, stop, max(slow - stop, 1e-6)
         self._deceleration = deceleration
         self._postures = np.zeros((2, len(deceleration)))
         self.speed, self.nearest = 1.0, float("inf")
         self._pair = 0
+        self._every, self._countdown = every, 1
+
+    def due(self) -> bool:
+        """Whether this tick, told by calling, is one to look in."""
+        self._countdown -= 1
+        if self._countdown > 0:
+            return False
+        self._countdown = self._every
+        return True
 
     def look(self, position: np.ndarray, velocity: np.ndarray) -> float:
         """Speed allowed at a command (J,) rad that moves at (J,) rad/s."""

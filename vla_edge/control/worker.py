@@ -182,8 +182,8 @@ class Worker:
         fields["mode"][...] = kernel.mode
         fields["speed"][...] = kernel.speed
         fields["chunk_stamp"][...] = kernel.chunk_stamp_ns or 0
-        fields["taken_over"][...] = kernel.taken_over_ns
-        fields["handed_back"][...] = kernel.handed_back_ns
+        fields["taken_over"][...] = kernel.operator.began_ns
+        fields["handed_back"][...] = kernel.operator.ended_ns
         fields["offset"][...] = self._offset
         fields["orders_done"][...] = self._done
         fields["overruns"][...] = self.loop.overruns
@@ -209,7 +209,7 @@ class Worker:
 def rehearse(plan: WorkerPlan) -> None:
     """Run a second kernel through its paces, so that the first real tick finds code and pages warm."""
     kernel = plan.kernel()
-    middle = (kernel.limits[0] + kernel.limits[1]) / 2
+    middle = (kernel.limits.lower + kernel.limits.upper) / 2
     still = np.zeros_like(middle)
     now, period = NANOSECONDS, plan.config.period_ns
     kernel.rearm(JointState(now, kernel.joint_names, middle), now)

@@ -12,13 +12,13 @@ import time
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 
 from vla_edge.control.config import ControlConfig
-from vla_edge.control.modes import Mode
 from vla_edge.control.process import ControllerProcess
 from vla_edge.control.realtime import RealtimeRequest
 from vla_edge.nodes.command_publisher import CommandPublisher
 from vla_edge.nodes.control_inputs import ControlInputs
+from vla_edge.nodes.controller_status import status_level, status_values
 from vla_edge.nodes.exclusive import claim, refuse_second
-from vla_edge.nodes.health import Health, Level
+from vla_edge.nodes.health import Health
 from vla_edge.nodes.interventions import Interventions
 from vla_edge.nodes.middleware import share_directory
 from vla_edge.nodes.params import Parameter, Parameters
@@ -55,7 +55,6 @@ PARAMETERS = (
     Parameter("status_period", 0.5, "s between diagnostics", 0.1, 60.0),
     *CONTROL,
 )
-_LEVELS = {Mode.FOLLOW: Level.OK, Mode.OPERATOR: Level.OK, Mode.HOLD: Level.OK, Mode.INIT: Level.WARN, Mode.SLOWDOWN: Level.WARN}
 
 
 def capsules_of(robot: Robot, said: str) -> str:
@@ -146,30 +145,8 @@ class ControllerNode(LifecycleNode):
 
     def _report(self) -> None:
         report = self._process.report()
-        counters = report.counters
         self._interventions.tell(report)
-        lateness, work = report.lateness.summary(), report.work.summary()
-        values = {
-            "mode": report.mode.name, "reason": report.reason, "speed": report.speed, "tick_hz": report.tick_hz,
-            "ticks": counters.ticks, "overruns": report.overruns, "limit_hits": counters.limit_hits,
-            "holds": counters.holds, "faults": counters.faults, "late": counters.late, "gaps": counters.gaps,
-            "reflexes": counters.reflexes, "near_collisions": counters.near_collisions,
-            "interventions": counters.interventions,
-            "rejected.operator": counters.operator_refused + self._inputs.bad_operator,
-            "chunks.accepted": counters.accepted, "rejected.joint_states": self._inputs.bad_joint_states
-            + counters.bad_joint_states, "rejected.chunk_messages": self._inputs.bad_chunks,
-            **{f"rejected.chunk.{reason}": count for reason, count in counters.rejected.items()},
-            **{f"lateness_us.{name}": value for name, value in lateness.items()},
-            **{f"work_us.{name}": value for name, value in work.items()},
-            "sink_errors": report.sink_errors, "last_rejection": report.rejection, "last_problem": self._inputs.last_problem,
-            "realtime": report.grant.recipe or "granted", "report_age_s": report.age,
-        }
-        level, message = _LEVELS.get(report.mode, Level.ERROR), f"{report.mode.name}: {report.reason}"
-        if not self._process.alive or report.age > 1.0:
-            level, message = Level.ERROR, "the controller's process is gone; restart this node"
-        elif level is Level.OK and report.grant.recipe:
-            level, message = Level.WARN, f"{message}; {report.grant.recipe}"
-        self._health.publish(level, message, values)
+        self._health.publish(*status_level(report, self._process.alive), status_values(report, self._inputs))
 
 
 def main(args=None) -> None:
