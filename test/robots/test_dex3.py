@@ -5,10 +5,10 @@ import pytest
 from test_unitree_frame import DEFINITIONS
 
 from vla_edge.control.modes import Mode
-from vla_edge.robots.dex3 import HAND_JOINTS, HandFrame, dex3
+from vla_edge.robots.dex3 import HAND_JOINTS, HandFrame, dex3, read_hand_state
 from vla_edge.robots.g1 import DRIVEN_JOINTS, LEFT_ARM, g1
 from vla_edge.robots.robot import RobotError, load_robot
-from vla_edge.robots.unitree_frame import FrameOptions, UnitreeFrame, check_revision
+from vla_edge.robots.unitree_frame import CDR_HEADER, FrameOptions, StateFrameError, UnitreeFrame, check_revision
 from vla_edge.types import JointCommand
 
 
@@ -62,6 +62,29 @@ def test_a_hands_frame_is_the_serialized_message_of_another_library():
             np.testing.assert_array_equal(
                 np.float32([motor.q, motor.dq, motor.tau, motor.kp, motor.kd]), np.float32(wanted)
             )
+
+
+def test_a_hands_state_is_read_as_another_library_writes_it():
+    from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+
+    store, types = get_typestore(Stores.ROS2_JAZZY), {}
+    state = "unitree_hg/MotorState[] motor_state\nfloat32 power_v"  # and more that is not read
+    for name, text in (("MotorState", DEFINITIONS["unitree_hg/msg/MotorState"]), ("HandState", state)):
+        types.update(get_types_from_msg(text, f"unitree_hg/msg/{name}"))
+    store.register(types)
+    motor, hand = store.types["unitree_hg/msg/MotorState"], store.types["unitree_hg/msg/HandState"]
+    values = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
+    motors = [
+        motor(1, *row, np.array([30, 31], np.int16), 24.0, np.zeros(2, np.uint32), 0, np.zeros(4, np.uint32))
+        for row in values
+    ]
+    frame = bytes(store.serialize_cdr(hand(motors, 12.0), "unitree_hg/msg/HandState"))
+    read = read_hand_state(frame)
+    for column, name in enumerate(("q", "dq", "ddq", "tau_est")):
+        np.testing.assert_array_equal(read[name], values[:, column])
+    for wrong in (frame[:100], CDR_HEADER + b"\x06" + frame[5:], b"\0\0\0\0" + frame[4:]):
+        with pytest.raises(StateFrameError, match="Dex3 has 7"):
+            read_hand_state(wrong)
 
 
 def test_a_hand_none_of_whose_joints_is_driven_says_nothing():

@@ -45,7 +45,7 @@ class ArmSdkSink:
         self._frame = UnitreeFrame(setup.robot, options, mode_machine, setup.period)
         self.farewell = self._frame.farewell
         hands = [(topic, HandFrame(setup.robot, side)) for side, topic in zip(SIDES, setup.hand_topics)]
-        self.others = [(topic, hand_command_type(), hand.fill) for topic, hand in hands if hand.driven]
+        self.others = [(topic, load_messages()[2], hand.fill) for topic, hand in hands if hand.driven]
 
     @staticmethod
     def message_type() -> type:
@@ -61,22 +61,15 @@ class LowCmdSink(ArmSdkSink):
     kind, topic = "lowcmd", "lowcmd"
 
 
-def load_messages() -> tuple[type, type]:
-    """(LowCmd, LowState). Raises SinkError."""
+def load_messages() -> tuple[type, ...]:
+    """(LowCmd, LowState, HandCmd, HandState). Raises SinkError."""
     try:
-        from unitree_hg.msg import LowCmd, LowState
+        from unitree_hg.msg import HandCmd, HandState, LowCmd, LowState
     except ImportError as error:
         raise SinkError(
             f"Unitree's sinks need the message package unitree_hg: build unitree_ros2 and source it ({error})"
         ) from None
-    return LowCmd, LowState
-
-
-def hand_command_type() -> type:
-    """HandCmd."""
-    from unitree_hg.msg import HandCmd
-
-    return HandCmd
+    return LowCmd, LowState, HandCmd, HandState
 
 
 def ask_mode_machine(node, state_type: type, topic: str, patience: float = PATIENCE_S) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from vla_edge.control.modes import Mode
 from vla_edge.robots.robot import Joint, Robot
-from vla_edge.robots.unitree_frame import CDR_HEADER, MOTOR_CMD
+from vla_edge.robots.unitree_frame import CDR_HEADER, MOTOR_CMD, MOTOR_STATE, StateFrameError
 from vla_edge.types import JointCommand
 
 SIDES = ("left", "right")
@@ -20,7 +20,7 @@ WORKING_VELOCITY, WORKING_ACCELERATION = 3.0, 60.0
 GRASP_TORQUE = 0.5
 """N.m at which a closing finger stops, about a third of what its motor can do."""
 
-# In motor order: (name, lower, upper, N.m, closing direction) of the left hand; the right one mirrors all but the first.
+# In motor order: (name, lower, upper, N.m, closing direction) of the left hand; the right one mirrors it.
 _JOINTS = (
     ("thumb_0", -1.05, 1.05, 2.45, 0),
     ("thumb_1", -0.724, 1.05, 1.4, 1),
@@ -47,6 +47,15 @@ def dex3(side: str) -> tuple[Joint, ...]:
 
 HAND_JOINTS = {side: tuple(joint.name for joint in dex3(side)) for side in SIDES}
 ALL_HAND_JOINTS = frozenset(HAND_JOINTS["left"] + HAND_JOINTS["right"])
+
+
+def read_hand_state(frame: bytes) -> np.ndarray:
+    """(7,) motor states of a serialized HandState, which begins with them. Raises StateFrameError."""
+    start, count = len(CDR_HEADER), len(_JOINTS)
+    told = int.from_bytes(frame[start : start + 4], "little")
+    if frame[:2] != CDR_HEADER[:2] or told != count or len(frame) < start + 4 + count * MOTOR_STATE.itemsize:
+        raise StateFrameError(f"a HandState of {told} motors in {len(frame)} bytes; a Dex3 has {count}. Is it another hand's?")
+    return np.frombuffer(frame, MOTOR_STATE, count, start + 4)
 
 
 class HandFrame:

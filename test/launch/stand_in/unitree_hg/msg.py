@@ -2,4 +2,4 @@
 
 from std_msgs.msg import UInt8MultiArray
 
-HandCmd = LowCmd = LowState = UInt8MultiArray
+HandCmd = HandState = LowCmd = LowState = UInt8MultiArray
