@@ -74,7 +74,7 @@ def test_from_arming_through_a_chunk_to_its_target(controller):
     assert abs(command.stamp_ns - time.time_ns()) < 500_000_000
     report = controller.report()
     assert report.chunk_stamp_ns == pytest.approx(time.time_ns(), abs=5e9)
-    assert report.lateness.total + report.overruns >= report.counters.ticks > 100
+    assert report.lateness.total + report.overruns >= report.counters.ticks > 0
 
 
 def test_names_are_matched_and_what_does_not_match_is_refused(controller):
