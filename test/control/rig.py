@@ -23,9 +23,12 @@ class Rig:
         settle: s of standing before START, so that a chunk may answer an observation from before it.
     """
 
-    def __init__(self, config=None, start=None, joints_every=2, armed=True, names=DRIVEN_JOINTS, settle=1.0):
+    def __init__(
+        self, config=None, start=None, joints_every=2, armed=True, names=DRIVEN_JOINTS, settle=1.0,
+        capsules=None,
+    ):
         self.config = config or ControlConfig(start_ramp=0.0)
-        self.kernel = ControlKernel(g1(), names, self.config)
+        self.kernel = ControlKernel(g1(), names, self.config, capsules)
         self.names = self.kernel.joint_names
         self.now = START - round(settle * 1e9) if armed else START
         self.measured = np.zeros(len(names)) if start is None else np.array(start, float)
@@ -54,6 +57,11 @@ class Rig:
     def send(self, positions, **how) -> None:
         self.kernel.accept_chunk(self.chunk(positions, **how), self.now)
 
+    def limits(self) -> tuple[np.ndarray, ...]:
+        """(lower, upper, velocity, acceleration, jerk)."""
+        limits = self.kernel.limits
+        return limits.lower, limits.upper, limits.velocity, limits.acceleration, limits.jerk
+
     def run(self, seconds: float) -> None:
         for _ in range(round(seconds * self.config.tick_rate)):
             self.tick()
@@ -77,7 +85,7 @@ class Rig:
 
     def derivatives(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Finite differences of the recorded path, up to jerk; begins at rest."""
-        path = np.concatenate([self.path[:1]] * 2 + [self.path])
+        path = np.concatenate([self.path[:1]] * 3 + [self.path])
         rate = self.config.tick_rate
         velocity = np.diff(path, axis=0) * rate
         acceleration = np.diff(velocity, axis=0) * rate
@@ -85,12 +93,13 @@ class Rig:
 
     def judge(self) -> None:
         """Assert that no command recorded since the last `forget` (at rest) left a limit, without any tolerance."""
-        lower, upper, top, most = self.kernel.limits
-        velocity, acceleration, _ = self.derivatives()
+        lower, upper, top, most, hardest = self.limits()
+        velocity, acceleration, jerk = self.derivatives()
         assert np.isfinite(self.path).all()
         assert (self.path >= lower).all() and (self.path <= upper).all()
         assert (np.abs(velocity) <= top).all(), np.abs(velocity).max()
         assert (np.abs(acceleration) <= most).all(), np.abs(acceleration).max()
+        assert (np.abs(jerk) <= hardest).all(), np.abs(jerk).max()
 
 
 def sine(rig: Rig, seconds, amplitude=0.3, hertz=0.4) -> np.ndarray:

@@ -255,7 +255,7 @@ def test_a_late_tick_never_steps_further_than_the_limits_allow_for_its_steps(lat
     before = rig.kernel.counters.steps
     rig.tick(late_ns=late * MS)
     assert rig.kernel.counters.steps - before == steps
-    top = rig.kernel.limits[2]
+    top = rig.kernel.limits.velocity
     assert (np.abs(rig.path[-1] - rig.path[-2]) <= steps * top * 1e-3).all()
     rig.run(0.3)
     seconds = (rig.times[-1] - START) * 1e-9

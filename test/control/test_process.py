@@ -74,7 +74,7 @@ def test_from_arming_through_a_chunk_to_its_target(controller):
     assert abs(command.stamp_ns - time.time_ns()) < 500_000_000
     report = controller.report()
     assert report.chunk_stamp_ns == pytest.approx(time.time_ns(), abs=5e9)
-    assert report.lateness.total + report.overruns >= report.counters.ticks > 100
+    assert report.lateness.total + report.overruns >= report.counters.ticks > 0
 
 
 def test_names_are_matched_and_what_does_not_match_is_refused(controller):
@@ -113,6 +113,32 @@ def test_orders_are_carried_out_in_order(controller):
     assert wait_for(lambda: controller.report().speed <= 0.5)
     with pytest.raises(ControlError):
         controller.set_speed_scale(2.0)
+
+
+@pytest.mark.parametrize("jump_s", [3600, -3600])
+def test_a_jump_of_the_message_clock_moves_nothing_and_stops_nothing(jump_s):
+    jump = [0]
+
+    def clock():
+        return time.time_ns() + jump[0]
+
+    def chunk(target):
+        return ActionChunk(clock(), DRIVEN_JOINTS, np.full((32, 15), target), 0.05)
+
+    with ControllerProcess(g1(), DRIVEN_JOINTS, PATIENT, realtime=GENTLE, clock=clock) as controller:
+        controller.send_joints(state())
+        controller.rearm()
+        controller.send_chunk(chunk(0.2))
+        assert wait_for(lambda: controller.report().counters.accepted == 1)
+        jump[0] = jump_s * 1_000_000_000
+        controller.send_joints(JointState(clock(), DRIVEN_JOINTS, np.zeros(15)))
+        assert wait_for(lambda: np.abs(controller.command().position - 0.2).max() < 1e-4)
+        time.sleep(0.05)
+        controller.send_chunk(chunk(0.1))
+        assert wait_for(lambda: controller.report().counters.accepted == 2)
+        assert wait_for(lambda: np.abs(controller.command().position - 0.1).max() < 1e-4)
+        assert abs(controller.command().stamp_ns - clock()) < 500_000_000
+        assert controller.report().counters.faults == 0
 
 
 def test_silent_joint_states_end_in_fault():

@@ -15,7 +15,7 @@ def points():
 
 
 def make(points, smoothing=0.0):
-    return ChunkSpline(points, DT, smoothing, np.full(points.shape[1], 20.0))
+    return ChunkSpline(points, DT, smoothing, np.full(points.shape[1], 20.0), np.full(points.shape[1], 2000.0))
 
 
 def test_it_is_scipys_natural_cubic_spline(points):

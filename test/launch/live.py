@@ -25,7 +25,7 @@ class NodeProcess:
     Args:
         executable: module in vla_edge.nodes.
         namespace: keeps tests apart from each other.
-        parameters: name -> value as on the command line.
+        parameters: name -> value as on the command line; names that begin with __ remap the node itself.
         log: file for everything it prints.
     """
 
@@ -33,7 +33,7 @@ class NodeProcess:
         command = [sys.executable, "-c", f"from vla_edge.nodes.{executable} import main; main()", "--ros-args"]
         command += ["-r", f"__ns:={namespace}"]
         for name, value in parameters.items():
-            command += ["-p", f"{name}:={value}"]
+            command += ["-r" if name.startswith("__") else "-p", f"{name}:={value}"]
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")]))
         self._log = log
         with log.open("wb") as stream:

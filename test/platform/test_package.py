@@ -16,7 +16,7 @@ SOURCES = sorted((ROOT / "vla_edge").rglob("*.py"))
 ROS = {
     "ament_index_python", "builtin_interfaces", "cv_bridge", "diagnostic_msgs", "launch", "launch_ros",
     "lifecycle_msgs", "rcl_interfaces", "rclpy", "rosidl_runtime_py", "sensor_msgs", "std_msgs", "std_srvs",
-    "trajectory_msgs",
+    "trajectory_msgs", "unitree_hg",
 }
 """ROS packages that vla_edge.nodes imports, by the names of package.xml."""
 ROSDEP = {
@@ -27,7 +27,7 @@ ROSDEP = {
 (python3-zstandard, python3-lz4) ends `rosdep install` before it has installed anything."""
 PYPI = {
     "cv2": "opencv-python-headless", "yaml": "pyyaml", "PIL": "pillow", "modelopt": "nvidia-modelopt",
-    "neural_compressor": "neural-compressor-pt",
+    "neural_compressor": "neural-compressor-pt", "pinocchio": "pin",
 }  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_every_import_is_a_declared_dependency():
     assert wanted - known == set(), "declare it in setup.py"
     package = ElementTree.parse(ROOT / "package.xml").getroot()
     exec_depends = {element.text for element in package.iter("exec_depend")}
-    assert (wanted & ROS) - {"rosidl_runtime_py"} <= exec_depends
+    assert (wanted & ROS) - {"rosidl_runtime_py", "unitree_hg"} <= exec_depends  # Unitree's is no package of a distribution
 
 
 def test_every_dependency_is_imported_by_something():

@@ -131,6 +131,34 @@ def test_an_unknown_robot_is_refused_with_what_may_be_given():
         load_robot("/nowhere/h1.yaml")
 
 
+def test_limits_that_contradict_another_description_are_refused_by_joint_and_number():
+    urdf = Robot.from_urdf(URDF)
+    inside = Robot("r", (joint(name="elbow", lower=-0.9, upper=1.9, velocity=3.0, effort=20.0),))
+    inside.check_within(urdf, "robot_description")
+    for changes, says in (
+        (dict(lower=-1.2), "lower limit -1.2 rad contradicts robot_description, which allows -1"),
+        (dict(upper=2.5), "upper limit 2.5 rad"),
+        (dict(velocity=40.0), "velocity 40 rad/s"),
+        (dict(effort=30.0), "torque 30 N.m"),
+        (dict(name="wrist"), "'wrist' does not exist in robot_description"),
+    ):
+        wrong = {**dict(name="elbow", lower=-0.9, upper=1.9, velocity=3.0, effort=20.0), **changes}
+        with pytest.raises(RobotError, match=says):
+            Robot("r", (joint(**wrong),)).check_within(urdf, "robot_description")
+
+
+def test_jerk_is_a_hundred_times_the_acceleration_where_it_is_not_given_and_follows_it():
+    assert joint().jerk == 2000.0 and joint(jerk=50.0).jerk == 50.0
+    assert Robot("r", (joint(jerk=50.0),)).with_limits(acceleration=10.0).joints[0].jerk == 25.0
+    with pytest.raises(RobotError, match="jerk"):
+        joint(jerk=0.0)
+
+
+def test_a_revision_that_is_no_number_is_refused():
+    with pytest.raises(RobotError, match="revision"):
+        Robot.from_dict({**Robot("r", (joint(),)).to_dict(), "revision": "five"})
+
+
 def test_limits_can_be_lowered_for_all_joints_but_not_above_the_hardware():
     robot = Robot("r", (joint(hardware_velocity=5.0),))
     assert robot.with_limits(velocity=1.0).joints[0].velocity == 1.0

@@ -16,6 +16,9 @@ class Counters:
         limit_hits: steps in which a limit changed the command.
         holds, faults: entries into these modes, re-arming apart.
         late: ticks `late_ticks` or more late. gaps: pauses of `pause_ticks` or more.
+        reflexes: times the robot gave way to a contact.
+        near_collisions: times it stopped before parts of the robot touched.
+        interventions: times an operator took over. operator_refused: commands of an operator refused.
         accepted: chunks taken. rejected: reason -> chunks refused. bad_joint_states: messages refused.
     """
 
@@ -28,4 +31,8 @@ class Counters:
     gaps: int = 0
     accepted: int = 0
     bad_joint_states: int = 0
+    reflexes: int = 0
+    near_collisions: int = 0
+    interventions: int = 0
+    operator_refused: int = 0
     rejected: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REJECTIONS, 0))

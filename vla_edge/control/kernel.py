@@ -13,19 +13,28 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from vla_edge.control.capsules import CapsuleModel
 from vla_edge.control.config import ControlConfig
 from vla_edge.control.counters import Counters
+from vla_edge.control.feed_forward import FeedForward
+from vla_edge.control.grasp import Grasp
+from vla_edge.control.gravity import Gravity
 from vla_edge.control.limits import Limiter
+from vla_edge.control.measurement import Measurement
 from vla_edge.control.modes import MOVING, Event, Mode, after
+from vla_edge.control.operator import Operator, OperatorError
 from vla_edge.control.pace import Pace
+from vla_edge.control.reflex import Reflex
 from vla_edge.control.screening import RejectedChunk, Screening
+from vla_edge.control.self_collision import SelfCollision
 from vla_edge.control.spline import LEAST_STOP, ChunkSpline
 from vla_edge.control.timeline import Timeline
-from vla_edge.control.watchdog import Watchdog
-from vla_edge.robots.robot import Robot, RobotError
+from vla_edge.control.working_limits import WorkingLimits
+from vla_edge.robots.robot import Robot
 from vla_edge.types import NANOSECONDS, ActionChunk, JointCommand, JointState, VlaEdgeError
 
-
+_LOOK_EVERY_S = 0.004
+"""s between looks at the distances between parts of the robot: a hand at 2 m/s moves 8 mm meanwhile."""
 _HARDEST_STOP = 0.95
 """Fraction of the acceleration limits that a stop into FAULT or DAMP uses."""
 
@@ -41,41 +50,53 @@ class ControlKernel:
         robot: joint table with working limits.
         joint_names: the J driven joints in command order; every chunk has to name exactly these, in any order.
         config: numbers.
+        capsules: of these joints in this order, for distances between parts of the robot; None not to watch them.
+        gravity: of these joints in this order, for the torque fed forward; None for none.
 
     Raises:
-        RobotError: a name the robot does not have, or limits that leave a joint no room.
+        RobotError: a name the robot does not have, limits that leave a joint no room, or gravity without torque limits.
+
+    Attributes:
+        limits: what no command leaves.
     """
 
-    def __init__(self, robot: Robot, joint_names: Iterable[str], config: ControlConfig | None = None):
+    def __init__(
+        self, robot: Robot, joint_names: Iterable[str], config: ControlConfig | None = None,
+        capsules: CapsuleModel | None = None, gravity: Gravity | None = None,
+    ):
         self.config = config = config or ControlConfig()
         self.robot = robot = robot.select(tuple(joint_names))
         self.joint_names = robot.joint_names
         joints = len(self.joint_names)
-        lower = robot.column("lower") + config.position_margin
-        upper = robot.column("upper") - config.position_margin
-        if np.any(lower >= upper):
-            name = self.joint_names[int(np.argmax(lower - upper))]
-            raise RobotError(
-                f"joint {name!r} has no room left between its limits with a position_margin of "
-                f"{config.position_margin} rad; lower the margin"
-            )
-        velocity = robot.column("velocity") * config.velocity_scale
-        acceleration = robot.column("acceleration") * config.acceleration_scale
-        self._limiter = Limiter(lower, upper, velocity, acceleration, config.period, config.catch_up_time)
-        deceleration = config.stop_effort * acceleration
-        self._timeline = Timeline(
-            joints, config.period_ns, deceleration, velocity, config.blend_time, config.blend_time_max
+        self.limits = limits = WorkingLimits.of(robot, config)
+        self._limiter = Limiter(
+            limits.lower, limits.upper, limits.velocity, limits.acceleration, limits.jerk, config.period,
+            config.catch_up_time, config.limit_repulsion,
         )
-        self._deceleration, self._hardest = deceleration, _HARDEST_STOP * acceleration
-        self._screening = Screening(self.joint_names, lower, upper, velocity, config)
-        self._joints_fresh = Watchdog(int(config.joint_state_timeout * NANOSECONDS))
-        self._measured = np.zeros(joints)
-        self._order_of: tuple[str, ...] = ()
-        self._order = np.arange(joints)
+        self._deceleration = deceleration = config.stop_effort * limits.acceleration
+        self._hardest = _HARDEST_STOP * limits.acceleration
+        self._timeline = Timeline(
+            joints, config.period_ns, deceleration, limits.velocity, limits.jerk, config.blend_time,
+            config.blend_time_max,
+        )
+        self._self_collision = None
+        if capsules is not None:
+            self._self_collision = SelfCollision(
+                capsules, config.collision_stop, config.collision_slow, deceleration,
+                max(1, round(_LOOK_EVERY_S * config.tick_rate)),
+            )
+        self._screening = Screening(self.joint_names, limits.lower, limits.upper, limits.velocity, config)
+        self._measured = Measurement(
+            self.joint_names, int(config.joint_state_timeout * NANOSECONDS), int(config.future_tolerance * NANOSECONDS)
+        )
+        self._reflex = Reflex(
+            self.joint_names, config.tracking_error, robot.column("effort") * config.torque_band,
+            int(config.reflex_time * NANOSECONDS),
+        )
+        self._grasp = Grasp(robot.column("grasp_torque"))
         self._command = np.zeros((3, joints))
         self._before, self._after = np.zeros(joints), np.zeros(joints)
-        self._effort = np.zeros(joints)
-        self._effort.setflags(write=False)
+        self._feed_forward = None if gravity is None else FeedForward(robot, gravity, config, limits.torque)
         self._grid_ns = 0
         self._newest_ns: int | None = None
         self._not_before_ns = 0
@@ -85,6 +106,7 @@ class ControlKernel:
         self._pace = Pace(config)
         self._held = False
         self._stopped = False
+        self.operator = Operator(self.joint_names, int(config.operator_timeout * NANOSECONDS), config.max_first_step)
         self.mode = Mode.INIT
         self.reason = "not armed yet"
         self.counters = Counters()
@@ -103,23 +125,24 @@ class ControlKernel:
         if self._stopped:
             raise ControlError("emergency stop is pressed; release it, then re-arm")
         if self.mode not in MOVING:
-            self._joints_fresh.forget()  # the source may have begun anew, on an earlier clock
+            self._measured.freshness.forget()  # the source may have begun anew, on an earlier clock
         if not self.update_joints(state, now_ns):
             raise ControlError("the joint state to start from lacks joints or is not finite; check joint_states")
-        if self._joints_fresh.expired(now_ns):
+        freshness, measured = self._measured.freshness, self._measured.position
+        if freshness.expired(now_ns):
             raise ControlError(
-                f"the joint state to start from is {self._joints_fresh.age_ns(now_ns) / 1e6:.0f} ms old, more than "
+                f"the joint state to start from is {freshness.age_ns(now_ns) / 1e6:.0f} ms old, more than "
                 f"joint_state_timeout {self.config.joint_state_timeout * 1e3:.0f} ms; check joint_states and clocks"
             )
         limiter = self._limiter
-        outside = np.maximum(limiter.lower - self._measured, self._measured - limiter.upper)
+        outside = np.maximum(limiter.lower - measured, measured - limiter.upper)
         worst = int(np.argmax(outside))
         if outside[worst] > self.config.rearm_tolerance + self.config.position_margin:
             raise ControlError(
-                f"joint {self.joint_names[worst]!r} stands at {self._measured[worst]:.3f} rad, "
+                f"joint {self.joint_names[worst]!r} stands at {measured[worst]:.3f} rad, "
                 f"{outside[worst]:.3f} rad outside its limits; move the robot inside before re-arming"
             )
-        limiter.restart(self._measured)
+        limiter.restart(measured)
         self._grid_ns = now_ns
         self._timeline.stand(now_ns, limiter.position)
         self._before[:] = limiter.position
@@ -127,6 +150,8 @@ class ControlKernel:
         self._newest_ns = None
         self._not_before_ns = now_ns
         self._held = False
+        self._reflex.forget()
+        self._grasp.release()
         self._pace.restart(now_ns)
         self._enter(Event.REARM, "re-armed")
 
@@ -135,29 +160,18 @@ class ControlKernel:
 
         A stamp of 0 counts as now. A measurement not newer than the last one does not count as fresh.
         """
-        names = state.names
-        if names is not self._order_of and names != self._order_of:
-            index = {name: i for i, name in enumerate(names)}
-            order = [index.get(name, -1) for name in self.joint_names]
-            if min(order) < 0:
-                self.counters.bad_joint_states += 1
-                return False
-            self._order, self._order_of = np.array(order), names
-        measured = state.position[self._order]
-        return self.measure(measured, state.stamp_ns, now_ns)
+        return self._heard(self._measured.update(state, now_ns))
 
-    def measure(self, position: np.ndarray, stamp_ns: int, now_ns: int) -> bool:
-        """`update_joints` for positions already in command order, (J,) rad."""
-        stamp_ns = stamp_ns or now_ns
-        if not np.isfinite(position).all() or stamp_ns > now_ns + self.config.future_tolerance * NANOSECONDS:
+    def measure(self, position: np.ndarray, torque: np.ndarray, stamp_ns: int, now_ns: int) -> bool:
+        """`update_joints` for values already in command order, (J,) rad and N.m."""
+        return self._heard(self._measured.take(position, torque, stamp_ns, now_ns))
+
+    def _heard(self, fresh: bool | None) -> bool:
+        if fresh is None:
             self.counters.bad_joint_states += 1
             return False
-        fed = self._joints_fresh.fed_ns
-        if fed is None or stamp_ns >= fed:
-            self._measured[:] = position
-            if stamp_ns != fed:
-                self._joints_fresh.feed(stamp_ns)
-                self._forgiven_ns = 0
+        if fresh:
+            self._forgiven_ns = 0
         return True
 
     def accept_chunk(self, chunk: ActionChunk, now_ns: int) -> None:
@@ -170,9 +184,13 @@ class ControlKernel:
             positions = self._screening.check(chunk, now_ns, self._newest_ns, self._not_before_ns)
             if self.mode in (Mode.INIT, Mode.DAMP, Mode.FAULT):
                 raise RejectedChunk("mode", f"the controller is in {self.mode.name}; re-arm it first")
+            if self.mode is Mode.OPERATOR:
+                raise RejectedChunk("operator", "an operator moves the robot")
             if self._held or self._pace.scale == 0.0:
                 raise RejectedChunk("held", "a hold was requested or speed_scale is 0; resume first")
-            spline = ChunkSpline(positions, chunk.dt, self.config.smoothing, self._deceleration)
+            if self._reflex.tripped:
+                raise RejectedChunk("yield", "the robot is giving way to a contact; it goes on once it is free")
+            spline = ChunkSpline(positions, chunk.dt, self.config.smoothing, self._deceleration, self.limits.jerk)
             entry = self._timeline.entry(spline, chunk.stamp_ns, self._grid_ns, self._pace.speed)
             command = self._state()
             self._screening.check_first_step(command[0], entry[0])
@@ -186,6 +204,36 @@ class ControlKernel:
         self._ran_out_ns = None
         self.counters.accepted += 1
         self._enter(Event.CHUNK, "following")
+
+    def operate(self, target: np.ndarray, now_ns: int) -> None:
+        """An operator's command, (J,) rad, NaN for joints to leave where they are; takes over from the policy.
+
+        The robot moves there within its limits. The first one has to be close to the running command. Silence for
+        `operator_timeout`, or `hand_back`, ends it.
+
+        Raises:
+            ControlError: not armed, held, or too far from the running command; counted.
+        """
+        try:
+            if self.mode not in MOVING or self._held:
+                raise OperatorError(f"the controller is {'held' if self._held else f'in {self.mode.name}'}; an operator "
+                                    "can take over once it is re-armed or resumed")
+            self.operator.check(target, self._limiter.position, self.mode is not Mode.OPERATOR)
+        except OperatorError as error:
+            self.counters.operator_refused += 1
+            raise ControlError(str(error)) from None
+        if self.mode is not Mode.OPERATOR:
+            self.counters.interventions += 1
+            self.operator.begin(self._limiter.position, self._grid_ns)
+            self._ran_out_ns = None
+            self._enter(Event.TAKE_OVER, "an operator moves the robot")
+        aim = self.operator.aim(target, self.limits.lower, self.limits.upper, now_ns)
+        self._timeline.stand(self._grid_ns, aim)
+
+    def hand_back(self, reason: str = "the operator handed back") -> None:
+        """End an operator's turn: brake, then follow chunks that answer observations from now on."""
+        if self.mode is Mode.OPERATOR:
+            self._brake(Event.HAND_BACK, reason)
 
     def set_speed_scale(self, scale: float) -> None:
         """Speed along the chunk, 0 to 1, reached at `speed_scale_rate`; 0 ends in HOLD. Raises ControlError."""
@@ -225,7 +273,8 @@ class ControlKernel:
             return None
         limiter = self._limiter
         return JointCommand(
-            self._grid_ns, self.joint_names, limiter.position.copy(), limiter.velocity, self._effort
+            self._grid_ns, self.joint_names, limiter.position.copy(), limiter.velocity,
+            self.effort_into(np.zeros(len(self.joint_names))),
         )
 
     def advance(self, now_ns: int) -> bool:
@@ -238,12 +287,36 @@ class ControlKernel:
         steps = (now_ns - self._grid_ns) // period
         if steps != 1:
             steps = self._irregular(steps, now_ns)
-        if self._joints_fresh.expired(now_ns - self._forgiven_ns) and self.mode in MOVING:
-            age = self._joints_fresh.age_ns(now_ns) or 0
+        if self._measured.freshness.expired(now_ns - self._forgiven_ns) and self.mode in MOVING:
+            age = self._measured.freshness.age_ns(now_ns) or 0
             self._brake(Event.FAULT, f"joint state is {age / 1e6:.0f} ms old")
+        if self.mode is Mode.OPERATOR and self.operator.presence.expired(now_ns - self._forgiven_ns):
+            self.hand_back("the operator fell silent")
+        tripped = self._reflex.watch(
+            self._limiter.position, self._measured.position, self._measured.torque, now_ns
+        )
+        if tripped and self.mode in MOVING:
+            self._give_way(tripped)
+        if self._self_collision is not None:
+            self._look_out(self._self_collision)
         for _ in range(steps):
             self._step()
         return True
+
+    def _look_out(self, collision: SelfCollision) -> None:
+        """Slow down, or brake into HOLD, where parts of the robot come close to each other."""
+        if self.mode in MOVING and collision.due():
+            self._pace.allowance = collision.look(self._limiter.position, self._limiter.velocity)
+            if collision.speed == 0.0 and self._timeline.following:
+                self.counters.near_collisions += 1
+                self._brake(Event.YIELD, collision.reason())
+
+    def _give_way(self, reason: str) -> None:
+        """Lead the command back to the measured position, which ends the push; then FAULT, or HOLD by configuration."""
+        self.counters.reflexes += 1
+        self._timeline.stand(self._grid_ns, self._measured.position)
+        self._ran_out_ns = None
+        self._enter(Event.YIELD if self.config.reflex_yields else Event.FAULT, reason)
 
     def _irregular(self, steps: int, now_ns: int) -> int:
         """How many grid steps to make for a tick that came early or late, and what becomes of the time between."""
@@ -283,6 +356,8 @@ class ControlKernel:
             # Standing is no progress: a chunk observed now will be entered at its beginning, however late it comes.
             timeline.advance(0.0)
         timeline.sample(now, self._after)
+        if self._grasp.fingers:
+            self._grasp.limit(self._after, limiter.position, self._measured.torque)
         if limiter.step(self._before, self._after):
             self.counters.limit_hits += 1
         self._before, self._after = self._after, self._before
@@ -293,7 +368,9 @@ class ControlKernel:
         pace = self._pace
         was_cautious = pace.cautious
         speed = pace.step(now_ns)
-        self._limiter.set_velocity_fraction(pace.velocity_fraction(now_ns))
+        # Along a chunk speed scaling slows time; what an operator says has no time of its own.
+        by_hand = speed if self.mode is Mode.OPERATOR else 1.0
+        self._limiter.set_velocity_fraction(by_hand * pace.velocity_fraction(now_ns))
         if pace.cautious:
             if self.mode is Mode.FOLLOW:
                 self._enter(Event.OVERLOAD, "ticks come late")
@@ -338,6 +415,9 @@ class ControlKernel:
         mode = after(self.mode, event)
         if mode is self.mode:
             return
+        if self.mode is Mode.OPERATOR:
+            self.operator.end(self._grid_ns)
+            self._not_before_ns = self._grid_ns
         self.counters.holds += mode is Mode.HOLD and event is not Event.REARM
         self.counters.faults += mode is Mode.FAULT
         self.mode, self.reason = mode, reason
@@ -358,11 +438,15 @@ class ControlKernel:
         """`velocity` into an array of the caller, (J,) rad/s."""
         return self._limiter.velocity_into(out)
 
-    @property
-    def limits(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(lower rad, upper rad, velocity rad/s, acceleration rad/s^2), each (J,): what no command leaves."""
-        limiter = self._limiter
-        return limiter.lower, limiter.upper, limiter.velocity_limit, limiter.acceleration_limit
+    def effort_into(self, out: np.ndarray) -> np.ndarray:
+        """Torque fed forward with the running command into an array of the caller, (J,) N.m.
+
+        It is led in with the start ramp and never exceeds the torque limits; without a gravity model it is zero.
+        """
+        if self._feed_forward is None:
+            out[:] = 0.0
+            return out
+        return self._feed_forward.torque(self._limiter.position, self._pace.ramp(self._grid_ns), out)
 
     @property
     def grid_ns(self) -> int:
@@ -373,6 +457,16 @@ class ControlKernel:
     def chunk_stamp_ns(self) -> int | None:
         """Stamp of the newest chunk accepted since re-arming, ns."""
         return self._newest_ns
+
+    @property
+    def holding(self) -> int:
+        """How many fingers hold something."""
+        return self._grasp.holding
+
+    @property
+    def nearest(self) -> float:
+        """m between the two closest parts of the robot that are watched; inf without capsules."""
+        return np.inf if self._self_collision is None else self._self_collision.nearest
 
     @property
     def speed(self) -> float:

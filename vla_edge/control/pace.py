@@ -15,6 +15,7 @@ class Pace:
     Attributes:
         scale: speed asked for from outside.
         speed: speed now.
+        allowance: fraction of the speed asked for that the surroundings allow.
         cautious: whether ticks came late within the last `overload_recovery`.
     """
 
@@ -26,6 +27,7 @@ class Pace:
         self._ramp_ns: int | None = None
         self._late_ns: int | None = None
         self.scale = 1.0
+        self.allowance = 1.0
         self.speed = 1.0
 
     @property
@@ -36,6 +38,7 @@ class Pace:
         """Begin a start ramp at `now_ns`."""
         self._ramp_ns = now_ns if self._ramp_length_ns else None
         self._late_ns = None
+        self.allowance = 1.0
         self.speed = 0.0 if self._ramp_ns is not None else self.scale
 
     def late(self, now_ns: int) -> None:
@@ -58,7 +61,7 @@ class Pace:
 
     def step(self, now_ns: int) -> float:
         """Speed for the grid period that ends at `now_ns`."""
-        target = self.scale
+        target = self.scale * self.allowance
         if self._ramp_ns is not None:
             target = min(target, self.ramp(now_ns))
         if self._late_ns is not None:

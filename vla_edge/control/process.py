@@ -55,6 +55,8 @@ class ControllerProcess:
         realtime: priority, processor and memory locking to ask for.
         clock: message clock, ns.
         joint_stamps: believe the stamps of joint states; otherwise they count as measured when sent.
+        capsules, gravity: paths of models for distances between the robot's parts and for gravity; empty for none.
+        keep_open: file descriptors the process holds open for as long as it lives, such as locks.
 
     Raises:
         RobotError: as ControlKernel does.
@@ -70,15 +72,18 @@ class ControllerProcess:
         realtime: RealtimeRequest | None = None,
         clock: Callable[[], int] = time.time_ns,
         joint_stamps: bool = True,
+        keep_open: tuple[int, ...] = (),
+        capsules: str = "",
+        gravity: str = "",
     ):
         self.config = config or ControlConfig()
         self.joint_names = ControlKernel(robot, joint_names, self.config).joint_names
         self._block = SharedBlock(layout(len(self.joint_names)))
         self._plan = WorkerPlan(
             robot, self.joint_names, self.config, realtime or RealtimeRequest(), sink, tuple(sink_arguments),
-            self._block.descriptor,
+            self._block.descriptor, capsules, gravity,
         )
-        self._clock, self._joint_stamps = clock, joint_stamps
+        self._clock, self._joint_stamps, self._keep_open = clock, joint_stamps, keep_open
         self._child: subprocess.Popen | None = None
         self._orders = 0
         self._order: np.ndarray = np.arange(len(self.joint_names))
@@ -96,7 +101,7 @@ class ControllerProcess:
             environment[f"{library}_NUM_THREADS"] = "1"
         self._child = subprocess.Popen(
             [sys.executable, "-m", "vla_edge.control.worker"],
-            stdin=subprocess.PIPE, pass_fds=(self._block.descriptor,), env=environment,
+            stdin=subprocess.PIPE, pass_fds=(self._block.descriptor, *self._keep_open), env=environment,
         )
         try:
             pickle.dump(self._plan, self._child.stdin)
@@ -135,6 +140,7 @@ class ControllerProcess:
         believed = state.stamp_ns and self._joint_stamps
         box.fields["stamp"][...] = state.stamp_ns - offset if believed else time.monotonic_ns()
         np.take(state.position, self._order, out=box.fields["position"])
+        np.take(state.effort, self._order, out=box.fields["effort"])
         box.post()
         return True
 
@@ -159,6 +165,27 @@ class ControllerProcess:
         box.fields["points"][...] = points
         box.fields["positions"][:points] = positions
         box.post(24 + 8 * points * len(names))
+
+    def send_operator(self, names: tuple[str, ...], position: np.ndarray) -> None:
+        """Hand over an operator's command: (len(names),) rad for some or all driven joints; none at all hands back.
+
+        Raises:
+            ControlError: a joint that is not driven, or a value that is not finite.
+        """
+        if not names:
+            self._send(Order.HAND_BACK)
+            return
+        unknown = [name for name in names if name not in self.joint_names]
+        if unknown or len(position) != len(names):
+            what = f"joint {unknown[0]!r}, which is not driven" if unknown else f"{len(position)} positions"
+            raise ControlError(f"the operator's command for {len(names)} joints has {what}")
+        if not np.isfinite(position).all():
+            raise ControlError("the operator's command is not finite")
+        box = self._block["operator"]
+        box.fields["stamp"][...] = time.monotonic_ns()
+        box.fields["position"][:] = np.nan
+        box.fields["position"][[self.joint_names.index(name) for name in names]] = position
+        box.post()
 
     def set_speed_scale(self, scale: float) -> None:
         """See ControlKernel. Raises ControlError."""

@@ -30,6 +30,8 @@ class ControlReport:
         overruns: deadlines passed before their tick could run; made up for, never skipped silently.
         tick_hz: ticks per second since start.
         rejection: sentence of the last refused chunk, empty for none.
+        taken_over_ns, handed_back_ns: begin and end of an operator's newest turn on the message clock, None where there
+            was none or it goes on.
         grant: what the operating system allowed.
         sink_errors: commands the sink failed to take.
         age: s since the controller wrote this.
@@ -45,6 +47,8 @@ class ControlReport:
     overruns: int
     tick_hz: float
     rejection: str
+    taken_over_ns: int | None
+    handed_back_ns: int | None
     grant: RealtimeGrant
     sink_errors: int
     age: float
@@ -64,12 +68,17 @@ def read_report(
         reason: int(count) + refused.get(reason, 0) for reason, count in zip(REJECTIONS, fields["rejected"])
     }
     seconds = (int(fields["stamp"]) - int(fields["began"])) / NANOSECONDS
-    stamp = int(fields["chunk_stamp"])
+
+    def on_message_clock(name: str) -> int | None:
+        return int(fields[name]) + int(fields["offset"]) if int(fields[name]) else None
+
     return ControlReport(
         mode=Mode(int(fields["mode"])),
         reason=text(fields["reason"]),
         speed=float(fields["speed"]),
-        chunk_stamp_ns=stamp + int(fields["offset"]) if stamp else None,
+        chunk_stamp_ns=on_message_clock("chunk_stamp"),
+        taken_over_ns=on_message_clock("taken_over"),
+        handed_back_ns=on_message_clock("handed_back"),
         counters=counters,
         lateness=LatenessHistogram(fields["lateness"], int(fields["late_maximum"])),
         work=LatenessHistogram(fields["work"], int(fields["work_maximum"])),

@@ -58,9 +58,12 @@ class ChunkSpline:
         dt: s between rows.
         smoothing: see `spline_matrices`.
         deceleration: (J,) rad/s^2 the stop after the last point may use.
+        jerk: (J,) rad/s^3, likewise.
     """
 
-    def __init__(self, positions: np.ndarray, dt: float, smoothing: float, deceleration: np.ndarray):
+    def __init__(
+        self, positions: np.ndarray, dt: float, smoothing: float, deceleration: np.ndarray, jerk: np.ndarray
+    ):
         points, joints = positions.shape
         values, curvatures = spline_matrices(points, smoothing)
         knots = values @ positions if smoothing else positions
@@ -74,8 +77,9 @@ class ChunkSpline:
         pieces[:-1, 2] = 0.5 * bend[:-1]
         pieces[:-1, 3] = (bend[1:] - bend[:-1]) / 6.0
         end_velocity = (knots[-1] - knots[-2] + (bend[-2] + 2.0 * bend[-1]) / 6.0) / dt
-        self.tail = stop_time(end_velocity, deceleration, max(LEAST_STOP, dt))
-        stop_coefficients(knots[-1], end_velocity, np.zeros(joints), self.tail, pieces[-1])
+        at_rest = np.zeros(joints)
+        self.tail = stop_time(end_velocity, at_rest, deceleration, jerk, max(LEAST_STOP, dt))
+        stop_coefficients(knots[-1], end_velocity, at_rest, self.tail, pieces[-1])
         self._pieces = pieces
         self._row = np.zeros(5)
         self._basis = np.zeros((3, 5))
@@ -123,9 +127,16 @@ class ChunkSpline:
         return state
 
 
-def stop_time(velocity: np.ndarray, deceleration: np.ndarray, least: float) -> float:
-    """s in which all joints come to rest together from `velocity` within `deceleration` (both (J,)), or `least`."""
-    return max(float(np.max(1.5 * np.abs(velocity) / deceleration)), least)
+def stop_time(
+    velocity: np.ndarray, acceleration: np.ndarray, deceleration: np.ndarray, jerk: np.ndarray, least: float
+) -> float:
+    """s in which all joints come to rest together from `velocity` and `acceleration`, not under `least`.
+
+    Within `deceleration` and `jerk` (all (J,)), those of `stop_coefficients`: 1.5 v / T, and 6 v / T^2 + 4 a / T.
+    """
+    speed, bend = np.abs(velocity), np.abs(acceleration)
+    for_jerk = (2.0 * bend + np.sqrt(4.0 * bend * bend + 6.0 * jerk * speed)) / jerk
+    return max(float(np.max(1.5 * speed / deceleration)), float(np.max(for_jerk)), least)
 
 
 def stop_coefficients(

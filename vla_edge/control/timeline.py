@@ -27,15 +27,17 @@ class Timeline:
         period_ns: grid of the ticks, ns.
         deceleration: (J,) rad/s^2 that fades keep to, about half of it.
         velocity: (J,) rad/s, likewise.
+        jerk: (J,) rad/s^3, likewise; stops use all of it.
         blend_time, blend_time_max: s, shortest and longest fade into a chunk.
     """
 
     def __init__(
-        self, joints: int, period_ns: int, deceleration: np.ndarray, velocity: np.ndarray, blend_time: float,
-        blend_time_max: float,
+        self, joints: int, period_ns: int, deceleration: np.ndarray, velocity: np.ndarray, jerk: np.ndarray,
+        blend_time: float, blend_time_max: float,
     ):
         self._period_ns = period_ns
         self._deceleration, self._velocity = np.array(deceleration, float), np.array(velocity, float)
+        self._jerk = np.array(jerk, float)
         self._blend_time, self._blend_time_max = blend_time, blend_time_max
         self._spline: ChunkSpline | None = None
         self._stamp_ns = 0
@@ -115,11 +117,12 @@ class Timeline:
         """
         offset = command - entry
         distance, speed = np.abs(offset[0]), np.abs(offset[1])
-        # Peaks of the quintic: 1.875 d/T in velocity, 5.77 d/T^2 and 4 v/T in acceleration.
+        # Peaks of the quintic: 1.875 d/T in velocity, 5.77 d/T^2 and 4 v/T in acceleration, 60 d/T^3 in jerk.
         duration = max(
             float(np.max(1.875 * distance / (max(ramp, 0.05) * 0.5 * self._velocity))),
             float(np.sqrt(np.max(5.77 * distance / (0.5 * self._deceleration)))),
             float(np.max(4.0 * speed / self._deceleration)),
+            float(np.cbrt(np.max(60.0 * distance / (0.5 * self._jerk)))),
         )
         self._duration = min(max(duration, self._blend_time), self._blend_time_max)
         fade_coefficients(offset, self._duration, self._fade)
@@ -131,7 +134,7 @@ class Timeline:
 
         Returns its duration, s, which is not under `least`.
         """
-        self._duration = stop_time(command[1], deceleration, least)
+        self._duration = stop_time(command[1], command[2], deceleration, self._jerk, least)
         stop_coefficients(command[0], command[1], command[2], self._duration, self._stop)
         self._spline, self._start_ns = None, now_ns
         return self._duration

@@ -16,11 +16,10 @@ import time
 import numpy as np
 
 from vla_edge.control.exchange import COUNTERS, ORDERS_KEPT, Order, State, WorkerPlan, layout
-from vla_edge.control.kernel import ControlError, ControlKernel
+from vla_edge.control.kernel import ControlError
 from vla_edge.control.lateness import LatenessHistogram
 from vla_edge.control.loop import DeadlineLoop
 from vla_edge.control.mailbox import SharedBlock
-from vla_edge.control.modes import Mode
 from vla_edge.control.realtime import request_realtime
 from vla_edge.control.screening import RejectedChunk
 from vla_edge.types import NANOSECONDS, ActionChunk, JointCommand, JointState, VlaEdgeError
@@ -40,15 +39,15 @@ class Worker:
     """
 
     def __init__(self, plan: WorkerPlan, block: SharedBlock, sink):
-        self.kernel = ControlKernel(plan.robot, plan.joint_names, plan.config)
+        self.kernel = plan.kernel()
         self.loop = DeadlineLoop(plan.config.period_ns, self.tick)
         self._config, self._sink = plan.config, sink
         self._joints, self._chunk, self._orders = block["joints"], block["chunk"], block["orders"]
+        self._operator = block["operator"]
         self._command, self._report = block["command"], block["report"]
         self._work = LatenessHistogram()
         self._late_counts = np.frombuffer(self.loop.lateness.counts, np.int64)
         self._work_counts = np.frombuffer(self._work.counts, np.int64)
-        self._effort = np.zeros(len(self.kernel.joint_names))
         self._countdown = 0
         self._report_every = max(1, round(REPORT_EVERY_S * plan.config.tick_rate))
         self._report_countdown = 1
@@ -73,9 +72,11 @@ class Worker:
         if self._joints.fetch():
             fields = self._joints.fields
             self._offset = int(fields["offset"])
-            kernel.measure(fields["position"], int(fields["stamp"]), deadline_ns)
+            kernel.measure(fields["position"], fields["effort"], int(fields["stamp"]), deadline_ns)
         if self._orders.fetch():
             self._carry_out(deadline_ns)
+        if self._operator.fetch():
+            self._operate(deadline_ns)
         if self._chunk.fetch():
             self._take_chunk(deadline_ns)
         armed = kernel.advance(deadline_ns)
@@ -98,10 +99,11 @@ class Worker:
         fields["mode"][...] = kernel.mode
         fields["position"][:] = kernel.position
         kernel.velocity_into(fields["velocity"])
+        kernel.effort_into(fields["effort"])
         self._command.post()
         if self._sink is not None:
             command = JointCommand(
-                kernel.grid_ns + self._offset, kernel.joint_names, fields["position"], fields["velocity"], self._effort
+                kernel.grid_ns + self._offset, kernel.joint_names, fields["position"], fields["velocity"], fields["effort"]
             )
             try:
                 self._sink(command, kernel.mode)
@@ -123,6 +125,12 @@ class Worker:
         except RejectedChunk as error:
             self._rejection = str(error).encode()
 
+    def _operate(self, now_ns: int) -> None:
+        try:
+            self.kernel.operate(self._operator.fields["position"], now_ns)
+        except ControlError as error:
+            self._rejection = str(error).encode()
+
     def _carry_out(self, now_ns: int) -> None:
         fields, kernel = self._orders.fields, self.kernel
         count = int(fields["count"])
@@ -142,6 +150,8 @@ class Worker:
                     kernel.emergency_stop(value > 0.0)
                 elif kind is Order.REARM:
                     self._rearm(now_ns)
+                elif kind is Order.HAND_BACK:
+                    kernel.hand_back()
                 elif kind is Order.STOP:
                     self.loop.stop()
             except ControlError as error:
@@ -172,6 +182,8 @@ class Worker:
         fields["mode"][...] = kernel.mode
         fields["speed"][...] = kernel.speed
         fields["chunk_stamp"][...] = kernel.chunk_stamp_ns or 0
+        fields["taken_over"][...] = kernel.operator.began_ns
+        fields["handed_back"][...] = kernel.operator.ended_ns
         fields["offset"][...] = self._offset
         fields["orders_done"][...] = self._done
         fields["overruns"][...] = self.loop.overruns
@@ -196,13 +208,14 @@ class Worker:
 
 def rehearse(plan: WorkerPlan) -> None:
     """Run a second kernel through its paces, so that the first real tick finds code and pages warm."""
-    kernel = ControlKernel(plan.robot, plan.joint_names, plan.config)
-    middle = (kernel.limits[0] + kernel.limits[1]) / 2
+    kernel = plan.kernel()
+    middle = (kernel.limits.lower + kernel.limits.upper) / 2
+    still = np.zeros_like(middle)
     now, period = NANOSECONDS, plan.config.period_ns
     kernel.rearm(JointState(now, kernel.joint_names, middle), now)
     for number in range(200):
         now += period
-        kernel.measure(middle, now, now)
+        kernel.measure(middle, still, now, now)
         if number % 50 == 0:
             for points in (32, 50):
                 chunk = ActionChunk(now + points - 100, kernel.joint_names, np.tile(middle, (points, 1)), 0.05)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from vla_edge.control.modes import Mode
 from vla_edge.types import JointCommand
 
@@ -12,13 +14,12 @@ class CommandPublisher:
     Args:
         topic: fully resolved.
         sink: key of `sinks.SINKS`.
-        names: joints of the commands.
-        period: s between commands.
+        setup: what the sink is made for.
         namespace: of the node it makes; it is named after its owner.
         owner: name of the controller's node.
     """
 
-    def __init__(self, topic: str, sink: str, names: tuple[str, ...], period: float, namespace: str, owner: str):
+    def __init__(self, topic: str, sink: str, setup, namespace: str, owner: str):
         import rclpy
         from rclpy.signals import SignalHandlerOptions
 
@@ -34,13 +35,26 @@ class CommandPublisher:
             f"{owner}_command", namespace=namespace, context=self._context, enable_rosout=False,
             start_parameter_services=False, use_global_arguments=False,
         )
-        self._fill = SINKS[sink](names, period)
-        self._publisher = self._node.create_publisher(SINKS[sink].type, topic, qos.COMMAND)
+        self._period = setup.period
+        self._fill = SINKS[sink](setup, self._node)
+        self._publisher = self._node.create_publisher(self._fill.message_type(), topic, qos.COMMAND)
+        self._others = [
+            (self._node.create_publisher(kind, name, qos.COMMAND), fill)
+            for name, kind, fill in getattr(self._fill, "others", ())
+        ]
+        self._spoke = False
 
     def __call__(self, command: JointCommand, mode: Mode) -> None:
-        self._publisher.publish(self._fill(command))
+        self._spoke = True
+        self._publisher.publish(self._fill(command, mode))
+        for publisher, fill in self._others:
+            publisher.publish(fill(command, mode))
 
     def close(self) -> None:
-        """Leaves the network."""
+        """Says what ends a sink, if it has begun, and leaves the network."""
+        if self._spoke and hasattr(self._fill, "farewell"):
+            for message in self._fill.farewell():
+                self._publisher.publish(message)
+                time.sleep(self._period)
         self._node.destroy_node()
         self._rclpy.shutdown(context=self._context)

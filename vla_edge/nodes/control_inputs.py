@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Float64
 from std_srvs.srv import Trigger
@@ -27,7 +28,7 @@ class ControlInputs:
         priority: of the thread that takes joint states in, see `run.prioritize`.
 
     Attributes:
-        bad_joint_states, bad_chunks: messages refused before they reached the controller.
+        bad_joint_states, bad_chunks, bad_operator: messages refused before they reached the controller.
         last_problem: newest reason, for the diagnostics.
         rearm_at_next_joints: arm once the next joint state has been handed over.
     """
@@ -35,7 +36,7 @@ class ControlInputs:
     def __init__(self, node, process: ControllerProcess, priority: int = 0):
         self._node, self._process = node, process
         self._read_joints = JointStateReader(process.joint_names)
-        self.bad_joint_states = self.bad_chunks = 0
+        self.bad_joint_states = self.bad_chunks = self.bad_operator = 0
         self.last_problem = ""
         self.rearm_at_next_joints = False
         make, serve = node.create_subscription, node.create_service
@@ -43,6 +44,7 @@ class ControlInputs:
             make(JointTrajectory, "action_chunk", self._on_chunk, qos.CHUNK_IN),
             make(Bool, "emergency_stop", self._on_emergency_stop, qos.LATCHED),
             make(Float64, "speed_scale", self._on_speed_scale, qos.LATCHED),
+            make(JointState, "operator_command", self._on_operator, qos.SENSOR),
         ]
         joints = Stream(node, JointState, "joint_states", self._on_joints, qos.SENSOR)
         self._joints = StreamThread([joints], 0.0, "joint_states", priority)
@@ -87,6 +89,13 @@ class ControlInputs:
         try:
             self._process.set_speed_scale(message.data)
         except ControlError as error:
+            self._complain(error)
+
+    def _on_operator(self, message: JointState) -> None:
+        try:
+            self._process.send_operator(tuple(message.name), np.array(message.position))
+        except ControlError as error:
+            self.bad_operator += 1
             self._complain(error)
 
     def _answer(self, order: str, response: Trigger.Response) -> Trigger.Response:

@@ -19,7 +19,7 @@ from vla_edge.observe.image import ImageError
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 TOPICS = ["head/image", "joint_states", "instruction", "action_chunk", "joint_command", "emergency_stop",
-          "speed_scale", "/diagnostics"]
+          "speed_scale", "operator_command", "intervention", "/diagnostics"]
 # s between looks at a topic; its queue holds what comes meanwhile.
 REST = 0.02
 PARAMETERS = (

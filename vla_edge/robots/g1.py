@@ -63,14 +63,15 @@ def _motor(name: str, velocity: float, effort: float, mode: int) -> tuple[float,
     return float(velocity), float(effort)
 
 
-def g1(mode: int | str = DEFAULT_MODE) -> Robot:
+def g1(mode: int | str = DEFAULT_MODE, hands: str = "") -> Robot:
     """The G1 in one hardware mode (the `mode_machine` its LowState reports).
 
     Args:
         mode: 5, or 11 to 16. In 12, 14 and 16 the waist is locked: its roll and pitch are left out of the table.
+        hands: "dex3" for Unitree's three-fingered hands, whose joints are driven too; "" for none.
 
     Raises:
-        RobotError: unknown mode.
+        RobotError: unknown mode or hands.
     """
     try:
         number = int(mode)
@@ -91,4 +92,14 @@ def g1(mode: int | str = DEFAULT_MODE) -> Robot:
         velocity, effort = _motor(name, velocity, effort, number)
         working = (min(WORKING_VELOCITY, velocity), WORKING_ACCELERATION)
         joints.append(Joint(name, lower, upper, *working, effort, kp, kd, 0.0, velocity, index))
-    return Robot("g1", tuple(joints), DRIVEN_JOINTS, f"Unitree G1, 29 joints, hardware mode {number}")
+    driven, notes = DRIVEN_JOINTS, f"Unitree G1, 29 joints, hardware mode {number}"
+    if hands:
+        if hands != "dex3":
+            raise RobotError(f"hands {hands!r} of a G1 are not known; 'dex3' are")
+        from vla_edge.robots.dex3 import SIDES, dex3
+
+        for side in SIDES:
+            joints += dex3(side)
+            driven += tuple(joint.name for joint in dex3(side))
+        notes += ", Dex3 hands"
+    return Robot("g1", tuple(joints), driven, notes, number)

@@ -1,7 +1,7 @@
 """A robot as the controller sees it: one table of joints with limits, read from YAML or a URDF.
 
 Two kinds of numbers live in the table. `hardware_velocity` and `effort` are what the maker says the motor can do;
-`velocity` and `acceleration` are the working limits the controller enforces, which should be far lower.
+`velocity`, `acceleration` and `jerk` are the working limits the controller enforces, which should be far lower.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from vla_edge.types import VlaEdgeError
+
+FULL_ACCELERATION_TIME = 0.01
+"""s from rest to the full acceleration, where a table gives no jerk."""
 
 
 class RobotError(VlaEdgeError):
@@ -29,11 +32,14 @@ class Joint:
         lower, upper: position limits, rad.
         velocity: working limit, rad/s.
         acceleration: working limit, rad/s^2.
-        effort: maker's limit, N.m.
+        jerk: working limit, rad/s^3; where left out, the full acceleration is reached in 10 ms.
+        effort: maker's limit, N.m; 0 where it is not known.
         kp, kd: position stiffness N.m/rad and damping N.m.s/rad, for sinks that carry gains.
         home: resting position, rad.
         hardware_velocity: maker's limit, rad/s; `velocity` may not exceed it.
         index: motor index on the robot's own bus, None where the bus goes by name.
+        grasp_torque: N.m of measured torque at which a finger stops closing; its sign is the direction that closes it;
+            0 for a joint that is no finger.
     """
 
     name: str
@@ -47,8 +53,12 @@ class Joint:
     home: float = 0.0
     hardware_velocity: float | None = None
     index: int | None = None
+    jerk: float | None = None
+    grasp_torque: float = 0.0
 
     def __post_init__(self):
+        if self.jerk is None and isinstance(self.acceleration, (int, float)):
+            object.__setattr__(self, "jerk", self.acceleration / FULL_ACCELERATION_TIME)
         for item in fields(self):
             value = getattr(self, item.name)
             if item.name in ("name", "index") or (item.name == "hardware_velocity" and value is None):
@@ -60,8 +70,8 @@ class Joint:
             raise RobotError(f"a joint is named {self.name!r}; every joint needs the name its joint_states carry")
         if self.lower >= self.upper:
             raise RobotError(f"joint {self.name!r}: lower {self.lower} is not below upper {self.upper}")
-        if self.velocity <= 0 or self.acceleration <= 0:
-            raise RobotError(f"joint {self.name!r}: velocity and acceleration limits have to be above zero")
+        if self.velocity <= 0 or self.acceleration <= 0 or self.jerk <= 0:
+            raise RobotError(f"joint {self.name!r}: velocity, acceleration and jerk limits have to be above zero")
         if self.effort < 0 or self.kp < 0 or self.kd < 0:
             raise RobotError(f"joint {self.name!r}: effort, kp and kd cannot be negative")
         if not self.lower <= self.home <= self.upper:
@@ -82,12 +92,14 @@ class Robot:
         joints: J joints.
         driven: names the controller moves by default; the others are only known.
         notes: where the numbers come from.
+        revision: of the hardware the limits are for, as the robot itself reports it; None where it reports none.
     """
 
     name: str
     joints: tuple[Joint, ...]
     driven: tuple[str, ...] = ()
     notes: str = ""
+    revision: int | None = None
     _by_name: Mapping[str, Joint] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self):
@@ -135,7 +147,31 @@ class Robot:
         """The same robot with exactly these joints, in this order, all driven."""
         names = tuple(names)
         self.check(names)
-        return Robot(self.name, tuple(self._by_name[name] for name in names), names, self.notes)
+        return replace(self, joints=tuple(self._by_name[name] for name in names), driven=names)
+
+    def check_within(self, other: Robot, where: str) -> None:
+        """Raise RobotError when a joint of this robot may do more than the same joint of another description.
+
+        Args:
+            other: holds the limits that count. where: what it is, for the sentence.
+        """
+        for joint in self.joints:
+            if joint.name not in other._by_name:
+                raise RobotError(f"joint {joint.name!r} does not exist in {where}; do not drive it, or mend one of them")
+            own = other._by_name[joint.name]
+            fastest = own.velocity if own.hardware_velocity is None else own.hardware_velocity
+            for what, unit, ours, theirs in (
+                ("lower limit", "rad", -joint.lower, -own.lower),
+                ("upper limit", "rad", joint.upper, own.upper),
+                ("velocity", "rad/s", joint.velocity, fastest),
+                ("torque", "N.m", joint.effort, own.effort or math.inf),
+            ):
+                if ours > theirs + 1e-6:
+                    sign = -1.0 if what == "lower limit" else 1.0
+                    raise RobotError(
+                        f"joint {joint.name!r}: {what} {sign * ours:g} {unit} contradicts {where}, which allows "
+                        f"{sign * theirs:g}; mend the one that is wrong"
+                    )
 
     def column(self, attribute: str) -> np.ndarray:
         """(J,) float64 of one numeric attribute over all joints, read-only."""
@@ -146,7 +182,8 @@ class Robot:
     def to_dict(self) -> dict:
         """Plain types, the inverse of `from_dict`."""
         joints = [{key: value for key, value in asdict(joint).items() if value is not None} for joint in self.joints]
-        return {"name": self.name, "notes": self.notes, "driven": list(self.driven), "joints": joints}
+        data = {"name": self.name, "notes": self.notes, "driven": list(self.driven), "joints": joints}
+        return data if self.revision is None else {**data, "revision": self.revision}
 
     @staticmethod
     def from_dict(data: Mapping, source: str = "robot") -> Robot:
@@ -167,7 +204,10 @@ class Robot:
                 )
             joints.append(Joint(**row))
         name, notes = str(data.get("name", "robot")), str(data.get("notes", ""))
-        return Robot(name, tuple(joints), tuple(data.get("driven") or ()), notes)
+        revision = data.get("revision")
+        if revision is not None and (not isinstance(revision, int) or isinstance(revision, bool)):
+            raise RobotError(f"{source}: revision is {revision!r}; give the whole number the robot reports, or none")
+        return Robot(name, tuple(joints), tuple(data.get("driven") or ()), notes, revision)
 
     @staticmethod
     def from_yaml(path: str | Path) -> Robot:
@@ -240,26 +280,38 @@ class Robot:
         return Robot(root.get("name", "robot"), tuple(joints), tuple(driven), f"URDF {root.get('name', '')}".strip())
 
     def with_limits(self, velocity: float | None = None, acceleration: float | None = None) -> Robot:
-        """The same robot with other working limits (rad/s, rad/s^2) on every joint, never above the hardware's."""
+        """The same robot with other working limits (rad/s, rad/s^2) on every joint, never above the hardware's.
+
+        Jerk limits follow the accelerations.
+        """
 
         def limited(joint: Joint) -> Joint:
             ceiling = math.inf if joint.hardware_velocity is None else joint.hardware_velocity
+            scale = (acceleration or joint.acceleration) / joint.acceleration
             return replace(
                 joint,
                 velocity=min(velocity or joint.velocity, ceiling),
-                acceleration=acceleration or joint.acceleration,
+                acceleration=scale * joint.acceleration,
+                jerk=scale * joint.jerk,
             )
 
         return replace(self, joints=tuple(limited(joint) for joint in self.joints))
 
 
 def load_robot(name: str) -> Robot:
-    """A robot by name ("g1", "g1:13" for a mode), by YAML or URDF path, or from URDF text. Raises RobotError."""
+    """A robot by name, by YAML or URDF path, or from URDF text.
+
+    Names: "g1", "g1:13" for a hardware mode, "g1+dex3" or "g1:13+dex3" with hands.
+
+    Raises:
+        RobotError
+    """
     text = str(name).strip()
-    if text == "g1" or text.startswith("g1:"):
+    if text.partition("+")[0].partition(":")[0] == "g1":
         from vla_edge.robots.g1 import DEFAULT_MODE, g1
 
-        return g1(text[3:] or DEFAULT_MODE)
+        body, plus, hands = text.partition("+")
+        return g1(body[3:] or DEFAULT_MODE, hands if plus else "")
     if text.startswith("<") or text.lower().endswith(".urdf"):
         return Robot.from_urdf(text)
     if text.lower().endswith((".yaml", ".yml")):
