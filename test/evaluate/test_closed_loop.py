@@ -46,6 +46,9 @@ class SliderRig:
         self.chunk = chunk
         return True
 
+    def commanded(self):
+        return np.array([self.position])
+
     def finished(self):
         return abs(self.position) >= 1.0 or self._now >= self.seed * 10**9 + 7 + 3 * 10**9
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from vla_edge.engine.backends import LoadedStage, get_backend
+from vla_edge.engine.continuation import Continuation
 from vla_edge.policy.noise import noise_for
 from vla_edge.policy.preprocess import Postprocessor, Preprocessor
 from vla_edge.policy.spec import PolicySpec
@@ -147,12 +148,19 @@ class Runner:
                 inputs = self._buffers | {"time_condition": np.ascontiguousarray(condition)}
                 self._denoise.append(self.stages["denoise"].bind(inputs, self._buffers))
 
-    def infer(self, observation: Observation, seed: int = 0, noise: np.ndarray | None = None) -> Inference:
+    def infer(
+        self,
+        observation: Observation,
+        seed: int = 0,
+        noise: np.ndarray | None = None,
+        continuation: Continuation | None = None,
+    ) -> Inference:
         """The chunk for one observation.
 
         Args:
             seed: with the observation's stamp, decides the starting noise.
             noise: starting noise of `noise_shape`, to be used instead.
+            continuation: plan that the chunk is to continue.
 
         Raises:
             ObservationError, InstructionError: the policy cannot be shown this observation.
@@ -166,8 +174,9 @@ class Runner:
             for name, value in tensors.items():
                 self._buffers[name][...] = value
             self._x[...] = noise_for(seed, observation.stamp_ns, self._x.shape) if noise is None else noise
+            lead = None if continuation is None else self._lead(continuation, observation)
             prepared = time.perf_counter()
-            times = self._run_stages()
+            times = self._run_stages(lead)
             actions = time.perf_counter()
             positions = self._postprocess(self._x, observation.joints)
         if not np.isfinite(positions).all():
@@ -223,20 +232,36 @@ class Runner:
                 (velocity,) = self.stages["denoise"].run(inputs).values()
                 x = x - velocity / np.float32(self.num_steps)
 
-    def _run_stages(self) -> dict[str, float]:
-        """Everything between the input buffers and `self._x`; stage name -> s."""
+    def _run_stages(self, lead: Callable | None = None) -> dict[str, float]:
+        """Everything between the input buffers and `self._x`; stage name -> s.
+
+        Args:
+            lead: (velocity, flow time) -> the velocity to go on with.
+        """
         begin = time.perf_counter()
         for vision in self._vision:
             vision()
         seen = time.perf_counter()
         self._prefix()
         read = time.perf_counter()
-        step = np.float32(1.0 / len(self._denoise))
-        for denoise in self._denoise:
+        steps = len(self._denoise)
+        size = np.float32(1.0 / steps)
+        for index, denoise in enumerate(self._denoise):
             denoise()
+            velocity = self._velocity
+            if lead is not None:
+                velocity = lead(velocity, 1.0 - index / steps)
             # velocity points at the noise, which is where time 1 is
-            self._x -= step * self._velocity
+            self._x -= size * velocity
         return {"vision": seen - begin, "prefix": read - seen, "denoise": time.perf_counter() - read}
+
+    def _lead(self, continuation: Continuation, observation: Observation) -> Callable:
+        """`continuation` in the network's numbers, for `_run_stages`."""
+        target, weights = np.zeros_like(self._x), np.zeros_like(self._x)
+        joints = len(self.spec.joint_names)
+        target[0, :, :joints] = self._postprocess.inverse(continuation.positions, observation.joints)
+        weights[0, :, :joints] = continuation.weights[:, None]
+        return lambda velocity, moment: continuation.lead(self._x, velocity, moment, target, weights)
 
     def _allocate(self) -> None:
         """One buffer per tensor; each camera's vision stage writes into its part of the prefix's image tokens."""
