@@ -80,7 +80,7 @@ def _loss(name: str, undelayed, delayed) -> Row:
         f"undelayed {undelayed.successes} of {undelayed.n}, delayed {delayed.successes}; at most "
         f"{test.drop_bound():.3f}, one-sided 95 %"
     )
-    return Row(name, -test.difference, "", "<=", MOST_LOSS, delayed.n, None, note)
+    return Row(name, undelayed.success_rate - delayed.success_rate, "", "<=", MOST_LOSS, delayed.n, None, note)
 
 
 def _number(value: float) -> float | None:
