@@ -24,7 +24,8 @@ FIRST_SEED, EPISODES = 540_000, 60
 POLICIES = (
     "synchronous", "asynchronous", "temporal_ensembling", "real_time_chunking", "state_roll_forward", "offset_cancel",
 )  # fmt: skip
-DELAYS = (0.1, 0.3, 0.5)
+DELAYS = {"touch": (0.1, 0.3, 0.5), "hard": (0.3,)}
+"""s, by tier."""
 HELD = "real_time_chunking"
 """The policy that the limits are for, named before the first run: what doc/serving.md advises for slow engines."""
 MOST_LOSS, MOST_STEP = 0.05, 0.01
@@ -32,7 +33,7 @@ GUIDED_PAIRS, FROZEN, JOINED = 40, 6, 16
 
 
 def serving_rows(
-    bundle: Path, episodes: int = EPISODES, workers: int = 1, tiers: tuple[str, ...] = ("touch", "hard"), say=print
+    bundle: Path, episodes: int = EPISODES, workers: int = 1, tiers: tuple[str, ...] = tuple(DELAYS), say=print
 ) -> list[Row]:
     """Success, steps between plans, steps and jerk of the command, by tier, delay and policy."""
     from vla_edge.evaluate.closed_loop import run_closed_loop
@@ -40,7 +41,7 @@ def serving_rows(
     rows, seeds = [], range(FIRST_SEED, FIRST_SEED + episodes)
     for tier in tiers:
         prefix = "" if tier == "touch" else f"{tier}_"
-        arms = [(0.0, "asynchronous"), *((delay, policy) for delay in DELAYS for policy in POLICIES)]
+        arms = [(0.0, "asynchronous"), *((delay, policy) for delay in DELAYS[tier] for policy in POLICIES)]
         undelayed = None
         for delay, policy in arms:
             found = run_closed_loop(bundle, seeds, tier, delay_s=delay, workers=workers, inference=policy)
@@ -48,7 +49,7 @@ def serving_rows(
             rows += _arm(f"{prefix}delay_{1e3 * delay:.0f}", policy, found)
             if policy == HELD and delay == 0.3:
                 rows.append(_loss(f"{prefix}delay_300_success_loss.{policy}", undelayed, found))
-            say(table(rows[-4:]))
+            say(table(rows[-5:]))
     return rows
 
 
@@ -67,6 +68,8 @@ def _arm(name: str, policy: str, found) -> list[Row]:
         Row(f"{name}_success.{policy}", found.success_rate, "", None, None, found.n, (low, high), note),
         Row(f"boundary_step_p99_rad.{policy}.{name}", _number(smooth.plan_step_p99_rad), "rad", *limit,
             smooth.boundaries, None, boundary),
+        Row(f"departure_p99_rad.{policy}.{name}", _number(smooth.departure_p99_rad), "rad", None, None,
+            smooth.boundaries, None, "two plans coming apart from one row to the next in the 0.5 s after, worst joint"),
         Row(f"command_step_p99_rad.{policy}.{name}", _number(smooth.command_step_p99_rad), "rad", *limit,
             smooth.boundaries, None, left),
         Row(f"jerk_rms.{policy}.{name}", smooth.jerk_rms, "rad/s^3", None, None, found.n, None, "of the command"),
@@ -183,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--bundle", type=Path, help="engine; that of the shipped checkpoint when left out")
     parser.add_argument("--episodes", type=int, default=EPISODES, help="of each arm")
-    parser.add_argument("--tiers", nargs="+", default=["touch", "hard"])
+    parser.add_argument("--tiers", nargs="+", default=list(DELAYS), choices=list(DELAYS))
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--output", type=Path, default=DIRECTORY)
     return parser

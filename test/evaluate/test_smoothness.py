@@ -53,3 +53,13 @@ def test_a_chunk_after_one_that_ran_out_is_no_boundary_and_nothing_gives_nan():
     assert smoothness.result().plan_steps_rad == ()
     summary = SmoothnessSummary.of([smoothness.result()])
     assert summary.boundaries == 0 and math.isnan(summary.plan_step_p99_rad) and math.isnan(summary.jerk_rms)
+
+
+def test_a_step_that_was_moved_into_the_chunk_is_found():
+    first, second = chunk(0, 0.0), chunk(100_000_000, 0.0)
+    moved = second.positions.copy()
+    moved[6:] += 0.04
+    smoothness = Smoothness(PERIOD)
+    smoothness.switch(first, ActionChunk(second.stamp_ns, second.joint_names, moved, second.dt), 200_000_000)
+    found = smoothness.result()
+    assert found.plan_steps_rad == pytest.approx((0.0,), abs=1e-9) and found.departures_rad == pytest.approx((0.04,))
