@@ -100,9 +100,9 @@ def guidance_rows(checkpoint: Path = CHECKPOINT, pairs: int = GUIDED_PAIRS) -> l
     from vla_edge.engine.continuation import Continuation, inpaint
     from vla_edge.engine.runner import Runner
     from vla_edge.evaluate.bag import Bag
-    from vla_edge.serve.plan import positions_at, row_stamps
+    from vla_edge.serve.plan import rows_from
     from vla_edge.serve.policies.real_time_chunking import soft_mask
-    from vla_edge.types import NANOSECONDS, ActionChunk
+    from vla_edge.types import NANOSECONDS
 
     torch.set_num_threads(1)
     runner = Runner.from_checkpoint(checkpoint)
@@ -118,8 +118,7 @@ def guidance_rows(checkpoint: Path = CHECKPOINT, pairs: int = GUIDED_PAIRS) -> l
     frozen, free, bend = ({name: [] for name in (*leads, "unled")} for _ in range(3))
     for before, now in following:
         running = runner.infer(before).chunk
-        stamps = row_stamps(ActionChunk(now.stamp_ns, running.joint_names, running.positions, running.dt))
-        plan, alone = positions_at(running, stamps), runner.infer(now).chunk.positions
+        (plan, _), alone = rows_from(running, now.stamp_ns), runner.infer(now).chunk.positions
         for name in frozen:
             continuation = Continuation(plan, weights, leads[name]) if name in leads else None
             led = runner.infer(now, continuation=continuation).chunk.positions

@@ -107,6 +107,15 @@ def test_real_time_chunking_lets_go_of_a_plan_for_another_instruction_and_of_one
     assert policy.prepare(situation(running=None)).continuation is None
 
 
+def test_a_trained_prefix_is_what_will_have_been_executed():
+    policy = make_policy("trained_prefix")
+    asked = policy.prepare(situation(1.43, delay=0.23)).continuation
+    assert asked.prefix == 5
+    np.testing.assert_allclose(asked.positions[:5, 0], 0.5 * (0.43 + DT * np.arange(1, 6)))
+    assert policy.prepare(situation(1.85)).continuation.prefix == 3  # the running chunk ends before the new one comes
+    assert policy.prepare(situation(running=None)).continuation is None
+
+
 def test_rolling_the_state_forward_adds_what_the_plan_moves_until_the_chunk_arrives():
     policy = make_policy("state_roll_forward")
     given = situation(1.4, delay=0.23)

@@ -36,11 +36,14 @@ class Continuation:
         positions: (T, J) rad, absolute: where the running plan has the joints at the moments of the chunk's rows.
         weights: (T,) from 0, free, to 1, frozen.
         lead: how the flow is led there.
+        prefix: rows that are given to the policy as they are, without noise; what a policy has to be trained for
+            (Black et al., 2025, arXiv:2512.05964). `weights` and `lead` then do not matter.
     """
 
     positions: np.ndarray
     weights: np.ndarray
     lead: Lead = inpaint
+    prefix: int = 0
 
     def __post_init__(self):
         object.__setattr__(self, "positions", freeze(self.positions, shape=(None, None), what="Continuation.positions"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from vla_edge.types import NANOSECONDS, ActionChunk, JointState
@@ -37,6 +39,16 @@ def positions_at(chunk: ActionChunk, stamps_ns: np.ndarray, names: tuple[str, ..
     low = np.clip(np.floor(rows).astype(int), 0, last - 1)
     share = (rows - low)[:, None]
     return positions[low] * (1.0 - share) + positions[low + 1] * share
+
+
+def rows_from(chunk: ActionChunk, stamp_ns: int) -> tuple[np.ndarray, int]:
+    """A plan at the rows of a chunk that answers an observation of `stamp_ns`.
+
+    Returns:
+        ((T, J) rad, rows before the plan's end).
+    """
+    stamps = row_stamps(replace(chunk, stamp_ns=stamp_ns))
+    return positions_at(chunk, stamps), int(np.count_nonzero(stamps <= end_ns(chunk)))
 
 
 def strayed(chunk: ActionChunk, joints: JointState, stamp_ns: int) -> float:

@@ -12,12 +12,14 @@ from vla_edge.serve.policies.real_time_chunking import RealTimeChunking
 from vla_edge.serve.policies.state_roll_forward import StateRollForward
 from vla_edge.serve.policies.synchronous import Synchronous
 from vla_edge.serve.policies.temporal_ensembling import TemporalEnsembling
+from vla_edge.serve.policies.trained_prefix import TrainedPrefix
 
 POLICIES: dict[str, type] = {
     "synchronous": Synchronous,
     "asynchronous": Asynchronous,
     "temporal_ensembling": TemporalEnsembling,
     "real_time_chunking": RealTimeChunking,
+    "trained_prefix": TrainedPrefix,
     "state_roll_forward": StateRollForward,
     "offset_cancel": OffsetCancel,
 }

@@ -10,7 +10,7 @@ import numpy as np
 
 from vla_edge.engine.continuation import Continuation
 from vla_edge.serve.inference_policy import Request, Situation
-from vla_edge.serve.plan import end_ns, positions_at, row_stamps
+from vla_edge.serve.plan import rows_from
 from vla_edge.types import ActionChunk
 
 
@@ -31,17 +31,14 @@ class RealTimeChunking:
         running, observation = situation.running, situation.observation
         if running is None:
             return Request(observation)
-        rows = len(running.positions)
-        # Row i of the new chunk is for (i + 1) dt after its observation.
-        stamps = row_stamps(ActionChunk(observation.stamp_ns, running.joint_names, running.positions, running.dt))
-        known = int(np.count_nonzero(stamps <= end_ns(running)))
+        positions, known = rows_from(running, observation.stamp_ns)
         frozen = min(situation.late_rows(running.dt), known)
         # A plan for another instruction is left as soon as it can be.
         joined = frozen + round(self.overlap / running.dt) if situation.same_instruction else frozen
-        weights = soft_mask(rows, frozen, min(joined, known))
+        weights = soft_mask(len(positions), frozen, min(joined, known))
         if not weights.any():
             return Request(observation)
-        return Request(observation, Continuation(positions_at(running, stamps), weights))
+        return Request(observation, Continuation(positions, weights))
 
     def place(self, chunk: ActionChunk, situation: Situation, now_ns: int) -> ActionChunk:
         return chunk
