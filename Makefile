@@ -1,6 +1,6 @@
 # make demo: from nothing to a robot that moves. make test: everything that is checked. Both set up what they need.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-peers test-gpu gpu-check bench bench-compress train demonstrations clean
+.PHONY: help setup demo test test-slow test-peers test-gpu gpu-check bench bench-compress bench-serving train demonstrations clean
 SHELL := /bin/bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
@@ -44,6 +44,10 @@ bench: setup ## speed and size of this checkout on this machine: out/bench/core.
 bench-compress: setup ## what every recipe costs in radians and successes (hours): out/bench/compress.json
 	@$(ENV)
 	python -m benchmarks.compress $(ARGS)
+
+bench-serving: setup ## inference policies in the closed loop with slowed inference: out/bench/robot_serving.json
+	@$(ENV)
+	python -m benchmarks.robot_serving $(ARGS)
 
 demonstrations: setup ## record the expert at the table: out/demonstrations
 	@$(ENV)

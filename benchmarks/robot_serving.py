@@ -21,15 +21,13 @@ from live_nodes import CHECKPOINT, engine  # noqa: E402
 
 # Chosen before the first run, and used for nothing else.
 FIRST_SEED, EPISODES = 540_000, 60
-POLICIES = (
-    "synchronous", "asynchronous", "temporal_ensembling", "real_time_chunking", "state_roll_forward", "offset_cancel",
-)  # fmt: skip
-DELAYS = {"touch": (0.1, 0.3, 0.5), "hard": (0.3,)}
-"""s, by tier."""
 HELD = "real_time_chunking"
 """The policy that the limits are for, named before the first run: what doc/serving.md advises for slow engines."""
+POLICIES = (HELD, "asynchronous", "temporal_ensembling", "synchronous", "state_roll_forward", "offset_cancel")
+DELAYS = {"touch": (0.3, 0.5, 0.1), "hard": (0.3,)}
+"""s, by tier."""
 MOST_LOSS, MOST_STEP = 0.05, 0.01
-GUIDED_PAIRS, FROZEN, JOINED = 40, 6, 16
+GUIDED_PAIRS, FROZEN, JOINED = 24, 6, 16
 
 
 def serving_rows(
@@ -173,9 +171,8 @@ def _guided(runner, checkpoint: Path) -> dict:
 def main(arguments: list[str] | None = None) -> int:
     """Takes all figures; returns 0 when every limit is met."""
     options = _parser().parse_args(arguments)
-    rows = guidance_rows()
-    print(table(rows), flush=True)
-    rows += serving_rows(engine(options.bundle), options.episodes, options.workers, tuple(options.tiers))
+    rows = serving_rows(engine(options.bundle), options.episodes, options.workers, tuple(options.tiers))
+    rows += guidance_rows()
     print(table(rows))
     print(write("robot_serving", rows, options.output))
     return 0 if all(row.met is not False for row in rows) else 1

@@ -45,7 +45,7 @@ class RealTimeChunking:
 
 
 def soft_mask(rows: int, frozen: int, joined: int) -> np.ndarray:
-    """(rows,): 1 on the first `frozen`, falling to 0 at row `joined`, 0 from there on (equation 5 of the paper)."""
+    """(rows,): 1 on the first `frozen`, falling to 0 at row `joined`, 0 from there on: the paper's soft mask."""
     index = np.arange(rows)
     falling = (joined - index) / (joined - frozen + 1)
     soft = falling * np.expm1(np.clip(falling, 0.0, 1.0)) / (np.e - 1.0)
