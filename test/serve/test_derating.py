@@ -54,6 +54,14 @@ def test_an_engine_that_has_not_inferred_yet_is_not_judged():
     assert set(run(derating, 0, 60, math.nan, Heat())) == {0}
 
 
+def test_an_engine_that_could_not_be_had_is_asked_for_again_after_a_while():
+    derating = Derating(CONFIG, 2)
+    run(derating, 0, 4, 1.5)
+    derating.resume(0)
+    assert derating.level == 0 and derating.reason == ""
+    assert run(derating, 10, 4, 1.5) == [0, 0, 0, 1]
+
+
 def test_a_load_at_the_edge_does_not_make_it_swing():
     derating, changes, level = Derating(CONFIG, 2), 0, 0
     for second in range(600):

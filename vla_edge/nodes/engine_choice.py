@@ -76,7 +76,7 @@ class EngineChoice:
 
     def close(self) -> None:
         """Ends what runs beside the node."""
-        self._swap.join()
+        self._swap.join(10.0)
         self._sensors.close()
 
     def _begin(self, bundle: str) -> None:
@@ -85,7 +85,10 @@ class EngineChoice:
 
     def _done(self, path: str, problem: str) -> None:
         if problem:
-            self._logger.error(f"engine {path} is not taken, the old one goes on: {problem}")
+            sentence = f"engine {path} is not taken, the old one goes on: {problem}"
+            self._logger.error(sentence, throttle_duration_sec=10.0)
+            if self._swap.serving in self._ladder:
+                self._derating.resume(self._ladder.index(self._swap.serving))
         else:
             self._logger.info(f"serving {path}")
             self._loop.forget_timing()

@@ -87,6 +87,12 @@ class Derating:
                 self.reason = ""
         return self.level
 
+    def resume(self, level: int) -> None:
+        """An engine that was chosen could not be had: `level` goes on serving."""
+        self.level, self._since = level, None
+        if not level:
+            self.reason = ""
+
     def _too_much(self, load: float, heat: Heat) -> str:
         config = self._config
         if heat.celsius is not None and heat.celsius >= config.hot:

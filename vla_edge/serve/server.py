@@ -25,7 +25,7 @@ from vla_edge.types import NANOSECONDS, ActionChunk, InferenceTiming, Observatio
 RECENT_CHUNKS = 64
 DELAY_WINDOW = 100
 """Chunks over which the delay's percentile is taken."""
-STRAY = 0.3
+STRAY = 0.25
 """rad between a plan and the measured joints beyond which the robot is not following that plan: it was held, moved by
 hand, or the chunk was refused."""
 
