@@ -107,6 +107,15 @@ def test_real_time_chunking_lets_go_of_a_plan_for_another_instruction_and_of_one
     assert policy.prepare(situation(running=None)).continuation is None
 
 
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_camera_whose_clock_is_ahead_makes_no_policy_stumble(name):
+    policy, given = make_policy(name), situation(delay=-0.03)
+    asked = policy.prepare(given)
+    assert asked.continuation is None or np.isfinite(asked.continuation.weights).all() and asked.continuation.prefix == 0
+    placed = policy.place(answer(given), given, given.observation.stamp_ns - ns(0.03))
+    assert np.isfinite(placed.positions).all()
+
+
 def test_a_trained_prefix_is_what_will_have_been_executed():
     policy = make_policy("trained_prefix")
     asked = policy.prepare(situation(1.43, delay=0.23)).continuation

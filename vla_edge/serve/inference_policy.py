@@ -40,7 +40,8 @@ class Situation:
 
     def late_rows(self, dt: float) -> int:
         """Rows of the new chunk that will have been passed when it arrives, and the one that is then next."""
-        return 0 if math.isnan(self.delay) else math.ceil(self.delay / dt - 1e-9)
+        # Below zero where the camera's clock is ahead of this computer's.
+        return 0 if math.isnan(self.delay) else max(0, math.ceil(self.delay / dt - 1e-9))
 
 
 @dataclass(frozen=True)
