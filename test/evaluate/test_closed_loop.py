@@ -220,6 +220,7 @@ def test_the_closed_loop_report_shows_every_failure_and_its_json_every_episode(t
     html, path = write_closed_loop_report(result, tmp_path / "closed_loop.html", "stubborn", result)
     text = html.read_text(encoding="utf-8")
     assert text.count("wrong first</td>") == 3 + 3 + 3
+    assert "inference asynchronous" in text and "Between plans" in text
     found = json.loads(path.read_text())
     assert (found["successes"], found["episodes"], len(found["rows"]), found["passed"]) == (3, 6, 6, False)
     assert found["goals"] == {"+1": {"successes": 3, "episodes": 3}, "-1": {"successes": 0, "episodes": 3}}
