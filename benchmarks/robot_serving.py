@@ -45,9 +45,10 @@ def serving_rows(
             found = run_closed_loop(bundle, seeds, tier, delay_s=delay, workers=workers, inference=policy)
             undelayed = undelayed or found
             rows += _arm(f"{prefix}delay_{1e3 * delay:.0f}", policy, found)
-            if policy == HELD and delay == 0.3:
-                rows.append(_loss(f"{prefix}delay_300_success_loss.{policy}", undelayed, found))
-            say(table(rows[-5:]))
+            if delay == 0.3:
+                limit = ("<=", MOST_LOSS) if policy == HELD else (None, None)
+                rows.append(_loss(f"{prefix}delay_300_success_loss.{policy}", undelayed, found, limit))
+            say(table(rows[-6:]))
     return rows
 
 
@@ -74,14 +75,14 @@ def _arm(name: str, policy: str, found) -> list[Row]:
     ]  # fmt: skip
 
 
-def _loss(name: str, undelayed, delayed) -> Row:
+def _loss(name: str, undelayed, delayed, limit: tuple[str | None, float | None]) -> Row:
     """Success lost to the delay, pair by pair."""
     test = undelayed.against(delayed)
     note = (
         f"undelayed {undelayed.successes} of {undelayed.n}, delayed {delayed.successes}; at most "
         f"{test.drop_bound():.3f}, one-sided 95 %"
     )
-    return Row(name, undelayed.success_rate - delayed.success_rate, "", "<=", MOST_LOSS, delayed.n, None, note)
+    return Row(name, undelayed.success_rate - delayed.success_rate, "", *limit, delayed.n, None, note)
 
 
 def _number(value: float) -> float | None:
@@ -118,7 +119,7 @@ def guidance_rows(checkpoint: Path = CHECKPOINT, pairs: int = GUIDED_PAIRS) -> l
         running = runner.infer(before).chunk
         (plan, _), alone = rows_from(running, now.stamp_ns), runner.infer(now).chunk.positions
         for name in frozen:
-            continuation = Continuation(plan, weights, leads[name]) if name in leads else None
+            continuation = Continuation(plan, weights, lead=leads[name]) if name in leads else None
             led = runner.infer(now, continuation=continuation).chunk.positions
             frozen[name].append(np.abs(led[:FROZEN] - plan[:FROZEN]).max())
             free[name].append(np.sqrt(np.mean((led[JOINED:] - alone[JOINED:]) ** 2)))

@@ -41,6 +41,20 @@ def test_frozen_rows_are_met_exactly_and_no_weight_changes_nothing(engine, obser
     np.testing.assert_array_equal(unled, free)
 
 
+def test_led_only_at_the_end_of_the_flow_frozen_rows_are_met_all_the_same(engine, observation):
+    wanted, mask = target(engine, observation), soft_mask(8, 3, 3)
+    led = {
+        begin: engine.infer(observation, continuation=Continuation(wanted, mask, begin)).chunk.positions
+        for begin in (1.0, 0.5, 0.0)
+    }
+    for positions in led.values():
+        np.testing.assert_allclose(positions[:3], wanted[:3], atol=1e-6)
+    free = engine.infer(observation).chunk.positions
+    moved = [np.abs(positions[3:] - free[3:]).max() for positions in led.values()]
+    # With only the last of three steps led, nothing of the rest could still change.
+    assert moved[0] > moved[2] and moved[2] < 1e-6
+
+
 def test_soft_rows_come_closer_to_the_plan_the_larger_their_weight(engine, observation):
     wanted = target(engine, observation)
     distances = [

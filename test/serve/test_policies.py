@@ -166,6 +166,7 @@ def test_cancelling_the_offset_meets_the_running_plan_on_arrival_and_the_engines
         ("synchronous: {execute: -1}", "execute is -1"),
         ("asynchronous: {execute: 1}", "it has none"),
         ("offset_cancel: {fade: 0}", "must be above 0"),
+        ("real_time_chunking: {begin: 1.5}", "begin is 1.5; it must be a flow time"),
     ],
 )
 def test_what_is_no_policy_is_refused_by_name(text, says):

@@ -35,13 +35,15 @@ class Continuation:
     Attributes:
         positions: (T, J) rad, absolute: where the running plan has the joints at the moments of the chunk's rows.
         weights: (T,) from 0, free, to 1, frozen.
+        begin: flow time from which on it is led, 1 for all of it; the last step always is.
         lead: how the flow is led there.
         prefix: rows that are given to the policy as they are, without noise; what a policy has to be trained for
-            (Black et al., 2025, arXiv:2512.05964). `weights` and `lead` then do not matter.
+            (Black et al., 2025, arXiv:2512.05964). `weights`, `begin` and `lead` then do not matter.
     """
 
     positions: np.ndarray
     weights: np.ndarray
+    begin: float = 1.0
     lead: Lead = inpaint
     prefix: int = 0
 

@@ -266,7 +266,12 @@ class Runner:
             self._x[:, :rows] = target[:, :rows]
             stays = (np.arange(self._x.shape[1]) >= rows).astype(np.float32)[:, None]
             return lambda velocity, moment: velocity * stays
-        return lambda velocity, moment: continuation.lead(self._x, velocity, moment, target, weights)
+        begin = max(continuation.begin, 1.0 / self.num_steps) + 1e-9
+
+        def lead(velocity: np.ndarray, moment: float) -> np.ndarray:
+            return continuation.lead(self._x, velocity, moment, target, weights) if moment <= begin else velocity
+
+        return lead
 
     def _condition(self, moment: float) -> np.ndarray:
         """What the denoise stage is told of a flow time, of its own: one for all rows, or one for each."""

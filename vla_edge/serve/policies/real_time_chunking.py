@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla_edge.engine.continuation import Continuation
-from vla_edge.serve.inference_policy import Request, Situation
+from vla_edge.serve.inference_policy import InferencePolicyError, Request, Situation
 from vla_edge.serve.plan import rows_from
 from vla_edge.types import ActionChunk
 
@@ -20,9 +20,17 @@ class RealTimeChunking:
 
     Attributes:
         overlap: s after the frozen rows over which the running chunk still counts, less and less.
+        begin: flow time, 1 to 0, from which on it counts. A policy that sees its own plan from the start takes it for
+            an expert's and follows it rather than the picture; later on what it sees has decided where to go, and the
+            plan decides only how to get there.
     """
 
-    overlap: float = 0.5
+    overlap: float = 0.2
+    begin: float = 0.3
+
+    def __post_init__(self):
+        if not 0.0 <= self.begin <= 1.0:
+            raise InferencePolicyError(f"begin is {self.begin}; it must be a flow time from 0 to 1")
 
     def due(self, running: ActionChunk | None, now_ns: int) -> bool:
         return True
@@ -38,7 +46,7 @@ class RealTimeChunking:
         weights = soft_mask(len(positions), frozen, min(joined, known))
         if not weights.any():
             return Request(observation)
-        return Request(observation, Continuation(positions, weights))
+        return Request(observation, Continuation(positions, weights, self.begin))
 
     def place(self, chunk: ActionChunk, situation: Situation, now_ns: int) -> ActionChunk:
         return chunk
