@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-peers test-gpu gpu-check bench bench-compress bench-plan bench-robot \
 	bench-serving bench-replay bench-engine train demonstrations clean
+	bench-serving bench-replay bench-engine train demonstrations clean
+.PHONY: help setup demo test test-slow test-peers test-gpu gpu-check bench bench-compress bench-serving train demonstrations clean
 SHELL := /bin/bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
@@ -54,6 +56,10 @@ bench-plan: setup ## how far predictions are off, published latencies and this m
 bench-robot: setup ## ticks beside inference at 1 and 2 kHz, a million adversarial chunks (minutes): out/bench/robot.json
 	@$(ENV)
 	python -m benchmarks.robot $(ARGS)
+
+bench-serving: setup ## inference policies in the closed loop with slowed inference: out/bench/robot_serving.json
+	@$(ENV)
+	python -m benchmarks.robot_serving $(ARGS)
 
 demonstrations: setup ## record the expert at the table: out/demonstrations
 	@$(ENV)

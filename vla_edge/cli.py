@@ -129,6 +129,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--shuffled", action="store_true", help="give the instruction of another goal of the scene")
     sub.add_argument("--delay", type=float, default=0.1, help="s from an observation to its chunk")
     sub.add_argument("--rate", type=float, default=5.0, help="observations per second")
+    sub.add_argument("--inference", default="asynchronous", help="inference policy, see doc/serving.md")
     sub.add_argument("--workers", type=int, default=1, help="processes")
     sub.add_argument("--report", type=Path, help="HTML file to write, with a JSON file beside it")
 
@@ -423,6 +424,7 @@ def _closed_loop(options):
             options.rate,
             options.workers,
             progress=progress,
+            inference=options.inference,
         )
     finally:
         bar.close()

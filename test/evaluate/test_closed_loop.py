@@ -6,10 +6,11 @@ import json
 import numpy as np
 import pytest
 
+from vla_edge.engine.runner import Inference
 from vla_edge.evaluate.closed_loop import ClosedLoopError, run_closed_loop
 from vla_edge.evaluate.closed_loop_report import judge_closed_loop, write_closed_loop_report
 from vla_edge.evaluate.closed_loop_result import EpisodeRow
-from vla_edge.types import ActionChunk, JointState, Observation
+from vla_edge.types import ActionChunk, InferenceTiming, JointState, Observation
 
 NAMES = ("slider",)
 
@@ -45,6 +46,9 @@ class SliderRig:
             return False
         self.chunk = chunk
         return True
+
+    def commanded(self):
+        return np.array([self.position])
 
     def finished(self):
         return abs(self.position) >= 1.0 or self._now >= self.seed * 10**9 + 7 + 3 * 10**9
@@ -150,11 +154,46 @@ def test_two_runs_are_compared_pair_by_pair():
         ({"delay_s": -0.1}, "delay_s is -0.1; it must be between 0 and 10"),
         ({"rate_hz": 0.0}, "rate_hz"),
         ({"control_hz": 1e6}, "control_hz"),
+        ({"inference": "sinchronous"}, "did you mean 'synchronous'"),
     ],
 )
 def test_options_out_of_range_are_named(options, message):
     with pytest.raises(ClosedLoopError, match=message):
         run_closed_loop(obedient, [0], rig=SliderRig, **options)
+
+
+class Planner:
+    """`obedient` as an engine that can be asked to continue a plan; it remembers what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def infer(self, observation, seed=0, continuation=None):
+        self.asked.append(continuation)
+        return Inference(obedient(observation, seed), InferenceTiming(0.0))
+
+
+def test_an_inference_policy_reckons_with_the_delay_of_the_loop_once_it_was_measured():
+    planner = Planner()
+    row = run_closed_loop(planner, [1], delay_s=0.24, rig=SliderRig, inference="real_time_chunking").rows[0]
+    first, *others = planner.asked
+    assert row.success and first is None and len(others) >= 2
+    assert {int(np.count_nonzero(asked.weights == 1.0)) for asked in others} == {5}
+
+
+def test_a_synchronous_robot_stands_while_it_thinks_and_takes_longer():
+    found = [
+        run_closed_loop(Planner(), [1], delay_s=0.3, rig=SliderRig, inference=inference).rows[0]
+        for inference in ("asynchronous", "synchronous: {execute: 0.4, settle: 0.0}")
+    ]
+    assert found[0].success and found[1].success and found[1].seconds > found[0].seconds + 0.5
+    # This rig jumps where a chunk tells it to; a synchronous one begins where the robot stands.
+    assert max(found[1].smoothness.command_steps_rad) < 0.01 < max(found[0].smoothness.command_steps_rad)
+
+
+def test_a_function_cannot_continue_a_plan():
+    with pytest.raises(ClosedLoopError, match="cannot continue a plan"):
+        run_closed_loop(obedient, [1], rig=SliderRig, inference="real_time_chunking")
 
 
 def test_no_seeds_and_no_policy_are_refused():
@@ -181,6 +220,7 @@ def test_the_closed_loop_report_shows_every_failure_and_its_json_every_episode(t
     html, path = write_closed_loop_report(result, tmp_path / "closed_loop.html", "stubborn", result)
     text = html.read_text(encoding="utf-8")
     assert text.count("wrong first</td>") == 3 + 3 + 3
+    assert "inference asynchronous" in text and "Between plans" in text
     found = json.loads(path.read_text())
     assert (found["successes"], found["episodes"], len(found["rows"]), found["passed"]) == (3, 6, 6, False)
     assert found["goals"] == {"+1": {"successes": 3, "episodes": 3}, "-1": {"successes": 0, "episodes": 3}}

@@ -60,10 +60,10 @@ class NodeProcess:
             self._process.wait()
             raise AssertionError(f"the node did not end within {timeout} s:\n{self.output}") from None
 
-    def stop(self, timeout: float = 15.0) -> int:
-        """As Ctrl-C does."""
+    def stop(self, timeout: float = 15.0, number: int = signal.SIGINT) -> int:
+        """As Ctrl-C does, or by another signal."""
         if self.running:
-            self._process.send_signal(signal.SIGINT)
+            self._process.send_signal(number)
         return self.wait(timeout)
 
     def kill(self) -> None:
@@ -113,6 +113,15 @@ class Peer:
             request.transition.id = transition
             done.append(self._conductor.request(ChangeState, f"{node}/change_state", request, timeout).success)
         return done
+
+    def set_parameter(self, node: str, name: str, value) -> str:
+        """Sets a parameter; empty, or why that was refused."""
+        from rcl_interfaces.srv import SetParameters
+        from rclpy.parameter import Parameter
+
+        request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
+        (result,) = self._conductor.request(SetParameters, f"{node}/set_parameters", request, 10.0).results
+        return "" if result.successful else result.reason
 
     def diagnostics(self, node: str, condition=lambda values: True, timeout: float = 15.0) -> dict[str, str]:
         """The values of the next status of a node for which `condition` holds."""

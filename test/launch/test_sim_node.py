@@ -138,6 +138,16 @@ def test_a_recorded_state_shows_the_robot_as_it_stood(sim, peer):
     assert np.abs(drawn.astype(int) - world.render(240, 320, "overview")).mean() < 3
 
 
+def test_faults_are_switched_on_and_off_while_it_runs(sim, peer):
+    stops = peer.listen(Bool, "emergency_stop", qos.LATCHED)
+    states = peer.heard["joint_states"]
+    assert "did you mean 'joint_nan'" in peer.set_parameter("sim", "faults", "joint_nam: true")
+    assert peer.set_parameter("sim", "faults", "{joint_nan: true, emergency_stop: true}") == ""
+    wait_for(lambda: np.isnan(states[-1].position[0]) and stops and stops[-1].data, 10.0, "faults")
+    assert peer.set_parameter("sim", "faults", "") == ""
+    wait_for(lambda: np.isfinite(states[-1].position).all() and not stops[-1].data, 10.0, "their end")
+
+
 def test_it_ends_cleanly_with_its_camera(sim, peer):
     children = open(f"/proc/{sim.pid}/task/{sim.pid}/children").read().split()
     assert children and sim.stop() == 0

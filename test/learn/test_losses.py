@@ -82,3 +82,34 @@ def test_times_follow_lerobots_beta_distribution():
     times = (torch.cat(oracle.seen).double().numpy() - 0.001) / 0.999
     assert len(times) == 4000
     assert stats.kstest(times, stats.beta(1.5, 1).cdf).pvalue > 0.01
+
+
+class _Given(_Oracle):
+    """Knows the velocity of rows with noise, and says nonsense of rows without."""
+
+    def time(self, time):
+        return (time[:, None],)
+
+    def denoise(self, mixed, time, *cache):
+        time = time if time.ndim == 3 else time[:, None]
+        self.seen.append((mixed, time[..., 0]))
+        velocity = (mixed - self.action) / time.clamp(min=1e-3)
+        return (torch.where(time > 0, velocity, 1e3),)
+
+
+def test_rows_given_as_a_prefix_are_without_noise_at_time_zero_and_not_learnt():
+    action = torch.linspace(0, 1, 8, dtype=torch.float64)[:, None].expand(400, 8, 4).clone()
+    oracle = _Given(action[:1])
+    loss = flow_matching_loss(oracle, _cache(400), action, 2, torch.Generator().manual_seed(0), prefix=3)
+    assert loss.item() < 1e-4
+    ((mixed, time),) = oracle.seen
+    given = time == 0
+    np.testing.assert_array_equal(mixed[given], action.repeat(2, 1, 1)[given])
+    assert not given[:, 3:].any() and (given[:, :-1] | ~given[:, 1:]).all()  # first rows, without gaps
+    counts = torch.bincount(given.sum(1), minlength=4)
+    assert len(counts) == 4 and counts.min() > 150  # 0 to 3 rows, each as often
+    # The mean is over the rows that are learnt, whatever their number.
+    off = flow_matching_loss(_Given(action[:1] + 1), _cache(400), action, 2, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    with_prefix = flow_matching_loss(_Given(action[:1] + 1), _cache(400), action, 2, generator, prefix=3)
+    assert with_prefix.item() == pytest.approx(off.item(), rel=0.2)

@@ -87,11 +87,63 @@ def test_a_further_camera_gives_its_newest_frame_not_newer_than_the_first():
 
 
 def test_a_clock_set_back_does_not_leave_frames_of_the_future():
-    aligner = filled()
-    aligner.add_frame("head", frame(10, 120, value=9))
+    aligner = filled(max_age=0.05)
+    assert aligner.add_frame("head", frame(10, 120, value=9))
     aligner.add_joints(joints(9, 0.5), 121 * MS)
     found = aligner.align(122 * MS)
     assert found.observation.stamp_ns == 10 * MS and found.observation.joints.position[0] == 0.5
+
+
+def test_what_was_overtaken_on_its_way_paces_nothing_and_hides_nothing_newer():
+    aligner = filled(("head", "wrist"), max_skew=0.03)
+    assert not aligner.add_frame("head", frame(60, 112, value=9))
+    aligner.add_joints(joints(70, 0.5), 113 * MS)
+    found = aligner.align(114 * MS).observation
+    assert found.stamp_ns == 100 * MS and found.images["head"][0, 0, 0] == 1 and found.joints.position[0] == 100
+    assert aligner.counts == {"late camera head": 1, "late joint states": 1}
+    # A further camera's late frame is the nearest to the next frame of the first.
+    aligner.add_frame("wrist", frame(140, 130, value=7))
+    aligner.add_frame("wrist", frame(118, 131, value=6))
+    aligner.add_frame("head", frame(120, 132))
+    aligner.add_joints(joints(120), 132 * MS)
+    assert aligner.align(133 * MS).observation.images["wrist"][0, 0, 0] == 6
+
+
+def test_a_camera_that_sends_its_last_frame_again_and_again_goes_silent():
+    aligner = filled(max_age=0.2)
+    for at in range(120, 500, 20):
+        assert not aligner.add_frame("head", frame(100, at))
+        aligner.add_joints(joints(at), at * MS)
+    found = aligner.align(500 * MS)
+    assert found.readiness is Readiness.STALE and found.reason == "camera head silent for 0.4 s"
+    assert aligner.counts["repeated camera head"] == 19
+
+
+def test_a_camera_that_shows_one_picture_under_new_stamps_is_frozen_where_that_is_asked_for():
+    for frozen_after, ready in ((0.0, Readiness.READY), (0.3, Readiness.STALE)):
+        aligner = filled(frozen_after=frozen_after)
+        for at in range(120, 620, 20):
+            picture = frame(at)
+            aligner.add_frame("head", Frame(picture.stamp_ns, picture.arrival_ns, picture.decode, fingerprint=5))
+            aligner.add_joints(joints(at), at * MS)
+        found = aligner.align(610 * MS)
+        assert found.readiness is ready
+    assert found.reason == "camera head shows one picture since 0.5 s"
+    aligner.add_frame("head", Frame(620 * MS, 620 * MS, picture.decode, fingerprint=6))
+    assert aligner.align(621 * MS).readiness is Readiness.READY
+
+
+def test_frames_missing_from_a_cameras_rhythm_are_counted():
+    aligner = Aligner(["head"])
+    for at in (0, 33, 67, 100, 133, 167, 200, 233, 267, 367, 400):
+        aligner.add_frame("head", frame(at))
+    assert aligner.counts == {"missed camera head": 2}
+
+
+def test_ages_are_by_arrival_and_of_what_has_come():
+    aligner = Aligner(["head", "wrist"])
+    aligner.add_frame("head", frame(5, 100))
+    assert aligner.ages(350 * MS) == {"camera head": pytest.approx(0.25)}
 
 
 def test_a_picture_that_does_not_decode_is_counted_and_nothing_is_observed():

@@ -104,6 +104,7 @@ SMALL_FILES = [
     (edit("vla_edge.json", setting([JOINTS[0]] * 3, "joint_names")), "names a joint twice"),
     (tie_to_more_joints, "observation.state has shape [3] but vla_edge.json names 4 joints"),
     (edit("vla_edge.json", setting(0, "dt")), "dt = 0.0 s"),
+    (edit("vla_edge.json", setting(4, "trained_prefix")), "trained_prefix = 4, of chunks of 4 rows"),
     (edit("vla_edge.json", entry("cameras", "wrist")), "vla_edge.json has no entry 'wrist'"),
     (edit("vla_edge.json", setting([20, 40, 48, 48], "cameras", "head", "crop")), "leaves the 60 x 80 frame"),
     (edit("vla_edge.json", setting([0, 0, 40, 48], "cameras", "head", "crop")), "does not give the feature's shape"),

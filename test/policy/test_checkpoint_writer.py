@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,14 +29,15 @@ IDENTITY = Normalization(NormalizationMode.IDENTITY)
         {"relative_actions": False, "prompt": "{instruction}"},
         {"state": QUANTILES, "action": IDENTITY},
         {"state": IDENTITY, "action": IDENTITY},
+        {"trained_prefix": 3},
     ],
-    ids=["defaults", "absolute", "quantiles", "identity"],
+    ids=["defaults", "absolute", "quantiles", "identity", "prefix"],
 )
 def test_what_was_written_is_read_back_exactly(tmp_path, changes):
     policy, spec = small_policy(), small_spec(**changes)
     checkpoint = load_checkpoint(write_checkpoint(tmp_path / "checkpoint", policy, spec, WORDS))
     assert checkpoint.spec == spec
-    assert smolvla_config(checkpoint) == policy.config
+    assert smolvla_config(checkpoint) == replace(policy.config, trained_prefix=spec.trained_prefix)
     loaded = load_policy(checkpoint)
     assert not loaded.training
     expected, got = policy.state_dict(), loaded.state_dict()

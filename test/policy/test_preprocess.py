@@ -133,6 +133,15 @@ def test_absolute_actions_do_not_depend_on_the_measured_positions():
     np.testing.assert_allclose(post(actions, JointState(0, JOINTS, POSITIONS))[:, 0], 0.5)
 
 
+@pytest.mark.parametrize("relative", [True, False])
+def test_targets_become_the_actions_they_would_have_come_from(relative):
+    post, joints = Postprocessor(small_spec(relative_actions=relative)), JointState(0, JOINTS, POSITIONS)
+    targets = np.random.default_rng(0).normal(size=(4, 3))
+    actions = np.zeros((1, 4, 6), np.float32)
+    actions[0, :, :3] = post.inverse(targets, joints)
+    np.testing.assert_allclose(post(actions, joints), targets, atol=1e-6)
+
+
 def test_relative_actions_without_a_measured_joint_are_refused():
     with pytest.raises(ObservationError, match="lacks a_joint"):
         Postprocessor(small_spec())(np.zeros((1, 4, 6), np.float32), JointState(0, ("b_joint", "c_joint"), [0.0, 0.0]))

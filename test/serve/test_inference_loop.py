@@ -153,3 +153,39 @@ def test_silence_of_a_source_shows_in_the_state_without_any_frame():
         assert "camera head silent" in loop.state.reason
     finally:
         loop.stop()
+
+
+def test_a_chunk_for_an_instruction_that_was_changed_meanwhile_is_dropped_and_the_next_one_begun_at_once():
+    aligner, chunks, seen = Aligner(["head"], max_age=60.0), [], []
+
+    def infer(observation):
+        seen.append(observation.instruction)
+        aligner.set_instruction("stop")  # while the first one is being computed
+        return answer(observation)
+
+    loop = InferenceLoop(
+        aligner.align, infer, chunks.append, 0.1, wanted=lambda seen: seen.instruction == aligner.instruction
+    )
+    aligner.add_joints(JointState(1, ("a",), [0.0]), time.monotonic_ns())
+    aligner.set_instruction("go")
+    aligner.add_frame("head", Frame(1, time.monotonic_ns(), lambda: np.zeros((1, 1, 3), np.uint8)))
+    loop.start()
+    loop.frame_arrived(time.monotonic_ns())
+    end = time.monotonic() + 5.0
+    while not chunks and time.monotonic() < end:
+        time.sleep(0.01)
+    loop.stop()
+    # One frame, at a rate of one in ten seconds.
+    assert seen == ["go", "stop"] and len(chunks) == 1 and loop.unwanted == 1 and loop.busy_since_ns is None
+
+
+def test_frames_pass_by_until_an_inference_may_begin():
+    source, chunks = Source(), []
+    loop = InferenceLoop(source.align, answer, chunks.append, 1000.0, due=lambda seen: seen.stamp_ns >= 5)
+    loop.start()
+    end = time.monotonic() + 5.0
+    while not chunks and time.monotonic() < end:
+        source.send(loop)
+        time.sleep(0.005)
+    loop.stop()
+    assert chunks[0].stamp_ns >= 5

@@ -171,3 +171,15 @@ def test_objects_of_the_hard_tier_lie_still_until_touched(world):
     before = world.physics.centres().copy()
     world.step(3.0)
     assert np.abs(world.physics.centres() - before).max() < 0.002
+
+
+def test_a_torque_pushes_its_joint_away_until_it_is_taken_off(world):
+    world.reset(3, start_sigma=0.0)
+    elbow = DRIVEN_JOINTS.index("right_elbow_joint")
+    for torque, pushed in ((3.0, True), (0.0, False)):
+        world.disturb("right_elbow_joint", torque)
+        world.step(1.5)
+        away = np.abs(world.joint_state().position - HOME)
+        assert (away[elbow] > 0.02) == pushed and np.delete(away, elbow).max() < 0.02
+    with pytest.raises(SimulationError, match="tail_joint"):
+        world.disturb("tail_joint", 1.0)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from vla_edge.engine.backends import LoadedStage, get_backend
+from vla_edge.engine.continuation import Continuation
 from vla_edge.policy.noise import noise_for
 from vla_edge.policy.preprocess import Postprocessor, Preprocessor
 from vla_edge.policy.spec import PolicySpec
@@ -140,23 +141,30 @@ class Runner:
         if not 1 <= num_steps <= MOST_STEPS:
             raise RunnerError(f"num_steps is {num_steps}, allowed is 1 to {MOST_STEPS}")
         with self._lock:
-            self._denoise = []
+            self._denoise, self._conditions, self._given_rows = [], [], 0
             for step in range(num_steps):
-                moment = np.array([1.0 - step / num_steps], np.float32)
-                condition = self.stages["time"].run({"time": moment})["time_condition"]
-                inputs = self._buffers | {"time_condition": np.ascontiguousarray(condition)}
+                condition = self._condition(1.0 - step / num_steps)
+                self._conditions.append((condition, condition.copy()))
+                inputs = self._buffers | {"time_condition": condition}
                 self._denoise.append(self.stages["denoise"].bind(inputs, self._buffers))
 
-    def infer(self, observation: Observation, seed: int = 0, noise: np.ndarray | None = None) -> Inference:
+    def infer(
+        self,
+        observation: Observation,
+        seed: int = 0,
+        noise: np.ndarray | None = None,
+        continuation: Continuation | None = None,
+    ) -> Inference:
         """The chunk for one observation.
 
         Args:
             seed: with the observation's stamp, decides the starting noise.
             noise: starting noise of `noise_shape`, to be used instead.
+            continuation: plan that the chunk is to continue.
 
         Raises:
             ObservationError, InstructionError: the policy cannot be shown this observation.
-            RunnerError: the result is not finite.
+            RunnerError: the result is not finite, or the policy was not trained for a prefix like the continuation's.
         """
         begin = time.perf_counter()
         with self._lock:
@@ -166,8 +174,10 @@ class Runner:
             for name, value in tensors.items():
                 self._buffers[name][...] = value
             self._x[...] = noise_for(seed, observation.stamp_ns, self._x.shape) if noise is None else noise
+            self._give_rows(0 if continuation is None else continuation.prefix)
+            lead = None if continuation is None else self._lead(continuation, observation)
             prepared = time.perf_counter()
-            times = self._run_stages()
+            times = self._run_stages(lead)
             actions = time.perf_counter()
             positions = self._postprocess(self._x, observation.joints)
         if not np.isfinite(positions).all():
@@ -215,7 +225,7 @@ class Runner:
         x = noise_for(seed, observation.stamp_ns, self.noise_shape)
         for step in range(self.num_steps):
             moment = {"time": np.array([1.0 - step / self.num_steps], np.float32)}
-            inputs = buffers | {"x": x} | self.stages["time"].run(moment)
+            inputs = buffers | {"x": x, "time_condition": self._condition(1.0 - step / self.num_steps)}
             if step in (0, self.num_steps - 1):
                 yield "time", moment
                 yield "denoise", inputs
@@ -223,20 +233,66 @@ class Runner:
                 (velocity,) = self.stages["denoise"].run(inputs).values()
                 x = x - velocity / np.float32(self.num_steps)
 
-    def _run_stages(self) -> dict[str, float]:
-        """Everything between the input buffers and `self._x`; stage name -> s."""
+    def _run_stages(self, lead: Callable | None = None) -> dict[str, float]:
+        """Everything between the input buffers and `self._x`; stage name -> s.
+
+        Args:
+            lead: (velocity, flow time) -> the velocity to go on with.
+        """
         begin = time.perf_counter()
         for vision in self._vision:
             vision()
         seen = time.perf_counter()
         self._prefix()
         read = time.perf_counter()
-        step = np.float32(1.0 / len(self._denoise))
-        for denoise in self._denoise:
+        steps = len(self._denoise)
+        size = np.float32(1.0 / steps)
+        for index, denoise in enumerate(self._denoise):
             denoise()
+            velocity = self._velocity
+            if lead is not None:
+                velocity = lead(velocity, 1.0 - index / steps)
             # velocity points at the noise, which is where time 1 is
-            self._x -= step * self._velocity
+            self._x -= size * velocity
         return {"vision": seen - begin, "prefix": read - seen, "denoise": time.perf_counter() - read}
+
+    def _lead(self, continuation: Continuation, observation: Observation) -> Callable:
+        """`continuation` in the network's numbers, for `_run_stages`."""
+        target, weights = np.zeros_like(self._x), np.zeros_like(self._x)
+        joints = len(self.spec.joint_names)
+        target[0, :, :joints] = self._postprocess.inverse(continuation.positions, observation.joints)
+        weights[0, :, :joints] = continuation.weights[:, None]
+        if rows := continuation.prefix:
+            self._x[:, :rows] = target[:, :rows]
+            stays = (np.arange(self._x.shape[1]) >= rows).astype(np.float32)[:, None]
+            return lambda velocity, moment: velocity * stays
+        begin = max(continuation.begin, 1.0 / self.num_steps) + 1e-9
+
+        def lead(velocity: np.ndarray, moment: float) -> np.ndarray:
+            return continuation.lead(self._x, velocity, moment, target, weights) if moment <= begin else velocity
+
+        return lead
+
+    def _condition(self, moment: float) -> np.ndarray:
+        """What the denoise stage is told of a flow time, of its own: one for all rows, or one for each."""
+        condition = self.stages["time"].run({"time": np.array([moment], np.float32)})["time_condition"]
+        if self.spec.trained_prefix:
+            condition = np.repeat(condition[:, None], self.spec.chunk_size, axis=1)
+        return np.array(condition)
+
+    def _give_rows(self, rows: int) -> None:
+        """Tells the denoise stage that the first `rows` are actions already."""
+        if rows > self.spec.trained_prefix:
+            raise RunnerError(
+                f"the policy was trained to continue {self.spec.trained_prefix} rows and is given {rows}; choose another "
+                "inference policy, such as real_time_chunking, or a faster engine"
+            )
+        if rows != self._given_rows:
+            clean = self._condition(0.0)
+            for bound, own in self._conditions:
+                bound[...] = own
+                bound[:, :rows] = clean[:, :rows]
+            self._given_rows = rows
 
     def _allocate(self) -> None:
         """One buffer per tensor; each camera's vision stage writes into its part of the prefix's image tokens."""

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vla_edge.evaluate.bag_writer import BagWriter
-from vla_edge.evaluate.closed_loop import LoopOptions, run_episode
+from vla_edge.evaluate.closed_loop import LoopOptions, as_engine, run_episode
 from vla_edge.evaluate.expert_policy import ExpertPolicy
 from vla_edge.evaluate.tabletop_rig import TabletopRig
 from vla_edge.sim.tasks import TIERS
@@ -91,11 +91,11 @@ def record(
         "source": "expert in simulation", "tiers": ", ".join(tiers), "seeds": f"{seeds[0]} to {seeds[-1]}",
     }  # fmt: skip
     with BagWriter(path, image_format="png", compress=True, metadata=about) as writer:
-        rig, policy = RecordingRig(writer), ExpertPolicy()
-        policy.bind(rig)
+        rig = RecordingRig(writer)
+        expert = as_engine(ExpertPolicy(), rig)
         for seed in seeds:
             for tier in tiers:
-                row = run_episode(rig, policy, seed, LoopOptions(tier=tier, rate_hz=rate_hz))
+                row = run_episode(rig, expert, seed, LoopOptions(tier=tier, rate_hz=rate_hz))
                 if progress is not None:
                     progress(row)
     return rig.frames

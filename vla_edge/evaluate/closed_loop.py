@@ -20,9 +20,14 @@ from typing import Protocol
 
 import numpy as np
 
+from vla_edge.engine.runner import Inference
 from vla_edge.evaluate.closed_loop_result import ClosedLoopResult, EpisodeRow
 from vla_edge.evaluate.metrics import boundary_jump
-from vla_edge.types import NANOSECONDS, ActionChunk, Observation, VlaEdgeError
+from vla_edge.evaluate.smoothness import Smoothness
+from vla_edge.serve.inference_policy import InferencePolicyError
+from vla_edge.serve.policies import make_policy
+from vla_edge.serve.server import ChunkServer, Engine
+from vla_edge.types import NANOSECONDS, ActionChunk, InferenceTiming, Observation, VlaEdgeError
 
 
 class ClosedLoopError(VlaEdgeError):
@@ -39,6 +44,7 @@ class LoopOptions:
         delay_s: world time from an observation to the moment its chunk reaches the controller.
         rate_hz: observations per second of world time.
         control_hz: ticks of the controller, and steps of the world, per second of world time.
+        inference: inference policy as `serve.policies.make_policy` reads it.
     """
 
     tier: str = "touch"
@@ -46,8 +52,13 @@ class LoopOptions:
     delay_s: float = 0.1
     rate_hz: float = 5.0
     control_hz: float = 500.0
+    inference: str = "asynchronous"
 
     def __post_init__(self):
+        try:
+            make_policy(self.inference)
+        except InferencePolicyError as error:
+            raise ClosedLoopError(str(error)) from None
         if self.instruction_override not in ("none", "shuffled"):
             raise ClosedLoopError(f"instruction_override is {self.instruction_override!r}; it must be none or shuffled")
         for name, low, high in (("delay_s", 0.0, 10.0), ("rate_hz", 0.1, 100.0), ("control_hz", 50.0, 2000.0)):
@@ -74,6 +85,9 @@ class Rig(Protocol):
     def accept(self, chunk: ActionChunk) -> bool:
         """Hands a chunk to the controller; False when it is rejected."""
 
+    def commanded(self) -> np.ndarray:
+        """(J,) rad: what the controller told the joints in the last tick."""
+
     def finished(self) -> bool:
         """Whether the outcome is decided, or time is up."""
 
@@ -92,6 +106,7 @@ def run_closed_loop(
     control_hz: float = 500.0,
     rig: Callable[[], Rig] | None = None,
     progress: Callable[[EpisodeRow], None] | None = None,
+    inference: str = "asynchronous",
 ) -> ClosedLoopResult:
     """Runs one episode for each seed.
 
@@ -103,11 +118,12 @@ def run_closed_loop(
         workers: processes.
         rig: makes the world; the G1 tabletop when None.
         progress: called with each episode as it ends, in no particular order.
+        inference: inference policy, see `LoopOptions`.
 
     Raises:
         ClosedLoopError: an option is out of range.
     """
-    options = LoopOptions(tier, instruction_override, delay_s, rate_hz, control_hz)
+    options = LoopOptions(tier, instruction_override, delay_s, rate_hz, control_hz, inference)
     seeds = [int(seed) for seed in seeds]
     if not seeds:
         raise ClosedLoopError("there are no seeds; give at least one episode to run")
@@ -123,9 +139,9 @@ def run_closed_loop(
 def _rows(policy, seeds, options, workers: int, rig) -> Iterator[EpisodeRow]:
     if workers <= 1 or len(seeds) == 1:
         world = (rig or _tabletop)()
-        infer = _inference(policy, world)
+        engine = as_engine(policy, world)
         for seed in seeds:
-            yield run_episode(world, infer, seed, options)
+            yield run_episode(world, engine, seed, options)
         return
     # A fresh interpreter for each: renderers and inference threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
@@ -170,9 +186,9 @@ def _work(seed: int, options: LoopOptions) -> EpisodeRow:
     # Opened here and not at the start of the process, so that a policy that cannot be opened says so itself.
     if "rig" not in _worker:
         world = _worker["make_rig"]()
-        _worker["infer"] = _inference(_worker["policy"], world, threads=1)
+        _worker["engine"] = as_engine(_worker["policy"], world, threads=1)
         _worker["rig"] = world
-    return run_episode(_worker["rig"], _worker["infer"], seed, options)
+    return run_episode(_worker["rig"], _worker["engine"], seed, options)
 
 
 def _tabletop() -> Rig:
@@ -181,17 +197,17 @@ def _tabletop() -> Rig:
     return TabletopRig()
 
 
-def run_episode(
-    rig: Rig, infer: Callable[[Observation, int], ActionChunk], seed: int, options: LoopOptions
-) -> EpisodeRow:
+def run_episode(rig: Rig, engine: Engine, seed: int, options: LoopOptions) -> EpisodeRow:
     """One episode in lockstep.
 
     As on the robot, one inference runs at a time: an observation that is due meanwhile is taken the moment it ends.
     """
     instruction = rig.begin(seed, options)
+    server = ChunkServer(engine, make_policy(options.inference), seed)
+    smoothness = Smoothness(1.0 / options.control_hz)
     start_ns = rig.now_ns
     period_ns, delay_ns = NANOSECONDS / options.rate_hz, round(options.delay_s * NANOSECONDS)
-    slot, due, underway, previous = 0, False, None, None
+    slot, due, underway = 0, False, None
     chunks = rejected = 0
     jumps: list[float] = []
     while not rig.finished():
@@ -199,24 +215,39 @@ def run_episode(
         while now_ns >= start_ns + slot * period_ns - 1:
             slot, due = slot + 1, True
         if underway is not None and now_ns >= underway.stamp_ns + delay_ns:
-            rejected += not rig.accept(underway)
+            previous, accepted = server.running, rig.accept(server.deliver(underway, now_ns))
+            rejected += not accepted
             chunks, underway = chunks + 1, None
-        if due and underway is None:
-            due = False
-            underway = infer(rig.observe(instruction), seed)
-            jump = boundary_jump(previous, underway) if previous is not None else None
+            jump = boundary_jump(previous, server.running) if previous is not None else None
             if jump is not None:
                 jumps.append(float(jump.max()))
-            previous = underway
+            if accepted:
+                smoothness.switch(previous, server.running, now_ns)
+        if due and underway is None and server.due(instruction, now_ns):
+            due = False
+            underway, _ = server.infer(rig.observe(instruction))
             if delay_ns == 0:
                 continue
         rig.tick(1.0 / options.control_hz)
+        smoothness.add(rig.commanded())
     row = rig.row(seed)
-    return row.with_chunks(chunks, rejected, float(np.mean(jumps)) if jumps else math.nan)
+    return row.with_chunks(chunks, rejected, float(np.mean(jumps)) if jumps else math.nan, smoothness.result())
 
 
-def _inference(policy, rig: Rig, threads: int | None = None) -> Callable[[Observation, int], ActionChunk]:
-    """Whatever a policy is -> (observation, seed) -> chunk."""
+class _Callable:
+    """A function (observation, seed) -> chunk as an engine that cannot continue a plan."""
+
+    def __init__(self, infer: Callable[[Observation, int], ActionChunk]):
+        self._infer = infer
+
+    def infer(self, observation: Observation, seed: int = 0, **options) -> Inference:
+        if options:
+            raise ClosedLoopError("this policy cannot continue a plan; choose an inference policy that does not ask it")
+        return Inference(self._infer(observation, seed), InferenceTiming(0.0))
+
+
+def as_engine(policy, rig: Rig, threads: int | None = None) -> Engine:
+    """An engine of whatever a policy may be, see `run_closed_loop`; `rig` is bound to one that cheats."""
     if isinstance(policy, (str, Path)):
         from vla_edge.evaluate.replay import open_policy
 
@@ -226,7 +257,7 @@ def _inference(policy, rig: Rig, threads: int | None = None) -> Callable[[Observ
     if hasattr(policy, "infer"):
         if hasattr(policy, "warm_up"):
             policy.warm_up()
-        return lambda observation, seed: policy.infer(observation, seed=seed).chunk
-    if callable(policy):
         return policy
+    if callable(policy):
+        return _Callable(policy)
     raise ClosedLoopError(f"{type(policy).__name__} is no policy; give a bundle, a checkpoint or something with infer")

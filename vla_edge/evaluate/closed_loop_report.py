@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from vla_edge.evaluate.closed_loop_result import ClosedLoopResult
@@ -87,17 +88,19 @@ def write_closed_loop_report(
     page = Page(
         f"{name} in closed loop",
         f"{result.n} episodes of tier {options['tier']}, {options['rate_hz']:g} observations a second, chunks "
-        f"{1e3 * options['delay_s']:.0f} ms late",
+        f"{1e3 * options['delay_s']:.0f} ms late, inference {options['inference']}",
     )
     page.verdict(verdict)
     summary = result.summary()
-    seconds = summary["median_seconds"]
+    seconds, smooth = summary["median_seconds"], result.smoothness
     page.cards(
         [
             ("Success", f"{100 * result.success_rate:.1f}", "%", _interval(result.successes, result.n)),
             ("Wrong first", f"{100 * result.wrong_first_rate:.1f}", "%", _interval(result.wrong_first, result.n)),
             ("Time to success", f"{seconds:.1f}" if seconds else "–", "s", "median, world time"),
             ("Chunks", str(summary["chunks"]), "", f"{summary['rejected_chunks']} rejected by the controller"),
+            ("Between plans", _figure(1e3 * smooth.plan_step_p99_rad), "mrad", "apart where one takes over, p99"),
+            ("Jerk", _figure(smooth.jerk_rms), "rad/s³", "rms of the command"),
         ]
     )
     goals = result.by_goal()
@@ -142,6 +145,10 @@ def _rows(rows) -> str:
         ((row.seed, row.instruction, outcome(row), f"{row.seconds:.2f}", row.chunks) for row in rows),
         numeric=(0, 3, 4),
     )
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "–"
 
 
 def _interval(successes: int, n: int) -> str:

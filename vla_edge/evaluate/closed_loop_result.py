@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from vla_edge.evaluate.evaluation import plain
 from vla_edge.evaluate.metrics import Interval, PairedTest, mcnemar, wilson_interval
+from vla_edge.evaluate.smoothness import EpisodeSmoothness, SmoothnessSummary
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class EpisodeRow:
         jump_rad: mean over chunk boundaries of the largest joint step.
         limit_hits, holds: counted by the controller.
         rejections: reason -> chunks, as the controller gives them.
+        smoothness: of the command, None where nothing was commanded.
     """
 
     seed: int
@@ -47,10 +49,13 @@ class EpisodeRow:
     limit_hits: int = 0
     holds: int = 0
     rejections: Mapping[str, int] = field(default_factory=dict)
+    smoothness: EpisodeSmoothness | None = None
 
-    def with_chunks(self, chunks: int, rejected: int, jump_rad: float) -> EpisodeRow:
+    def with_chunks(
+        self, chunks: int, rejected: int, jump_rad: float, smoothness: EpisodeSmoothness | None = None
+    ) -> EpisodeRow:
         """The same episode with what the loop itself counted."""
-        return replace(self, chunks=chunks, rejected=rejected, jump_rad=jump_rad)
+        return replace(self, chunks=chunks, rejected=rejected, jump_rad=jump_rad, smoothness=smoothness)
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,11 @@ class ClosedLoopResult:
             found[row.given_goal].append(row.given_success)
         return {goal: (sum(results), len(results)) for goal, results in sorted(found.items())}
 
+    @property
+    def smoothness(self) -> SmoothnessSummary:
+        """Of the command, over all episodes."""
+        return SmoothnessSummary.of([row.smoothness for row in self.rows if row.smoothness is not None])
+
     def summary(self) -> dict:
         """The figures without the episodes, in JSON types."""
         reached = [row.seconds for row in self.rows if row.given_success]
@@ -149,6 +159,7 @@ class ClosedLoopResult:
                 "rejections": sum((Counter(row.rejections) for row in self.rows), Counter()),
                 "limit_hits": sum(row.limit_hits for row in self.rows),
                 "holds": sum(row.holds for row in self.rows),
+                "smoothness": self.smoothness,
                 "options": self.options,
             }
         )

@@ -85,6 +85,10 @@ class TabletopRig:
             return False
         return True
 
+    def commanded(self) -> np.ndarray:
+        """(J,) rad, a copy."""
+        return self.kernel.position.copy()
+
     def finished(self) -> bool:
         """Whether both the goal that was given and the scene's own are decided."""
         return self.world.finished(self._given) and (

@@ -10,7 +10,9 @@ from torch import Tensor
 from vla_edge.policy.smolvla import PrefixCache, SmolVLA
 
 
-def flow_matching_loss(policy: SmolVLA, cache: PrefixCache, actions: Tensor, draws: int, generator=None) -> Tensor:
+def flow_matching_loss(
+    policy: SmolVLA, cache: PrefixCache, actions: Tensor, draws: int, generator=None, prefix: int = 0
+) -> Tensor:
     """Mean squared error of the flow velocity (Lipman et al., 2022), in LeRobot's convention: t = 1 is noise, t drawn
     from Beta(1.5, 1), target velocity noise - action.
 
@@ -18,10 +20,20 @@ def flow_matching_loss(policy: SmolVLA, cache: PrefixCache, actions: Tensor, dra
 
     Args:
         cache: of B observations. actions: (B, T, A) normalized and zero padded. draws: (noise, t) pairs each.
+        prefix: of every chunk, up to so many first rows are given without noise and not learnt (training-time
+            real-time chunking, Black et al., 2025, arXiv:2512.05964); how many, from 0 on, is drawn for each.
     """
     mixed, time, wanted = flow_points(actions, draws, generator)
-    velocity = policy.denoise(mixed, policy.time(time)[0], *repeat_cache(cache, draws))[0]
-    return (velocity - wanted).square().mean()
+    condition, error = policy.time(time)[0], 1.0
+    if prefix:
+        rows = torch.randint(prefix + 1, (len(mixed), 1), generator=generator)
+        given = torch.arange(mixed.shape[1]) < rows
+        mixed = torch.where(given[..., None], actions.repeat(draws, 1, 1), mixed)
+        clean = policy.time(torch.zeros_like(time))[0]
+        condition = torch.where(given[..., None], clean[:, None], condition[:, None])
+        error = (~given)[..., None] * (given.numel() / (~given).sum())
+    velocity = policy.denoise(mixed, condition, *repeat_cache(cache, draws))[0]
+    return ((velocity - wanted).square() * error).mean()
 
 
 def flow_points(actions: Tensor, draws: int, generator=None) -> tuple[Tensor, Tensor, Tensor]:

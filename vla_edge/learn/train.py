@@ -45,6 +45,7 @@ class TrainConfig(FitConfig):
         draws: (noise, time) pairs per frame.
         pointer: weight of the pointer loss. pointer_layers: text layers it supervises.
         state_noise: rad. brightness: relative.
+        prefix: most rows of a chunk that the policy learns to be given and to continue; 0 for none.
         shares: of each directory of demonstrations in a batch; in proportion to its frames when empty.
     """
 
@@ -53,6 +54,7 @@ class TrainConfig(FitConfig):
     pointer_layers: tuple[int, ...] = (1, 2)
     state_noise: float = 0.005
     brightness: float = 0.1
+    prefix: int = 0
     shares: tuple[float, ...] = ()
 
 
@@ -109,6 +111,7 @@ class Trainer(Fit):
             # the weights mean what they do under the statistics they were trained with
             checkpoint = load_checkpoint(start)
             self.spec, policy = checkpoint.spec, load_policy(checkpoint).train().requires_grad_(True)
+        self.spec = replace(self.spec, trained_prefix=config.prefix)
         super().__init__(config, policy, out, _OUTER)
 
     @property
@@ -132,7 +135,7 @@ class Trainer(Fit):
         cache, attention = self.policy.prefix.encode(
             tokens, torch.from_numpy(batch.tokens), mask, torch.from_numpy(state)
         )
-        flow = flow_matching_loss(self.policy, cache, torch.from_numpy(actions), config.draws, generator)
+        flow = flow_matching_loss(self.policy, cache, torch.from_numpy(actions), config.draws, generator, config.prefix)
         grid = math.isqrt(shapes.image_tokens)
         point = torch.from_numpy(batch.pointer.astype(np.float32))
         pointer = pointer_loss(attention, point, mask, config.pointer_layers, grid)

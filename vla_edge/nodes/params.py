@@ -6,7 +6,7 @@ its value and what is allowed, until the value is mended.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -30,6 +30,7 @@ class Parameter:
         description: one line.
         low, high: inclusive range of numbers, and of the entries of a list.
         choices: the only values allowed.
+        validate: raises VlaEdgeError on a value that is of the right type and still means nothing.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Parameter:
     low: float | None = None
     high: float | None = None
     choices: Sequence[str] = ()
+    validate: Callable[[object], object] | None = None
 
     @property
     def allowed(self) -> str:
@@ -73,6 +75,11 @@ class Parameter:
                     good &= (self.low is None or number >= self.low) and (self.high is None or number <= self.high)
         if not good:
             raise ParameterError(f"parameter {self.name} is {value!r}, allowed is {self.allowed}")
+        if self.validate is not None:
+            try:
+                self.validate(value)
+            except VlaEdgeError as error:
+                raise ParameterError(f"parameter {self.name}: {error}") from None
         return value
 
     def descriptor(self) -> ParameterDescriptor:

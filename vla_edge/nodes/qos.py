@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rclpy.duration import Duration
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 
 # Cameras and joints: a lost message is replaced by the next, a late one is worth nothing.
 SENSOR = QoSProfile(
@@ -68,6 +68,24 @@ def chunk(period: float, horizon: float) -> QoSProfile:
         durability=DurabilityPolicy.VOLATILE,
         deadline=Duration(seconds=2.0 * period),
         lifespan=Duration(seconds=horizon),
+    )
+
+
+def heartbeat(period: float) -> QoSProfile:
+    """Of a heartbeat: the middleware itself tells subscribers that one was missed, or that its node is gone.
+
+    Args:
+        period: s between beats; a subscriber has to ask for three or more of them.
+    """
+    lease = Duration(seconds=3.0 * period)
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=1,
+        reliability=ReliabilityPolicy.RELIABLE,
+        durability=DurabilityPolicy.VOLATILE,
+        deadline=lease,
+        liveliness=LivelinessPolicy.MANUAL_BY_TOPIC,
+        liveliness_lease_duration=lease,
     )
 
 

@@ -14,6 +14,7 @@ from vla_edge.nodes.build_node import Progress
 from vla_edge.nodes.params import Parameter, ParameterError, Parameters
 from vla_edge.nodes.recorder_node import message_class
 from vla_edge.nodes.run import run_once
+from vla_edge.serve.policies import make_policy
 from vla_edge.types import NANOSECONDS
 
 PLAYED = ["head/image", "head/image/compressed", "joint_states", "instruction"]
@@ -24,6 +25,8 @@ PARAMETERS = (
     Parameter("restamp", True, "give played messages the present time instead of the recorded one"),
     Parameter("topics", PLAYED, "topics played, as they are called in the bag"),
     Parameter("engine", "", "evaluate: engine bundle, or checkpoint directory for full precision"),
+    Parameter("inference", "asynchronous", "evaluate: inference policy whose chunks are evaluated; see doc/serving.md",
+              validate=make_policy),
     Parameter("reference", "", "evaluate: checkpoint directory to compare with in full precision; empty for none"),
     Parameter("frame_rate", 5.0, "evaluate: frames taken per second of bag; 0 takes every frame", 0.0, 1000.0),
     Parameter("max_frames", 0, "evaluate: stop after this many; 0 for all", 0, 10**9),
@@ -42,16 +45,17 @@ def replay(node: Node) -> int:
 
 def evaluate(node: Node, values) -> int:
     """Writes the report of an engine on the bag; 1 when it fails its limits."""
-    from vla_edge.evaluate.replay import evaluate_bag
+    from vla_edge.evaluate.replay import evaluate_bag, open_policy
     from vla_edge.evaluate.report import write_report
     from vla_edge.evaluate.verdict import judge
+    from vla_edge.serve.served import ServedEngine
 
     if not values.engine:
         raise ParameterError("parameter engine is '', allowed is an engine bundle or a checkpoint directory")
     show = Progress()
     evaluation = evaluate_bag(
         values.bag,
-        values.engine,
+        ServedEngine(open_policy(values.engine), values.inference),
         reference=values.reference or None,
         rate_hz=values.frame_rate or None,
         seed=values.seed,

@@ -1,26 +1,29 @@
 """The simulated G1 at its table, in real time: joint commands in, joint states and camera images out.
 
 Physics runs in a thread on absolute deadlines, which takes the newest command as it goes; pictures are drawn by another
-process. ~/reset sets a scene up by its seed, and the world judges how the instruction was carried out.
+process. ~/reset sets a scene up by its seed, and the world judges how the instruction was carried out. The parameter
+`faults` makes sensors and arms fail, for tests and rehearsals.
 """
 
 from __future__ import annotations
 
-import json
 import threading
 import time
+from dataclasses import replace
 
 import rclpy
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Bool, Float64MultiArray, Int64, String
+from std_msgs.msg import Bool, Float64MultiArray, Int64
 
 from vla_edge.control.loop import DeadlineLoop
 from vla_edge.nodes import convert, qos
 from vla_edge.nodes.params import Parameter, Parameters
 from vla_edge.nodes.run import prioritize, run_node
 from vla_edge.nodes.sim_camera import CameraProcess, View
+from vla_edge.nodes.sim_teller import SimTeller
 from vla_edge.nodes.stream import Stream
+from vla_edge.sim.faults import Faults, FaultyCamera, FaultyJoints, parse_faults
 from vla_edge.sim.tasks import TIERS
 from vla_edge.sim.view import state_vector
 from vla_edge.sim.world import STEP_NS, TabletopWorld
@@ -38,6 +41,8 @@ PARAMETERS = (
     Parameter("priority", 20, "SCHED_FIFO priority of physics, which stands for a robot that waits for nobody; 0: none",
               0, 98),
     Parameter("camera_nice", 5, "steps that drawing stands back behind physics and control", 0, 19),
+    Parameter("faults", "", "what goes wrong, for example '{joint_noise: 0.01, image_freeze: true}'; see doc/serving.md",
+              validate=lambda text: parse_faults(text, TabletopWorld.joint_names)),
 )
 
 
@@ -46,15 +51,13 @@ class SimNode(Node):
 
     def __init__(self):
         super().__init__("sim")
-        values = Parameters(self, PARAMETERS).read()
-        self._values = values
+        self._table = Parameters(self, PARAMETERS)
+        values = self._values = self._table.read()
         self._period_ns = NANOSECONDS // values.joint_state_rate // STEP_NS * STEP_NS
         self._joints = self.create_publisher(JointState, "joint_states", qos.SENSOR_OUT)
-        self._instruction = self.create_publisher(String, "instruction", qos.LATCHED)
-        self._episode = self.create_publisher(String, "~/episode", qos.LATCHED)
-        self._outcome = self.create_publisher(String, "~/outcome", qos.LATCHED)
         self._state = self.create_publisher(Float64MultiArray, "~/state", qos.SENSOR_OUT)
-        self._success = self.create_publisher(Bool, "~/success", qos.LATCHED)
+        self._stop = self.create_publisher(Bool, "emergency_stop", qos.LATCHED)
+        self._teller = SimTeller(self)
         size = (values.camera_height, values.camera_width)
         self._camera = CameraProcess(
             (
@@ -68,6 +71,10 @@ class SimNode(Node):
         self._wanted_seed: int | None = values.seed
         self._decided = True
         self._next_picture_ns = 0
+        self._faults = Faults()
+        self._faulty_joints = FaultyJoints(self._publish_joints)
+        self._faulty_camera = FaultyCamera(self._camera.show)
+        self.create_timer(0.1, self._on_timer)
         self._commands = Stream(self, JointState, "joint_command", self._on_command, qos.SENSOR)
         self.create_subscription(Int64, "~/reset", self._on_reset, qos.COMMAND)
         self._loop = DeadlineLoop(self._period_ns, self._tick)
@@ -91,21 +98,34 @@ class SimNode(Node):
     def _on_reset(self, message: Int64) -> None:
         self._wanted_seed = message.data
 
+    def _on_timer(self) -> None:
+        faults, before = parse_faults(self._table.read().faults), self._faults
+        self._faults = faults
+        if faults.emergency_stop != before.emergency_stop:
+            self._stop.publish(Bool(data=faults.emergency_stop))
+        if faults != before:
+            told = {name: value for name, value in vars(faults).items() if value != getattr(Faults, name)}
+            self.get_logger().warning(f"faults: {told or 'none'}")
+
+    def _publish_joints(self, state) -> None:
+        self._joints.publish(convert.to_joint_state(state))
+
     def _tick(self, deadline_ns: int) -> None:
         seed, self._wanted_seed = self._wanted_seed, None
         if seed is not None:
             self._reset(seed)
         self._commands.drain()
-        self._world.step(self._period_ns / NANOSECONDS)
-        stamp_ns, state = time.time_ns(), self._world.joint_state()
-        message = convert.to_joint_state(state)
-        message.header.stamp = convert.to_time(stamp_ns)
-        self._joints.publish(message)
+        faults, world = self._faults, self._world
+        world.disturb(faults.torque_joint, faults.torque)
+        world.step(self._period_ns / NANOSECONDS)
+        stamp_ns = time.time_ns()
+        self._faulty_joints.put(replace(world.joint_state(), stamp_ns=stamp_ns), deadline_ns, faults)
+        self._faulty_camera.tick(deadline_ns)
         if deadline_ns >= self._next_picture_ns:
             period_ns = round(NANOSECONDS / self._values.camera_rate)
             self._next_picture_ns = max(self._next_picture_ns + period_ns, deadline_ns)
             snapshot = self._world.snapshot()
-            self._camera.show(stamp_ns, snapshot)
+            self._faulty_camera.put(stamp_ns, snapshot, deadline_ns, faults)
             if self._state.get_subscription_count():
                 self._state.publish(Float64MultiArray(data=convert.doubles(state_vector(snapshot))))
             if not self._camera.alive and not self.exit_code:
@@ -115,7 +135,7 @@ class SimNode(Node):
                 rclpy.try_shutdown()
         if not self._decided and self._world.finished():
             self._decided = True
-            self._tell_outcome()
+            self._teller.end(self._world.outcome())
 
     def _reset(self, seed: int) -> None:
         try:
@@ -124,22 +144,7 @@ class SimNode(Node):
             self.get_logger().error(f"reset to seed {seed} failed: {error}")
             return
         self._decided = False
-        told = {
-            "seed": seed, "tier": episode.tier, "goal": episode.goal.name, "instruction": episode.instruction,
-            "time_limit_s": episode.time_limit_s,
-        }
-        self._told = told
-        self._episode.publish(String(data=json.dumps(told)))
-        self._instruction.publish(String(data=episode.instruction))
-
-    def _tell_outcome(self) -> None:
-        outcome = self._world.outcome()
-        told = self._told | {
-            "success": bool(outcome.success), "wrong_first": bool(outcome.wrong_first), "touched": outcome.touched,
-            "seconds": float(outcome.time_s), "min_distance_m": float(outcome.min_distance_m),
-        }
-        self._outcome.publish(String(data=json.dumps(told)))
-        self._success.publish(Bool(data=bool(outcome.success)))
+        self._teller.begin(episode)
 
 
 def main(args=None) -> None:

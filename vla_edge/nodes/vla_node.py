@@ -2,41 +2,34 @@
 
 A lifecycle node: configure loads and warms up the engine, activate serves, deactivate stops and lets the arms hold.
 Whatever arrives damaged is refused, counted and named in the diagnostics, and the robot then holds for lack of chunks.
+Engine and inference policy are exchanged while it serves, by setting their parameters.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_edge.control.realtime import keep_awake
+from vla_edge.control.realtime import RealtimeRequest, request_realtime
 from vla_edge.nodes import convert, qos
+from vla_edge.nodes.engine_choice import EngineChoice
+from vla_edge.nodes.heartbeat import Heartbeat
 from vla_edge.nodes.inputs import ObservationInputs
 from vla_edge.nodes.open_runner import open_runner
-from vla_edge.nodes.params import Parameter, Parameters
+from vla_edge.nodes.params import Parameters
 from vla_edge.nodes.run import prioritize, run_node
+from vla_edge.nodes.vla_params import PARAMETERS
 from vla_edge.nodes.vla_status import VlaStatus
 from vla_edge.observe.align import Aligner
+from vla_edge.serve.derating import DeratingConfig
 from vla_edge.serve.inference_loop import InferenceLoop
-from vla_edge.types import ActionChunk, VlaEdgeError
-
-PARAMETERS = (
-    Parameter("bundle", "", "engine bundle, or a checkpoint to serve in full precision (needs torch)"),
-    Parameter("rate", 6.0, "chunks per second", 0.1, 100.0),
-    Parameter("num_steps", 0, "flow steps per chunk; 0 takes the bundle's", 0, 100),
-    Parameter("threads", 1, "threads of the engine; 0 lets it choose", 0, 256),
-    Parameter("seed", 0, "of the policy's noise, together with each observation's stamp", 0, 2**62),
-    Parameter("image_transport", "raw", "form in which images are subscribed to", choices=("raw", "compressed")),
-    Parameter("max_skew", 0.1, "s between a frame and the joint state or further frames used with it", 0.001, 10.0),
-    Parameter("max_age", 0.5, "s of silence after which a source is stale", 0.01, 60.0),
-    Parameter("start_on_activate", True, "serve at once; otherwise wait for ~/start"),
-    Parameter("priority", 10, "SCHED_FIFO priority asked for, to be below the controller's; 0 for none", 0, 98),
-    Parameter("stay_awake", True, "keep idle processors out of sleep states that are slow to leave; costs power"),
-    Parameter("status_period", 1.0, "s between diagnostics", 0.1, 60.0),
-)
+from vla_edge.serve.policies import make_policy
+from vla_edge.serve.server import ChunkServer
+from vla_edge.types import NANOSECONDS, ActionChunk, VlaEdgeError
 
 
 class VlaNode(LifecycleNode):
@@ -47,6 +40,7 @@ class VlaNode(LifecycleNode):
         self._table = Parameters(self, PARAMETERS)
         self._loop: InferenceLoop | None = None
         self._inputs: ObservationInputs | None = None
+        self._engines: EngineChoice | None = None
         self._active = False
 
     def on_configure(self, state) -> TransitionCallbackReturn:
@@ -59,16 +53,27 @@ class VlaNode(LifecycleNode):
 
     def _configure(self, values) -> None:
         self._values = values
-        if values.stay_awake:
-            keep_awake()
+        granted = request_realtime(RealtimeRequest(0, None, values.lock_memory, values.stay_awake))
+        if granted.recipe:
+            self.get_logger().warning(granted.recipe)
         prioritize(values.priority)  # the middleware's threads, and not those the engine will make
-        self._runner = open_runner(values.bundle, values.num_steps or None, values.threads or None)
-        self._runner.warm_up()
-        spec = self._runner.spec
-        self._aligner = Aligner([camera.name for camera in spec.cameras], values.max_skew, values.max_age)
+        runner = self._open(values.bundle)
+        runner.warm_up()
+        spec = runner.spec
+        cameras = [camera.name for camera in spec.cameras]
+        self._aligner = Aligner(cameras, values.max_skew, values.max_age, values.frozen_after)
+        self._server = ChunkServer(runner, make_policy(values.inference), values.seed)
         self._loop = InferenceLoop(
-            self._aligner.align, self._infer, self._publish, values.rate, self._warn,
-            lambda: prioritize(values.priority, [0]),
+            self._aligner.align, self._server.infer, self._publish, values.rate, self._warn,
+            lambda: prioritize(values.priority, [0]), self._due,
+            lambda observation: observation.instruction == self._aligner.instruction,
+        )
+        config = DeratingConfig(
+            values.hot, values.cool, down_after=values.derate_after, up_after=values.recover_after
+        )
+        self._engines = EngineChoice(
+            self.get_logger(), self._loop, self._server, self._open, values.bundle, values.lighter_bundles, values.rate,
+            config,
         )
         self._chunks = self.create_publisher(
             JointTrajectory, "action_chunk", qos.chunk(1.0 / values.rate, spec.chunk_size * spec.dt)
@@ -76,10 +81,13 @@ class VlaNode(LifecycleNode):
         self._write = convert.ChunkWriter(spec.joint_names, spec.chunk_size, spec.dt)
         raw = values.image_transport == "raw"
         self._inputs = ObservationInputs(
-            self, spec, self._aligner, self._runner.check_instruction, self._loop.frame_arrived, raw,
-            values.priority,
+            self, spec, self._aligner, self._check_instruction, self._loop.frame_arrived, raw, values.priority,
+            values.frozen_after > 0.0,
         )
-        self._status = VlaStatus(self, self._runner, self._loop, self._inputs, self._aligner, values.rate)
+        self._status = VlaStatus(
+            self, self._server, self._loop, self._inputs, self._aligner, self._engines, values.rate
+        )
+        self._heartbeat = Heartbeat(self, values.heartbeat_period, self._alive)
         self._switches = [
             self.create_service(Trigger, "~/start", self._on_start),
             self.create_service(Trigger, "~/stop", self._on_stop),
@@ -90,6 +98,7 @@ class VlaNode(LifecycleNode):
     def on_activate(self, state) -> TransitionCallbackReturn:
         self._active = True
         if self._values.start_on_activate:
+            self._server.forget()
             self._loop.start()
         return super().on_activate(state)
 
@@ -101,11 +110,12 @@ class VlaNode(LifecycleNode):
     def on_cleanup(self, state) -> TransitionCallbackReturn:
         self.close()
         self._status.destroy()
+        self._heartbeat.destroy()
         for service in self._switches:
             self.destroy_service(service)
         self.destroy_timer(self._timer)
         self.destroy_publisher(self._chunks)
-        self._runner = self._loop = None
+        self._server = self._loop = self._engines = None
         return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
@@ -115,13 +125,26 @@ class VlaNode(LifecycleNode):
         if self._inputs is not None:
             self._inputs.destroy()
             self._inputs = None
+        if self._engines is not None:
+            self._engines.close()
 
-    def _infer(self, observation):
-        inference = self._runner.infer(observation, seed=self._values.seed)
-        return inference.chunk, inference.timing
+    def _open(self, path: str):
+        return open_runner(path, self._values.num_steps or None, self._values.threads or None)
+
+    def _check_instruction(self, text: str) -> None:
+        self._server.engine.check_instruction(text)
+
+    def _due(self, observation) -> bool:
+        return self._server.due(observation.instruction, observation.stamp_ns)
 
     def _publish(self, chunk: ActionChunk) -> None:
-        self._chunks.publish(self._write(chunk))
+        self._chunks.publish(self._write(self._server.deliver(chunk, self.get_clock().now().nanoseconds)))
+
+    def _alive(self) -> str | None:
+        since_ns = self._loop.busy_since_ns
+        if since_ns is not None and time.monotonic_ns() - since_ns > self._values.stuck_after * NANOSECONDS:
+            return None
+        return self._loop.state.readiness.value if self._loop.running else "stopped"
 
     def _warn(self, sentence: str) -> None:
         self.get_logger().warning(sentence, throttle_duration_sec=5.0)
@@ -130,6 +153,7 @@ class VlaNode(LifecycleNode):
         if self._active:
             # Frames of before would show the robot where it no longer is.
             self._aligner.forget()
+            self._server.forget()
             self._loop.start()
         response.success = self._active
         response.message = "serving" if self._active else "the node is not active; activate it first"
@@ -141,7 +165,12 @@ class VlaNode(LifecycleNode):
         return response
 
     def _report(self) -> None:
-        self._status.report(self._active)
+        wanted = self._table.read()
+        if wanted.inference != self._values.inference:
+            self._server.use(policy=make_policy(wanted.inference))
+        self._values = wanted
+        self._engines.update(wanted.bundle)
+        self._status.report(self._active, wanted.inference)
 
 
 def main(args=None) -> None:

@@ -1,7 +1,9 @@
 """From streams that arrive when they like to one observation: the newest frame, the joints at its moment, the words.
 
 Stamps (ROS time) say which things belong together; arrivals (steady clock) say whether a source has gone silent, so
-that a jump of the ROS clock can neither hide a dead camera nor condemn a living one. The joints of an observation are
+that a jump of the ROS clock can neither hide a dead camera nor condemn a living one. What was overtaken on its way is
+put where it belongs and paces nothing; what is sent again is no news; stamps that fall back further than a message can
+be late mean that the clock was set back. The joints of an observation are
 the newest not newer than its frame, exactly as `evaluate.bag` takes them from a recording.
 """
 
@@ -38,11 +40,13 @@ class Frame:
         stamp_ns: when it was taken, ROS time.
         arrival_ns: when it arrived, steady clock.
         decode: gives (H, W, 3) uint8 RGB, or raises ImageError.
+        fingerprint: of the pixels, to notice a camera that sends one picture for ever; None where nobody asks.
     """
 
     stamp_ns: int
     arrival_ns: int
     decode: Callable[[], np.ndarray]
+    fingerprint: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,38 +72,75 @@ class Aligner:
     Args:
         cameras: of the policy; the first one sets the pace.
         max_skew: s that the joint state and the frames of further cameras may be older than the observation.
-        max_age: s without a new message after which a source counts as silent.
+        max_age: s without a new message after which a source counts as silent, and the latest that a message may come
+            after a newer one.
+        frozen_after: s of one and the same picture after which a camera counts as frozen; 0 never looks.
 
     Attributes:
         rejected: reason -> pictures that did not decode when they were needed.
+        counts: "late", "repeated" or "missed" and a source -> messages that were overtaken, came again, or are missing
+            by the camera's own rhythm.
     """
 
-    def __init__(self, cameras: Sequence[str], max_skew: float = 0.1, max_age: float = 0.5):
+    def __init__(
+        self, cameras: Sequence[str], max_skew: float = 0.1, max_age: float = 0.5, frozen_after: float = 0.0
+    ):
         self._cameras = tuple(cameras)
         self._max_skew_ns = round(max_skew * NANOSECONDS)
         self._max_age_ns = round(max_age * NANOSECONDS)
+        self._frozen_after_ns = round(frozen_after * NANOSECONDS)
+        self._changed_ns: dict[str, int] = {}
         self._lock = threading.Lock()
         self._frames: dict[str, deque[Frame]] = {camera: deque(maxlen=FRAME_HISTORY) for camera in cameras}
         self._joints: deque[JointState] = deque(maxlen=JOINT_HISTORY)
         self._joints_arrival_ns = 0
         self._instruction: str | None = None
         self.rejected: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
 
-    def add_frame(self, camera: str, frame: Frame) -> None:
-        """A picture of one of the cameras. A stamp older than the last one's means that the clock was set back."""
+    def add_frame(self, camera: str, frame: Frame) -> bool:
+        """A picture of one of the cameras; whether it is the newest."""
         with self._lock:
             frames = self._frames[camera]
-            if frames and frame.stamp_ns < frames[-1].stamp_ns:
-                frames.clear()
-            frames.append(frame)
+            newest = self._order(f"camera {camera}", frames, frame.stamp_ns)
+            if newest:
+                self._count_missed(camera, frames, frame.stamp_ns)
+                if not frames or frame.fingerprint is None or frame.fingerprint != frames[-1].fingerprint:
+                    self._changed_ns[camera] = frame.arrival_ns
+                frames.append(frame)
+            elif frame.stamp_ns not in (stamps := [other.stamp_ns for other in frames]):
+                # Further cameras are looked up as of the first one's newest frame, which this may be the nearest to.
+                older = sum(stamp < frame.stamp_ns for stamp in stamps)
+                if older:
+                    if len(frames) == frames.maxlen:
+                        frames.popleft()
+                        older -= 1
+                    frames.insert(older, frame)
+            return newest
 
     def add_joints(self, joints: JointState, arrival_ns: int) -> None:
-        """Measured joints. A stamp that falls back means that the clock was set back: the past is forgotten."""
+        """Measured joints; those that were overtaken by newer ones are not needed any more."""
         with self._lock:
-            if self._joints and joints.stamp_ns < self._joints[-1].stamp_ns:
-                self._joints.clear()
-            self._joints.append(joints)
-            self._joints_arrival_ns = arrival_ns
+            if self._order("joint states", self._joints, joints.stamp_ns):
+                self._joints.append(joints)
+                self._joints_arrival_ns = arrival_ns
+
+    def ages(self, now_ns: int) -> dict[str, float]:
+        """Source -> s since its newest message arrived; those that never came are left out.
+
+        Args:
+            now_ns: steady clock.
+        """
+        with self._lock:
+            arrivals = {f"camera {name}": frames[-1].arrival_ns for name, frames in self._frames.items() if frames}
+            if self._joints:
+                arrivals["joint states"] = self._joints_arrival_ns
+        return {source: (now_ns - at) / NANOSECONDS for source, at in arrivals.items()}
+
+    @property
+    def instruction(self) -> str | None:
+        """What the policy is asked."""
+        return self._instruction
 
     def set_instruction(self, text: str | None) -> None:
         """What the policy is asked from now on; None when it is asked nothing."""
@@ -141,6 +182,26 @@ class Aligner:
         observation = Observation(newest.stamp_ns, images, joints, instruction)
         return Alignment(Readiness.READY, "", observation, newest.arrival_ns)
 
+    def _order(self, source: str, history: deque, stamp_ns: int) -> bool:
+        """Whether something of that stamp is the newest of its source; forgets a past that a clock has taken back."""
+        if not history or stamp_ns > history[-1].stamp_ns:
+            return True
+        if history[-1].stamp_ns - stamp_ns > self._max_age_ns:
+            history.clear()
+            return True
+        self.counts[f"{'repeated' if stamp_ns == history[-1].stamp_ns else 'late'} {source}"] += 1
+        return False
+
+    def _count_missed(self, camera: str, frames: deque, stamp_ns: int) -> None:
+        """Frames that the camera's rhythm, the median of the last ones, has room for."""
+        if len(frames) < FRAME_HISTORY:
+            return
+        stamps = [frame.stamp_ns for frame in frames]
+        rhythm = sorted(b - a for a, b in zip(stamps, stamps[1:]))[len(stamps) // 2 - 1]
+        missing = round((stamp_ns - stamps[-1]) / rhythm) - 1
+        if missing > 0:
+            self.counts[f"missed camera {camera}"] += missing
+
     def _waiting(self) -> Alignment | None:
         missing = [f"camera {camera}" for camera, frames in self._frames.items() if not frames]
         missing += [] if self._joints else ["joint states"]
@@ -151,6 +212,11 @@ class Aligner:
         ages = {f"camera {camera}": now_ns - frames[-1].arrival_ns for camera, frames in self._frames.items()}
         ages["joint states"] = now_ns - self._joints_arrival_ns
         silent = [f"{what} silent for {age / 1e9:.1f} s" for what, age in ages.items() if age > self._max_age_ns]
+        if self._frozen_after_ns:
+            for camera, changed_ns in self._changed_ns.items():
+                shown_ns = self._frames[camera][-1].arrival_ns - changed_ns
+                if shown_ns > self._frozen_after_ns:
+                    silent.append(f"camera {camera} shows one picture since {shown_ns / 1e9:.1f} s")
         return Alignment(Readiness.STALE, ", ".join(silent)) if silent else None
 
     def _as_of(self, history, stamp_ns: int):

@@ -175,6 +175,9 @@ def _spec(config: Document, robot: Document, processing: Processing) -> PolicySp
     for name, normalization in ((STATE, processing.state), (ACTION, processing.action)):
         if any(np.shape(offset_or_scale) not in ((), (len(joints),)) for offset_or_scale in normalization.affine()):
             raise ValueError(f"the statistics of {name} are not of {len(joints)} joints")
+    prefix = robot.count("trained_prefix") if "trained_prefix" in robot else 0
+    if prefix >= config.count("chunk_size"):
+        raise ValueError(f"{ROBOT_FILE} says trained_prefix = {prefix}, of chunks of {config['chunk_size']} rows")
     return PolicySpec(
         family=config["type"],
         joint_names=joints,
@@ -189,6 +192,7 @@ def _spec(config: Document, robot: Document, processing: Processing) -> PolicySp
         relative_actions=bool(robot["relative_actions"]),
         state=processing.state,
         action=processing.action,
+        trained_prefix=prefix,
     )
 
 

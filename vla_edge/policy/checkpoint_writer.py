@@ -171,6 +171,7 @@ def _robot_facts(c, spec: PolicySpec) -> dict:
         "joint_names": list(spec.joint_names),
         "dt": spec.dt,
         "relative_actions": spec.relative_actions,
+        **({"trained_prefix": spec.trained_prefix} if spec.trained_prefix else {}),
         "cameras": {
             cam.name: {"height": cam.source_height, "width": cam.source_width, "crop": list(cam.crop)}
             for cam in spec.cameras

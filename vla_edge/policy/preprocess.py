@@ -108,6 +108,16 @@ class Postprocessor:
             targets = targets + positions_by_name(joints, names)
         return targets
 
+    def inverse(self, targets: np.ndarray, joints: JointState) -> np.ndarray:
+        """(T, J) rad -> (T, J) float32 as the network would have given them.
+
+        Raises:
+            ObservationError: as for the way forth.
+        """
+        if self._spec.relative_actions:
+            targets = targets - positions_by_name(joints, self._spec.joint_names)
+        return self._spec.action.normalize(targets)
+
 
 def positions_by_name(joints: JointState, names: tuple[str, ...]) -> np.ndarray:
     """(len(names),) rad, in the order of `names`.

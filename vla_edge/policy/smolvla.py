@@ -49,6 +49,7 @@ class SmolVLAConfig:
         self_attention_every: expert layers whose index is a multiple of it self-attend, the others cross-attend.
         cross_attention: False makes every expert layer self-attend.
         image_start_ids, image_end_ids: special tokens around each image, empty when unused.
+        trained_prefix: as in `PolicySpec`; above 0 every action token has a flow time of its own.
     """
 
     cameras: int
@@ -81,6 +82,7 @@ class SmolVLAConfig:
     max_period: float
     image_start_ids: tuple[int, ...] = ()
     image_end_ids: tuple[int, ...] = ()
+    trained_prefix: int = 0
 
     @property
     def image_tokens(self) -> int:
@@ -306,7 +308,10 @@ class TimeEncoder(nn.Module):
 
 
 class ActionExpert(nn.Module):
-    """Noisy actions x (B, T, A) and the prefix cache as it crosses -> flow velocity (B, T, A), pointing at the noise."""
+    """Noisy actions x (B, T, A) and the prefix cache as it crosses -> flow velocity (B, T, A), pointing at the noise.
+
+    `time_condition` is (B, W), or (B, T, W) where every action has a flow time of its own.
+    """
 
     def __init__(self, c: SmolVLAConfig):
         super().__init__()
@@ -330,7 +335,8 @@ class ActionExpert(nn.Module):
 
     def forward(self, x: Tensor, time_condition: Tensor, *cache: Tensor) -> tuple[Tensor]:
         keys, values, mask, cos, sin = cache if self.load is None else self.load(*cache)
-        h = self.mlp_out(F.silu(self.mlp_in(self.action_in(x)) + time_condition[:, None]))
+        condition = time_condition if time_condition.ndim == 3 else time_condition[:, None]
+        h = self.mlp_out(F.silu(self.mlp_in(self.action_in(x)) + condition))
         prefix_bias = ((1 - mask) * MASKED)[:, None, None, :]
         batch, length = h.shape[:2]
         joint_bias = torch.cat([prefix_bias.expand(-1, -1, length, -1), self.causal.expand(batch, -1, -1, -1)], dim=-1)
@@ -465,6 +471,7 @@ class SmolVLA(nn.Module):
             cache = self.prefix.store.tensors(cache)
         actions = (1, c.chunk_size, c.max_action_dim)
         condition = TensorSpec("time_condition", (1, c.expert_width))
+        conditions = TensorSpec("time_condition", (1, c.chunk_size, c.expert_width)) if c.trained_prefix else condition
         observation = (
             TensorSpec("image_tokens", (1, c.cameras * c.image_tokens, c.text_width)),
             TensorSpec("lang_tokens", (1, c.language_length), "int64"),
@@ -478,5 +485,5 @@ class SmolVLA(nn.Module):
             Stage("vision", self.vision, (image,), (tokens,)),
             Stage("prefix", self.prefix, observation, cache),
             Stage("time", self.time, (TensorSpec("time", (1,)),), (condition,)),
-            Stage("denoise", self.denoise, (x, condition, *cache), (velocity,)),
+            Stage("denoise", self.denoise, (x, conditions, *cache), (velocity,)),
         )

@@ -76,6 +76,7 @@ def smolvla_config(checkpoint: Checkpoint) -> SmolVLAConfig:
         max_period=config["max_period"],
         image_start_ids=start,
         image_end_ids=end,
+        trained_prefix=spec.trained_prefix,
     )
 
 

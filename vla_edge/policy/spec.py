@@ -114,6 +114,7 @@ class PolicySpec:
         prompt: template of the text given to the tokenizer.
         relative_actions: actions are offsets to the measured positions at the observation's stamp.
         state, action: normalization of the (J,) state and the (T, J) action.
+        trained_prefix: most first rows of a chunk that the policy was trained to be given and to continue; 0 for none.
     """
 
     family: str
@@ -129,6 +130,7 @@ class PolicySpec:
     relative_actions: bool
     state: Normalization
     action: Normalization
+    trained_prefix: int = 0
 
     def of_joints(self, names: Sequence[str]) -> PolicySpec:
         """As if the policy had these of its joints alone, and were no wider than they are."""

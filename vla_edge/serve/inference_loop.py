@@ -16,9 +16,11 @@ from dataclasses import dataclass
 
 from vla_edge.observe.align import Alignment, Readiness
 from vla_edge.serve.latency import RollingLatency, StageLatencies
-from vla_edge.types import ActionChunk, InferenceTiming, VlaEdgeError
+from vla_edge.types import ActionChunk, InferenceTiming, Observation, VlaEdgeError
 
 NANOSECONDS = 1_000_000_000
+RECENT = 20
+"""Inferences by which it is judged whether an engine keeps its rate."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,19 @@ class InferenceLoop:
         rate_hz: inferences per second, as long as the engine keeps up.
         on_problem: called with a sentence when an observation was refused or the engine failed.
         on_thread: called first in the loop's thread, for example to ask for its priority.
+        due: whether an inference may begin with this observation; frames pass by as long as not.
+        wanted: whether a chunk for this observation may still be published when it is ready. One for an instruction
+            that was changed or withdrawn meanwhile is not, and the next observation is taken at once.
 
     Attributes:
         chunks: published so far.
+        unwanted: chunks dropped since they answered what nobody asks any more.
+        busy_since_ns: steady clock, when the inference underway began; None between inferences.
         refused: sentence -> observations refused.
         state: newest readiness, with its reason.
         arrival_to_chunk, overhead, waited: rolling latencies, s.
         stages: rolling latencies of the engine's stages, s.
+        recent_engine: time of the latest inferences, s, since `forget_timing`.
     """
 
     def __init__(
@@ -68,9 +76,11 @@ class InferenceLoop:
         rate_hz: float,
         on_problem: Callable[[str], None] = lambda sentence: None,
         on_thread: Callable[[], object] = lambda: None,
+        due: Callable[[Observation], bool] = lambda observation: True,
+        wanted: Callable[[Observation], bool] = lambda observation: True,
     ):
         self._align, self._infer, self._publish, self._on_problem = align, infer, publish, on_problem
-        self._on_thread = on_thread
+        self._on_thread, self._may_begin, self._wanted = on_thread, due, wanted
         self._period_ns = NANOSECONDS / rate_hz
         self._condition = threading.Condition()
         self._due = False
@@ -78,11 +88,16 @@ class InferenceLoop:
         self._running = False
         self._thread: threading.Thread | None = None
         self._free_since_ns = 0
-        self.chunks = 0
+        self.chunks = self.unwanted = 0
+        self.busy_since_ns: int | None = None
         self.refused: Counter[str] = Counter()
         self.state = Alignment(Readiness.WAITING, "not started")
         self.arrival_to_chunk, self.overhead, self.waited = (RollingLatency() for _ in range(3))
-        self.stages = StageLatencies()
+        self.forget_timing()
+
+    def forget_timing(self) -> None:
+        """Another engine serves: its stages are timed anew."""
+        self.stages, self.recent_engine = StageLatencies(), RollingLatency(RECENT)
 
     @property
     def running(self) -> bool:
@@ -129,8 +144,10 @@ class InferenceLoop:
                 self._due = False
             alignment = self._align(time.monotonic_ns())
             self.state = alignment
-            if due and alignment.readiness is Readiness.READY:
+            if due and alignment.readiness is Readiness.READY and self._may_begin(alignment.observation):
+                self.busy_since_ns = time.monotonic_ns()
                 self._serve_one(alignment)
+                self.busy_since_ns = None
 
     def _serve_one(self, alignment: Alignment) -> None:
         try:
@@ -148,6 +165,10 @@ class InferenceLoop:
             return
         with self._condition:
             if not self._running:
+                return
+            if not self._wanted(alignment.observation):
+                self.unwanted += 1
+                self._due = True
                 return
             # Under the lock, so that stop() cannot return between the check and the chunk.
             self._publish(chunk)
@@ -168,4 +189,5 @@ class InferenceLoop:
             self.stages.add(stage, seconds)
         self.stages.add("postprocess", timing.postprocess)
         self.stages.add("engine", timing.total)
+        self.recent_engine.add(timing.total)
         return noted

@@ -89,6 +89,17 @@ class TabletopWorld:
             raise SimulationError("a joint command holds a value that is not finite; the world keeps its last targets")
         physics.data.ctrl[index] = ctrl
 
+    def disturb(self, joint: str, torque: float) -> None:
+        """Lets a torque act on a driven joint until told otherwise, N.m; no other joint is disturbed.
+
+        Raises:
+            SimulationError: a joint that is not driven.
+        """
+        physics = self.physics
+        (index,) = physics.indices((joint,))
+        physics.data.qfrc_applied[:] = 0.0
+        physics.data.qfrc_applied[physics.dof_index[index]] = torque
+
     def step(self, seconds: float) -> None:
         """Moves time on, by whole physics steps.
 
