@@ -18,6 +18,10 @@ from vla_edge.types import VlaEdgeError
 FAILED, WRONG_USE = 1, 2
 
 
+class UsageError(VlaEdgeError):
+    """Arguments that do not go together."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = parser().parse_args(arguments)
@@ -80,15 +84,26 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("bundle", type=Path)
     sub.add_argument("--layers", action="store_true", help="list what every linear layer got")
 
-    sub = command("evaluate", _evaluate, "run an engine on a recording and compare with what the robot did")
-    sub.add_argument("bag", type=Path, help="rosbag2 directory or file")
-    sub.add_argument("engine", type=Path, help="bundle, or a checkpoint for full precision")
+    sub = command("evaluate", _evaluate, "run engines on recordings and compare with what the robot did")
+    sub.add_argument("bag", type=Path, nargs="?", help="rosbag2 directory or file, ROS 1 bag or LeRobot dataset")
+    sub.add_argument("engine", type=Path, nargs="?", help="bundle, or a checkpoint for full precision")
+    sub.add_argument("--bag", dest="bags", type=Path, nargs="+", default=[], metavar="BAG", help="further recordings")
+    sub.add_argument("--engine", dest="engines", type=Path, nargs="+", default=[], metavar="ENGINE", help="further ones")
     sub.add_argument("--reference", type=Path, help="checkpoint to compare with from the same noise")
+    sub.add_argument("--accept", type=Path, help="YAML file of limits; the shipped config/accept.yaml by default")
     sub.add_argument("--rate", type=float, default=5.0, help="frames per second of bag; 0 takes every frame")
     sub.add_argument("--max-frames", type=int, help="stop after this many")
     sub.add_argument("--seed", type=int, default=0, help="of the policy's noise")
+    sub.add_argument("--delay", type=float, default=0.1, help="s from an observation to its chunk, for the controller")
+    sub.add_argument("--samples", type=int, default=0, help="further chunks a frame, for the policy's own disagreement")
+    sub.add_argument("--robot", help="limits of the controller: 'g1', a YAML or a URDF file; by the joints otherwise")
+    sub.add_argument("--urdf", type=Path, help="of the robot, for distances of its end effectors in mm")
+    sub.add_argument("--links", nargs="+", help="the end effectors; the last link of every moved chain otherwise")
     sub.add_argument("--contract", type=Path, help="YAML file naming the bag's topics where they differ")
-    sub.add_argument("--report", type=Path, help="HTML file to write, with a JSON file beside it")
+    sub.add_argument("--report", type=Path, help="HTML file to write, with JSON and Markdown beside it")
+    sub.add_argument("--junit", type=Path, help="JUnit XML file to write, a case for every limit")
+    sub.add_argument("--workers", type=int, default=1, help="processes, when there are several pairs to evaluate")
+    sub.add_argument("--dask", help="address of a running Dask scheduler to evaluate on, instead of --workers")
 
     sub = command("closed-loop", _closed_loop, "let an engine act in the simulated world and count successes")
     sub.add_argument("engine", type=Path, help="bundle, or a checkpoint for full precision")
@@ -283,29 +298,61 @@ def _inspect(options):
 
 def _evaluate(options):
     from vla_edge.evaluate.contract import TopicContract
-    from vla_edge.evaluate.replay import evaluate_bag
-    from vla_edge.evaluate.report import to_json, write_report
-    from vla_edge.evaluate.verdict import judge
+    from vla_edge.evaluate.junit import write_junit
+    from vla_edge.evaluate.limits import Limits
+    from vla_edge.evaluate.suite import Job, run_suite
+    from vla_edge.resources import share_directory
+    from vla_edge.robots.robot import load_robot
 
+    bags, engines = ([*([one] if one else []), *more] for one, more in (
+        (options.bag, options.bags), (options.engine, options.engines)
+    ))  # fmt: skip
+    if not bags or not engines:
+        raise UsageError(f"there is no {'recording' if not bags else 'engine'} to evaluate; give BAG and ENGINE")
+    limits = Limits.load(options.accept or share_directory() / "config" / "accept.yaml")
+    several = len(bags) * len(engines) > 1
+    parallel = several and (options.workers > 1 or options.dask)
+    replay = {
+        "rate_hz": options.rate or None, "seed": options.seed, "max_frames": options.max_frames,
+        "delay_s": options.delay, "samples": options.samples, "links": tuple(options.links) if options.links else None,
+        "robot": load_robot(options.robot) if options.robot else None,
+        "urdf": str(options.urdf) if options.urdf else None,
+    }  # fmt: skip
+    contract = TopicContract.load(options.contract) if options.contract else None
+    reference = str(options.reference) if options.reference else None
+    jobs = [
+        Job(str(bag), str(engine), reference, contract, 1 if parallel else None, replay)
+        for engine in engines
+        for bag in bags
+    ]
     bar = Bar()
     try:
-        evaluation = evaluate_bag(
-            options.bag,
-            options.engine,
-            reference=options.reference,
-            rate_hz=options.rate or None,
-            seed=options.seed,
-            contract=TopicContract.load(options.contract) if options.contract else None,
-            max_frames=options.max_frames,
-            progress=lambda fraction, frames: bar(fraction, f"{frames} frames"),
-        )
+        outcomes = run_suite(jobs, limits, options.workers, options.dask, bar)
     finally:
         bar.close()
-    verdict = judge(evaluation)
-    written = [str(path) for path in write_report(evaluation, options.report)] if options.report else []
+    junit = [str(write_junit(outcomes, options.junit))] if options.junit else []
+    if not several and outcomes[0].error:
+        raise UsageError(outcomes[0].error)
+    result, written, lines = _evaluated(outcomes, options.report)
+    written += junit
+    passed = all(outcome.passed for outcome in outcomes)
+    return {**result, "reports": written}, 0 if passed else FAILED, "\n".join([*lines, *(f"  {w}" for w in written)])
+
+
+def _evaluated(outcomes, report: Path | None):
+    """(JSON, files written, lines to print) of one pair or of several."""
+    from vla_edge.evaluate.report import to_json, write_report
+    from vla_edge.evaluate.suite_report import suite_json, verdict_of, write_suite_report
+
+    if len(outcomes) > 1:
+        verdict, result = verdict_of(outcomes), suite_json(outcomes)
+        files = write_suite_report(outcomes, report)[:3] if report else ()
+    else:
+        verdict, evaluation = outcomes[0].verdict, outcomes[0].evaluation
+        result = to_json(evaluation, verdict)
+        files = write_report(evaluation, report, verdict) if report else ()
     lines = [verdict.headline, *(f"  {'ok  ' if c.passed else 'FAIL'} {c.sentence}" for c in verdict.checks)]
-    lines += [f"  {' and '.join(written)}"] if written else []
-    return {**to_json(evaluation, verdict), "reports": written}, 0 if verdict.passed else FAILED, "\n".join(lines)
+    return result, [str(file) for file in files], lines
 
 
 def _closed_loop(options):

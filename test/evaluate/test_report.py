@@ -72,7 +72,7 @@ def evaluation(tmp_path_factory):
 
 
 def test_the_page_is_whole_loads_nothing_and_says_the_verdict_first(evaluation, tmp_path):
-    html, _ = write_report(evaluation, tmp_path / "out" / "report.html")
+    html, *_ = write_report(evaluation, tmp_path / "out" / "report.html")
     text = html.read_text(encoding="utf-8")
     outline = Outline(text)
     assert all(source.startswith(("data:", "#")) for source in outline.sources)
@@ -80,11 +80,11 @@ def test_the_page_is_whole_loads_nothing_and_says_the_verdict_first(evaluation, 
     assert text.index('id="verdict"') < text.index('class="cards"') < text.index('id="trajectories"')
     assert len(outline.ids) == len(set(outline.ids))
     assert "{{" not in text.replace("{{body}}", "")
-    assert sorted(path.name for path in html.parent.iterdir()) == ["report.html", "report.json"]
+    assert sorted(path.name for path in html.parent.iterdir()) == ["report.html", "report.json", "report.md"]
 
 
 def test_text_from_the_recording_cannot_break_the_page(evaluation, tmp_path):
-    html, _ = write_report(evaluation, tmp_path / "report.html")
+    html, *_ = write_report(evaluation, tmp_path / "report.html")
     text = html.read_text(encoding="utf-8")
     assert "<script>alert" not in text and "<b>ball" not in text
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S).group(1))
@@ -92,7 +92,7 @@ def test_text_from_the_recording_cannot_break_the_page(evaluation, tmp_path):
 
 
 def test_the_json_beside_it_holds_the_same_figures_and_no_nan(evaluation, tmp_path):
-    _, path = write_report(evaluation, tmp_path / "report.html")
+    _, path, _ = write_report(evaluation, tmp_path / "report.html")
     found = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} in the JSON"))
     assert found["action_mae_rad"] == evaluation.action_mae_rad
     assert found["frames"] == len(found["results"]) == evaluation.frames
@@ -101,15 +101,15 @@ def test_the_json_beside_it_holds_the_same_figures_and_no_nan(evaluation, tmp_pa
 
 
 def test_the_same_recording_gives_the_same_page_to_the_byte(evaluation, tmp_path):
-    first, _ = write_report(evaluation, tmp_path / "a" / "report.html")
-    second, _ = write_report(evaluation, tmp_path / "b" / "report.html")
+    first, *_ = write_report(evaluation, tmp_path / "a" / "report.html")
+    second, *_ = write_report(evaluation, tmp_path / "b" / "report.html")
     assert first.read_bytes() == second.read_bytes()
 
 
 def test_packed_trajectories_are_exact_to_a_tenth_of_a_milliradian(evaluation, tmp_path):
     import base64
 
-    html, _ = write_report(evaluation, tmp_path / "report.html")
+    html, *_ = write_report(evaluation, tmp_path / "report.html")
     data = json.loads(re.search(r'id="data">(.*?)</script>', html.read_text(), re.S).group(1))["traces"]
     packed = np.frombuffer(base64.b64decode(data["chunk"]), "<i2").reshape(-1, data["steps"], len(data["joints"]))
     expected = np.stack([trace.chunk for trace in evaluation.traces])
@@ -156,7 +156,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 def test_a_real_browser_draws_every_chart_without_an_error(evaluation, tmp_path, theme):
     import cv2
 
-    html, _ = write_report(evaluation, tmp_path / "report.html")
+    html, *_ = write_report(evaluation, tmp_path / "report.html")
     picture = tmp_path / f"{theme}.png"
 
     def browse(*arguments: str) -> subprocess.CompletedProcess:

@@ -47,6 +47,21 @@ class Bag:
         """Seconds from the first message to the last."""
         return (self.storage.end_ns - self.storage.start_ns) / NANOSECONDS
 
+    @property
+    def start_ns(self) -> int:
+        """Log time of the first message."""
+        return self.storage.start_ns
+
+    @property
+    def span_s(self) -> float:
+        """Seconds from `start_ns` to the last observation, about."""
+        return self.duration_s
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What had to be repaired or left out, complete after a pass over the bag."""
+        return tuple(self.storage.warnings)
+
     def cameras(self) -> tuple[str, ...]:
         """Cameras named by the contract, or else those recognizable by their topics."""
         if self.contract.cameras:

@@ -1,4 +1,4 @@
-"""The report of a replay: one HTML file to look at and one JSON file to compute with, side by side."""
+"""The report of a replay: an HTML file to look at, a JSON file to compute with and a Markdown file to quote from."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from vla_edge.evaluate.evaluation import Evaluation
-from vla_edge.evaluate.page import Page, data_uri, folded, legend, subheading, table, text, two, write_json
-from vla_edge.evaluate.verdict import Limits, Verdict, judge
+from vla_edge.evaluate.page import Page, data_uri, folded, legend, mrad, subheading, table, text, two, write_json
+from vla_edge.evaluate.markdown import write_markdown
+from vla_edge.evaluate.verdict import Verdict, judge
 
 FOOTER = (
     "Angles in rad and mrad, times in ms. Errors are means of absolute values over frames, points of the horizon and "
@@ -18,9 +19,13 @@ FOOTER = (
 )
 
 
-def write_report(evaluation: Evaluation, path: str | Path, limits: Limits | None = None) -> tuple[Path, Path]:
-    """Writes `path` (HTML) and the same name ending in .json; returns both paths."""
-    verdict = judge(evaluation, limits)
+def write_report(evaluation: Evaluation, path: str | Path, verdict: Verdict | None = None) -> tuple[Path, Path, Path]:
+    """Writes `path` (HTML) and the same name ending in .json and .md; returns the three paths.
+
+    Args:
+        verdict: by other limits than the default ones.
+    """
+    verdict = verdict or judge(evaluation)
     page = Page(
         f"{evaluation.engine.get('name', 'Engine')} on {evaluation.bag}",
         f"{evaluation.frames} frames of {evaluation.duration_s:.1f} s evaluated"
@@ -29,7 +34,8 @@ def write_report(evaluation: Evaluation, path: str | Path, limits: Limits | None
     page.verdict(verdict)
     add_replay(page, evaluation)
     html = page.write(path, FOOTER)
-    return html, write_json(Path(path).with_suffix(".json"), to_json(evaluation, verdict))
+    json = write_json(Path(path).with_suffix(".json"), to_json(evaluation, verdict))
+    return html, json, write_markdown(evaluation, verdict, Path(path).with_suffix(".md"))
 
 
 def to_json(evaluation: Evaluation, verdict: Verdict) -> dict:
@@ -219,7 +225,7 @@ def _figure(evaluation: Evaluation, snapshot) -> str:
 
 
 def _add_details(page: Page, evaluation: Evaluation) -> None:
-    rows = [(wording, frames, mrad(error)) for wording, (frames, error) in evaluation.instructions.items()]
+    rows = [(wording, group.frames, mrad(group.action)) for wording, group in evaluation.instructions.items()]
     parts = [table(("Instruction", "Frames", "Action error, mrad"), rows, numeric=(1, 2))]
     left_out = [(reason, count) for reason, count in evaluation.skipped.items()]
     if left_out:
@@ -251,14 +257,6 @@ def _pack(values: np.ndarray) -> str:
     known = np.isfinite(values)
     ints = np.where(known, np.clip(np.rint(np.where(known, values, 0) * 1e4), -32767, 32767), -32768)
     return base64.b64encode(ints.astype("<i2").tobytes()).decode()
-
-
-def mrad(value: float) -> str:
-    """rad -> text in mrad, three significant digits."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    milli = 1e3 * value
-    return f"{milli:.0f}" if abs(milli) >= 100 else f"{milli:.1f}" if abs(milli) >= 1 else f"{milli:.2f}"
 
 
 def _scaled(value: float, factor: float) -> float | None:

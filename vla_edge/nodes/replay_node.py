@@ -58,7 +58,7 @@ def evaluate(node: Node, values) -> int:
         max_frames=values.max_frames or None,
         progress=lambda fraction, frames: show(fraction, "evaluating"),
     )
-    html, json = write_report(evaluation, Path(values.report))
+    html, json, _ = write_report(evaluation, Path(values.report))
     node.get_logger().info(
         f"{evaluation.frames} frames: action error {1e3 * evaluation.action.mean:.2f} mrad "
         f"(standing still {1e3 * evaluation.hold.mean:.2f}), inference p50 {evaluation.latency_ms.p50:.1f} ms, "
