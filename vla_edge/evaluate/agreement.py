@@ -15,7 +15,7 @@ import numpy as np
 from vla_edge.policy.spec import NormalizationMode, PolicySpec
 
 # A joint follows another's motion when it agrees with that one and not with its own.
-OWN_CORRELATION, OTHER_CORRELATION = 0.5, 0.7
+OWN, OTHER = 0.5, 0.7
 # Joints whose motion is below this, rad, stand still, and noise agrees with anything.
 STILL_RAD = 0.005
 # Normalized values beyond these were hardly ever seen in training: standard deviations, or half ranges.
@@ -30,8 +30,10 @@ class Agreement:
 
     Attributes:
         against: "full precision", or "the recording" without a reference.
-        correlation: joint -> correlation of its motion with the same joint's, NaN where it stands still.
-        exchanged: (joint, joint it moves like) for joints that follow another's motion instead of their own.
+        concordance: joint -> of its motion with the same joint's (Lin, 1989): 1 when they are the same, lower when they
+            differ in direction, size or offset; NaN where it stands still.
+        exchanged: (joint, joint it is instead): its statistics are those of the other one in full precision, or it
+            moves as that one does.
         normalization: largest difference of the engine's statistics from full precision's, in units of the latter's
             scale; NaN without a reference. normalization_at: which value of which joint that is.
         state_outside: share of the recording's joint positions that lie far outside the policy's statistics.
@@ -40,7 +42,7 @@ class Agreement:
     """
 
     against: str
-    correlation: dict[str, float]
+    concordance: dict[str, float]
     exchanged: tuple[tuple[str, str], ...]
     normalization: float
     normalization_at: str
@@ -95,13 +97,13 @@ class AgreementTally:
 
     def result(self) -> Agreement:
         """Everything so far."""
-        names, matrix = self._spec.joint_names, self._correlation()
-        difference, at = compare_normalization(self._spec, self._reference)
+        names, matrix = self._spec.joint_names, self._concordance()
+        renamed, difference, at = compare_normalization(self._spec, self._reference)
         worst = int(np.argmax(self._outside)) if len(names) else 0
         return Agreement(
             "full precision" if self._reference is not None else "the recording",
             {name: float(matrix[i, i]) for i, name in enumerate(names)},
-            exchanged_joints(matrix, names),
+            renamed or exchanged_joints(matrix, names),
             difference,
             at,
             float(self._outside.sum() / max(self._states * len(names), 1)),
@@ -109,35 +111,50 @@ class AgreementTally:
             {names[i]: float(self._same[i] / self._compared[i]) for i in self._grippers if self._compared[i]},
         )
 
-    def _correlation(self) -> np.ndarray:
+    def _concordance(self) -> np.ndarray:
         """(J, J): of the engine's joint i with the expected joint j."""
         count = max(self._count, 1)
         means = self._sums / count
-        deviations = np.sqrt(np.maximum(self._squares / count - means**2, 0.0))
-        deviations[deviations < STILL_RAD] = np.nan
-        return (self._products / count - np.outer(*means)) / np.outer(*deviations)
+        variances = np.maximum(self._squares / count - means**2, 0.0)
+        variances[variances < STILL_RAD**2] = np.nan
+        apart = means[0][:, None] - means[1]
+        return 2 * (self._products / count - np.outer(*means)) / (variances[0][:, None] + variances[1] + apart**2)
 
 
-def exchanged_joints(correlation: np.ndarray, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """(joint, joint it moves like), for joints that do not move as themselves but as another one.
+def exchanged_joints(concordance: np.ndarray, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """(joint, joint it moves like), for joints that do not move as themselves but as another such one.
 
     Args:
-        correlation: (J, J), of joint i of the engine with joint j of what it is held to.
+        concordance: (J, J), of joint i of the engine with joint j of what it is held to.
     """
+    strange = [i for i in range(len(names)) if concordance[i, i] < OWN]
     found = []
-    for i, name in enumerate(names):
-        row = np.where(np.isfinite(correlation[i]), correlation[i], -1.0)
-        best = int(np.argmax(row))
-        if best != i and row[i] < OWN_CORRELATION and row[best] > OTHER_CORRELATION:
-            found.append((name, names[best]))
+    for i in strange:
+        others = [j for j in strange if j != i and np.isfinite(concordance[i, j])]
+        best = max(others, key=lambda j: concordance[i, j], default=i)
+        if best != i and concordance[i, best] > OTHER:
+            found.append((names[i], names[best]))
     return tuple(found)
 
 
-def compare_normalization(spec: PolicySpec, reference: PolicySpec | None) -> tuple[float, str]:
-    """Largest difference of two policies' statistics in units of the reference's scale, and where; joints by name."""
+def compare_normalization(
+    spec: PolicySpec, reference: PolicySpec | None
+) -> tuple[tuple[tuple[str, str], ...], float, str]:
+    """(Joints with another's statistics, largest difference otherwise in units of the reference's scale, where).
+
+    Joints are matched by name. Where that does not fit and their positions do, the list of names is in the wrong order.
+    """
     if reference is None:
-        return float("nan"), ""
-    order = [spec.joint_names.index(name) for name in reference.joint_names]
+        return (), float("nan"), ""
+    named = [spec.joint_names.index(name) for name in reference.joint_names]
+    by_name, by_position = (_difference(spec, reference, order) for order in (named, list(range(len(named)))))
+    if by_position[0] >= by_name[0]:
+        return (), *by_name
+    pairs = zip(spec.joint_names, reference.joint_names)
+    return tuple((ours, theirs) for ours, theirs in pairs if ours != theirs), *by_position
+
+
+def _difference(spec: PolicySpec, reference: PolicySpec, order: list[int]) -> tuple[float, str]:
     worst, where = 0.0, ""
     for feature in ("state", "action"):
         ours, theirs = getattr(spec, feature).affine(), getattr(reference, feature).affine()

@@ -81,7 +81,7 @@ def _exchanged(found: Evaluation, limit):
     if limit is None:
         return None
     pairs, against = found.agreement.exchanged, found.agreement.against
-    told = ", ".join(f"{a} moves like {b} of {against}" for a, b in pairs)
+    told = ", ".join(f"{a} is {b} of {against}" for a, b in pairs)
     sentence = f"{told}: the order of the joints is wrong." if pairs else f"Every joint moves like its own of {against}."
     return len(pairs), limit, "joints", sentence
 
