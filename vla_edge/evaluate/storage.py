@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from vla_edge.evaluate.mcap_scan import ScannedMessage, decompressed, message_payload, scan
 from vla_edge.types import NANOSECONDS, VlaEdgeError
 
 
@@ -59,11 +60,11 @@ class Storage:
         self.start_ns, self.end_ns = self._reader.span
 
     def _salvage(self, problem: str) -> _Scanned:
-        files = sorted(self.path.glob("*.mcap")) if self.path.is_dir() else [self.path]
-        files = [file for file in files if file.suffix == ".mcap"]
-        scanned = _Scanned(files)
+        files = sorted(self.path.glob("*.mcap*")) if self.path.is_dir() else [self.path]
+        scanned = _Scanned([file for file in files if file.name.endswith((".mcap", ".mcap.zstd"))])
         if not sum(scanned.counts.values()):
-            tool = "`sqlite3 FILE .recover`" if self.path.suffix == ".db3" else "`mcap recover`"
+            sqlite = self.path.suffix == ".db3" or any(self.path.glob("*.db3*"))
+            tool = "`sqlite3 FILE .recover`" if sqlite else "`mcap recover`"
             raise BagError(f"bag {self.path} cannot be read: {problem}; record it again or repair it with {tool}")
         self.warnings.append(
             f"the bag has no usable index ({problem}); {sum(scanned.counts.values())} messages up to "
@@ -86,6 +87,11 @@ class Storage:
                 f"({_one_line(error)}); what comes after was left out"
             )
 
+    @property
+    def ros1(self) -> bool:
+        """Whether payloads are in ROS 1's serialization."""
+        return self._reader.ros1
+
     def deserialize(self, message: RawMessage):
         """The message as an object with ROS field names.
 
@@ -99,6 +105,10 @@ class Storage:
                 f"a {message.msgtype} on {message.topic} does not decode ({_one_line(error)}); "
                 "the bag is damaged or was recorded with another definition of the message"
             ) from None
+
+    def fields(self, msgtype: str) -> tuple[str, ...]:
+        """Names of the fields of a type as this bag defines it, in order; empty where it does not."""
+        return tuple(name for name, _ in self._reader.typestore.fielddefs.get(msgtype, ((), ()))[1])
 
     def header_stamp(self, message: RawMessage) -> int:
         """ns of the message's leading std_msgs/Header without decoding the rest; the log time where it was never set.
@@ -165,6 +175,10 @@ class _Indexed:
     def deserialize(self, data: bytes, msgtype: str):
         return self._any.deserialize(data, msgtype)
 
+    @property
+    def typestore(self):
+        return self._any.typestore
+
     def close(self) -> None:
         if self._any is not None:
             self._any.close()
@@ -180,7 +194,7 @@ class _Scanned:
         from rosbags.typesys import Stores, get_typestore
 
         self._files = files
-        self._typestore = get_typestore(Stores.EMPTY)
+        self.typestore = get_typestore(Stores.EMPTY)
         self.topics: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
         first, last = 0, 0
@@ -194,35 +208,33 @@ class _Scanned:
     def messages(self, topics: set[str] | None) -> Iterator[RawMessage]:
         for file in self._files:
             with open(file, "rb") as stream:
-                yield from self._scan(stream, topics)
+                yield from self._scan(stream if file.suffix == ".mcap" else decompressed(stream), topics)
 
     def _scan(self, stream, topics: set[str] | None) -> Iterator[RawMessage]:
-        from vla_edge.evaluate.mcap_scan import ScannedMessage, scan
-
         types: dict[int, str] = {}
         for record in scan(stream):
             if not isinstance(record, ScannedMessage):
                 if self._learn(record):
                     types[record.id] = record.name
             elif record.schema_id in types and (topics is None or record.topic in topics):
-                yield RawMessage(record.topic, types[record.schema_id], record.log_ns, record.data)
+                yield RawMessage(record.topic, types[record.schema_id], record.log_ns, message_payload(record.data))
 
     def _learn(self, schema) -> bool:
         """Registers a message definition; False when it makes no sense."""
         from rosbags.typesys import get_types_from_idl, get_types_from_msg
 
-        if schema.name in self._typestore.fielddefs:
+        if schema.name in self.typestore.fielddefs:
             return True
         text = schema.definition
         try:
             parsed = get_types_from_msg(text, schema.name) if schema.encoding == "ros2msg" else get_types_from_idl(text)
-            self._typestore.register(parsed)
+            self.typestore.register(parsed)
         except Exception:  # noqa: BLE001 - parsing damaged text fails in as many ways as there are kinds of damage
             return False
         return True
 
     def deserialize(self, data: bytes, msgtype: str):
-        return self._typestore.deserialize_cdr(data, msgtype)
+        return self.typestore.deserialize_cdr(data, msgtype)
 
     def close(self) -> None:
         """Nothing is held open between scans."""
