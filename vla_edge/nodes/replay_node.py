@@ -8,20 +8,24 @@ from pathlib import Path
 
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
+from rosgraph_msgs.msg import Clock
 
 from vla_edge.nodes import qos
 from vla_edge.nodes.build_node import Progress
+from vla_edge.nodes.convert import to_time
 from vla_edge.nodes.params import Parameter, ParameterError, Parameters
 from vla_edge.nodes.recorder_node import message_class
 from vla_edge.nodes.run import run_once
 from vla_edge.types import NANOSECONDS
 
+CLOCK_PERIOD_NS = 10_000_000
 PLAYED = ["head/image", "head/image/compressed", "joint_states", "instruction"]
 PARAMETERS = (
     Parameter("bag", "", "rosbag2 directory or single file"),
     Parameter("mode", "publish", "play the bag into topics, or evaluate an engine on it", choices=("publish", "evaluate")),
     Parameter("rate", 1.0, "speed of playing; evaluation does not wait", 0.01, 100.0),
     Parameter("restamp", True, "give played messages the present time instead of the recorded one"),
+    Parameter("clock", False, "publish the recorded time on /clock and keep recorded stamps, for use_sim_time"),
     Parameter("topics", PLAYED, "topics played, as they are called in the bag"),
     Parameter("engine", "", "evaluate: engine bundle, or checkpoint directory for full precision"),
     Parameter("reference", "", "evaluate: checkpoint directory to compare with in full precision; empty for none"),
@@ -84,12 +88,16 @@ def publish(node: Node, values) -> int:
             # A leading Header lies at a fixed place of the serialized message, so that it can be stamped unread.
             if next(iter(cls.get_fields_and_field_types().values())) == "std_msgs/Header":
                 stamped.add(topic)
-        begin_ns, sent = time.monotonic_ns(), 0
+        clock = node.create_publisher(Clock, "/clock", qos.CLOCK) if values.clock else None
+        begin_ns, sent, told_ns = time.monotonic_ns(), 0, 0
         for raw in storage.messages(set(topics)):
             due_ns = begin_ns + round((raw.log_ns - storage.start_ns) / values.rate)
             time.sleep(max(0.0, (due_ns - time.monotonic_ns()) / NANOSECONDS))
+            if clock is not None and raw.log_ns - told_ns >= CLOCK_PERIOD_NS:
+                told_ns = raw.log_ns
+                clock.publish(Clock(clock=to_time(told_ns)))
             data = bytearray(raw.data)
-            if values.restamp and raw.topic in stamped:
+            if values.restamp and clock is None and raw.topic in stamped:
                 _restamp(data, round((storage.header_stamp(raw) - raw.log_ns) / values.rate) + time.time_ns())
             publishers[raw.topic].publish(bytes(data))
             sent += 1
