@@ -26,7 +26,8 @@ class Broken:
 
     Attributes:
         name: what was done to it. policy: a `Runner`, or one in disguise.
-        limit: the first of the limits that has to break. innocent: limits of other mistakes, which have to hold.
+        limit: the first of the limits that has to break. innocent: limits of other mistakes, which have to hold; those
+            of timing are not among them, since a machine may be slow for reasons of its own.
     """
 
     name: str
@@ -45,21 +46,21 @@ def broken_engines(checkpoint: str | Path, directory: str | Path) -> Iterator[Br
     for stage in ("vision", "prefix", "denoise"):
         yield Broken(
             f"stage {stage} at 2 bits", two_bits(source, stage), "action_error_rel",
-            ("exchanged_joints", "normalization", "state_outside", "latency_p99_ms", "served_fraction"),
+            ("exchanged_joints", "normalization", "state_outside"),
         )  # fmt: skip
     swapped = swap_joints(source, directory / "swapped")
     yield Broken(
         "swapped joint names", Runner.from_checkpoint(swapped), "exchanged_joints",
-        ("normalization", "latency_p99_ms", "served_fraction"),
+        ("normalization",),
     )  # fmt: skip
     yield Broken(
         "swapped joint outputs", swap_outputs(source), "exchanged_joints",
-        ("normalization", "state_outside", "latency_p99_ms", "served_fraction"),
+        ("normalization", "state_outside"),
     )  # fmt: skip
     stale = stale_statistics(source, directory / "stale")
     yield Broken(
         "stale statistics", Runner.from_checkpoint(stale), "normalization",
-        ("exchanged_joints", "latency_p99_ms", "served_fraction"),
+        ("exchanged_joints",),
     )  # fmt: skip
     yield Broken(
         "half a second of added latency", Late(Runner.from_checkpoint(source), 0.5), "latency_p99_ms",

@@ -1,7 +1,8 @@
 """Chunks through the robot's own controller on a virtual clock: what the joints would have been told.
 
 The robot of a recording does not follow, of course; but every chunk begins where the robot then was, so the commands
-stay near it, and what the controller has to cut, refuse or bridge is what it would have had to on the robot.
+stay near it, and what the controller has to cut, refuse or bridge is what it would have had to on the robot. Where a
+chunk begins too far from the commands it is refused and counted, and the controller armed anew where the robot is.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class ControlReplay:
         self._server = VirtualServer()
         self._underway: deque[Served] = deque()
         self._now_ns: int | None = None
-        self._newest_ns = 0
+        self._newest_ns, self._state = 0, None
         self._recent: deque[np.ndarray] = deque(maxlen=4)
         self._squares, self._samples = np.zeros(len(joint_names)), 0
 
@@ -83,7 +84,7 @@ class ControlReplay:
         """One chunk, and the joints measured at its observation."""
         stamp_ns = chunk.stamp_ns
         pause = not 0 <= stamp_ns - self._newest_ns <= PAUSE_S * NANOSECONDS
-        self._newest_ns = stamp_ns
+        self._newest_ns, self._state = stamp_ns, state
         if pause or self._now_ns is None:
             self._finish()
             self._restart(state, stamp_ns)
@@ -108,12 +109,11 @@ class ControlReplay:
 
     def _restart(self, state: JointState, stamp_ns: int) -> None:
         self._recent.clear()
+        self._now_ns = stamp_ns
         try:
             self._kernel.rearm(state, stamp_ns)
-            self._now_ns = stamp_ns
         except ControlError:
-            # The recorded robot stands outside its limits: chunks are then refused, and counted as that.
-            self._now_ns = stamp_ns
+            pass  # the recorded robot stands outside its limits: chunks are then refused, and counted as that
 
     def _finish(self) -> None:
         """Ends a recorded stretch with the chunks that are still on their way."""
@@ -127,8 +127,9 @@ class ControlReplay:
             while self._underway and self._underway[0].done_ns <= self._now_ns:
                 try:
                     kernel.accept_chunk(self._underway.popleft().item, self._now_ns)
-                except RejectedChunk:
-                    pass  # the kernel counts it with its reason
+                except RejectedChunk as error:  # the kernel counts it
+                    if error.reason == "first_step":
+                        self._restart(self._state, self._now_ns)
             self._now_ns += self._period_ns
             if kernel.advance(self._now_ns):
                 recent.append(kernel.position.copy())

@@ -19,6 +19,7 @@ from vla_edge.evaluate.contract import TopicContract
 from vla_edge.evaluate.evaluation import Evaluation
 from vla_edge.evaluate.kinematics import Kinematics
 from vla_edge.evaluate.metrics import Percentiles
+from vla_edge.evaluate.read_ahead import ahead
 from vla_edge.evaluate.tally import Tally
 from vla_edge.robots.robot import Robot, RobotError
 from vla_edge.types import NANOSECONDS, Observation, VlaEdgeError
@@ -119,7 +120,9 @@ def evaluate_bag(
         cameras = tuple(camera.name for camera in spec.cameras)
         start_ns, duration_s = opened.start_ns, opened.duration_s
         span_s = max(opened.span_s, 1e-9)
-        for frame in opened.frames(cameras, spec.joint_names, chosen.rate_hz, spec.chunk_size * spec.dt):
+        frames = opened.frames(cameras, spec.joint_names, chosen.rate_hz, spec.chunk_size * spec.dt)
+        # What is read ahead of an early end would be counted as left out.
+        for frame in ahead(frames) if chosen.max_frames is None else frames:
             observation = frame.observation
             time_s = (observation.stamp_ns - start_ns) / NANOSECONDS
             try:

@@ -58,6 +58,10 @@ class Storage:
         self.topics: dict[str, str] = self._reader.topics
         self.counts: Counter[str] = self._reader.counts
         self.start_ns, self.end_ns = self._reader.span
+        files = self.path.glob("*.db3") if self.path.is_dir() else [self.path]
+        for file in files:
+            if (lost := _lost_bytes(file)) > 0:
+                self.warnings.append(f"{file.name} was cut: its last {lost} bytes are missing; what is there was used")
 
     def _salvage(self, problem: str) -> _Scanned:
         files = sorted(self.path.glob("*.mcap*")) if self.path.is_dir() else [self.path]
@@ -238,6 +242,16 @@ class _Scanned:
 
     def close(self) -> None:
         """Nothing is held open between scans."""
+
+
+def _lost_bytes(file: Path) -> int:
+    """Of a sqlite3 file, by the number of pages its header announces; 0 for any other file."""
+    with open(file, "rb") as stream:
+        head = stream.read(100)
+    if len(head) < 100 or not head.startswith(b"SQLite format 3\0"):
+        return 0
+    page_size, pages = struct.unpack_from(">H", head, 16)[0], struct.unpack_from(">I", head, 28)[0]
+    return (page_size if page_size > 1 else 65536) * pages - file.stat().st_size
 
 
 def _looks_like_bag(path: Path) -> bool:
