@@ -46,9 +46,14 @@ def to_json(evaluation: Evaluation, verdict: Verdict) -> dict:
 def add_replay(page: Page, evaluation: Evaluation) -> None:
     """Adds the figures, plots and pictures of a replay to a page."""
     page.cards(_cards(evaluation))
+    _add_filters(page, evaluation)
     if evaluation.traces:
         _add_trajectories(page, evaluation)
     _add_errors(page, evaluation)
+    if evaluation.compression is not None or evaluation.control is not None:
+        _add_engine(page, evaluation)
+    if evaluation.disagreement is not None:
+        _add_disagreement(page, evaluation)
     _add_latency(page, evaluation)
     if evaluation.snapshots:
         page.section(
@@ -84,6 +89,79 @@ def _cards(evaluation: Evaluation):
         yield "Step between chunks", mrad(jump.p50), "mrad", f"largest joint; p95 {mrad(jump.p95)}"
 
 
+def _add_filters(page: Page, evaluation: Evaluation) -> None:
+    """One bar that narrows trajectories, time lines and pictures to an instruction or a phase."""
+    instructions, phases = list(evaluation.instructions), list(evaluation.phases)
+    results = evaluation.results
+    page.data(
+        "frames",
+        {
+            "instruction": [instructions.index(result.instruction) for result in results],
+            "phase": [phases.index(result.phase) for result in results],
+            "error_mrad": [_scaled(result.error_rad, 1e3) for result in results],
+            "apart_mrad": [_scaled(result.compression_rad, 1e3) for result in results],
+        },
+    )
+
+    def choice(name: str, label: str, values: list[str]) -> str:
+        options = "".join(f'<option value="{i}">{text(value)}</option>' for i, value in enumerate(values))
+        return f'<label>{label} <select id="only-{name}"><option value="">all</option>{options}</select></label>'
+
+    page.section(
+        "Show",
+        "Narrows the trajectories, the lines over time and the pictures below.",
+        f'<div class="controls" id="filters">{choice("instruction", "Instruction", instructions)}'
+        f'{choice("phase", "Phase", phases)}<span id="selection" class="soft" role="status"></span></div>',
+    )
+
+
+def _add_engine(page: Page, evaluation: Evaluation) -> None:
+    """What compression did stage by stage, and what the controller makes of it."""
+    parts = []
+    if evaluation.stage_errors:
+        bars = page.chart(
+            "stages", "bars", "Error of each stage",
+            names=list(evaluation.stage_errors),
+            values=[_scaled(error, 100) for error in evaluation.stage_errors.values()],
+            unit="% of its output, given full precision's input",
+        )  # fmt: skip
+        parts.append(subheading("By stage") + bars)
+    if evaluation.control is not None:
+        rows = []
+        for label, control in (("engine", evaluation.control), ("full precision", evaluation.reference_control)):
+            if control is not None:
+                why = ", ".join(f"{count} for {reason}" for reason, count in control.rejected.items()) or "none"
+                rows.append((label, control.accepted, why, control.limit_hits, control.holds, f"{control.jerk_rms:.1f}"))
+        head = ("", "Chunks followed", "Refused", "Ticks limited", "Ran out", "Jerk, rad/s\u00b3")
+        delay = f"Chunks {1e3 * evaluation.control.delay_s:.0f} ms late"
+        parts.append(subheading(f"In the controller: {delay}") + table(head, rows, numeric=(1, 3, 4, 5)))
+    if evaluation.effectors:
+        rows = (
+            (link, f"{found.action:.1f}", f"{found.interval.low:.1f} to {found.interval.high:.1f}", _known(found.compression))
+            for link, found in evaluation.effectors.items()
+        )
+        head = ("End effector", "From where it was, mm", "95 % interval", "From full precision, mm")
+        parts.append(subheading("End effectors") + table(head, rows, numeric=(1, 2, 3)))
+    page.section("Engine and controller", "Where the error arises, and what the joints would have been told.", *parts)
+
+
+def _add_disagreement(page: Page, evaluation: Evaluation) -> None:
+    found = evaluation.disagreement
+    dots = page.chart(
+        "disagreement", "dots", "Error against disagreement",
+        x=[_scaled(result.disagreement_rad, 1e3) for result in evaluation.results],
+        y=[_scaled(result.error_rad, 1e3) for result in evaluation.results],
+        unitX="mrad between chunks from other noise", unitY="mrad from what the robot did",
+    )  # fmt: skip
+    page.section(
+        "Does it know when it does not know?",
+        f"{found.samples} chunks from other noise on every frame lie {100 * found.relative:.1f} % of the motion apart. "
+        f"Rank correlation with the error is {found.rank_correlation:.2f}; the tenth of the frames with the largest "
+        f"disagreement has {found.top_tenth_error_ratio:.1f} times the error of the others.",
+        dots,
+    )
+
+
 def _add_trajectories(page: Page, evaluation: Evaluation) -> None:
     traces, joints = evaluation.traces, evaluation.joint_names
     times, rows = _merged_truth(evaluation)
@@ -96,6 +174,7 @@ def _add_trajectories(page: Page, evaluation: Evaluation) -> None:
             "steps": evaluation.chunk_size,
             "dt": evaluation.dt,
             "start_s": [round(trace.time_s, 4) for trace in traces],
+            "frame": [trace.frame for trace in traces],
             "chunk": _pack(np.stack([trace.chunk for trace in traces])),
             "reference": _pack(np.stack([trace.reference for trace in traces])) if has_reference else None,
             "truth_s": [round(float(time), 4) for time in times],
@@ -155,7 +234,8 @@ def _add_errors(page: Page, evaluation: Evaluation) -> None:
         "lines",
         "Action error over the recording",
         height=200,
-        x=[result.time_s for result in evaluation.results],
+        frames=True,
+        x=[round(result.time_s, 4) for result in evaluation.results],
         series=[
             {"name": "error", "color": "engine", "y": [_scaled(r.error_rad, milli) for r in evaluation.results]}
         ],
@@ -164,11 +244,16 @@ def _add_errors(page: Page, evaluation: Evaluation) -> None:
     )
     colors = {name: color for name, color, _, _ in series}
     rows = (
-        (name, mrad(evaluation.action.per_joint[name]), mrad(evaluation.hold.per_joint[name]))
+        (
+            name,
+            mrad(evaluation.action.per_joint[name]),
+            _span(evaluation.action.joint_intervals[name]),
+            mrad(evaluation.hold.per_joint[name]),
+        )
         + ((mrad(evaluation.compression.error.per_joint[name]),) if evaluation.compression else ())
         for name in joints
     )
-    columns = ("Joint", "Action error, mrad", "Standing still, mrad")
+    columns = ("Joint", "Action error, mrad", "95 % interval", "Standing still, mrad")
     columns += ("Against full precision, mrad",) if evaluation.compression else ()
     page.section(
         "Error",
@@ -182,7 +267,7 @@ def _add_errors(page: Page, evaluation: Evaluation) -> None:
             + subheading("Over the recording")
             + over_time,
         ),
-        folded("The same as a table", table(columns, rows, numeric=(1, 2, 3))),
+        folded("The same as a table", table(columns, rows, numeric=(1, 2, 3, 4))),
     )
 
 
@@ -208,6 +293,26 @@ def _add_latency(page: Page, evaluation: Evaluation) -> None:
         "Latency",
         "Wall time of an inference on the machine that wrote this report, from the aligned observation to the chunk.",
         two(histogram, table(("Part", "p50, ms", "p95, ms", "p99, ms"), rows, numeric=(1, 2, 3))),
+        subheading("Over the recording"),
+        page.chart(
+            "latencies", "lines", "Latency over the recording", height=170, frames=True,
+            x=[round(result.time_s, 4) for result in evaluation.results],
+            series=[{"name": "inference", "color": "engine", "y": [round(v, 3) for v in values.tolist()]}],
+            unitX="s", unitY="ms",
+        ),
+        _serving(evaluation),
+    )  # fmt: skip
+
+
+def _serving(evaluation: Evaluation) -> str:
+    serving, rate = evaluation.serving, evaluation.rate_hz
+    if not serving.staleness_ms.n:
+        return ""
+    asked = f" of the {rate:g} asked for" if rate else ""
+    return (
+        f'<p class="note">At these latencies it serves {serving.served} of {serving.offered} observations, '
+        f"{serving.rate_hz:.2f} a second{asked}, and the robot acts on pictures up to "
+        f"{serving.staleness_ms.p50:.0f} ms old (p99 {serving.staleness_ms.p99:.0f}).</p>"
     )
 
 
@@ -218,15 +323,22 @@ def _figure(evaluation: Evaluation, snapshot) -> str:
         for name, picture in snapshot.pictures.items()
     )
     return (
-        f"<figure>{images}<figcaption><b>{mrad(result.error_rad)} mrad</b> at {result.time_s:.2f} s<br>"
+        f'<figure data-frame="{snapshot.frame}">{images}<figcaption>'
+        f"<b>{mrad(result.error_rad)} mrad</b> at {result.time_s:.2f} s<br>"
         f'<span class="soft">{text(result.instruction)}</span><br>'
         f'<button type="button" data-goto="{result.time_s:.2f}">Show its trajectory</button></figcaption></figure>'
     )
 
 
 def _add_details(page: Page, evaluation: Evaluation) -> None:
-    rows = [(wording, group.frames, mrad(group.action)) for wording, group in evaluation.instructions.items()]
-    parts = [table(("Instruction", "Frames", "Action error, mrad"), rows, numeric=(1, 2))]
+    parts = []
+    for title, groups in (("Phase", evaluation.phases), ("Instruction", evaluation.instructions)):
+        rows = [
+            (label, group.frames, mrad(group.action), _span(group.interval), mrad(group.compression))
+            for label, group in groups.items()
+        ]
+        columns = (title, "Frames", "Action error, mrad", "95 % interval", "From full precision, mrad")
+        parts.append(table(columns, rows, numeric=(1, 2, 3, 4)))
     left_out = [(reason, count) for reason, count in evaluation.skipped.items()]
     if left_out:
         parts.append(subheading("Left out") + table(("Reason", "Count"), left_out, numeric=(1,)))
@@ -237,7 +349,11 @@ def _add_details(page: Page, evaluation: Evaluation) -> None:
     told += [(f"reference {key}", value) for key, value in (evaluation.reference or {}).items()]
     told += [("noise seed", evaluation.seed), ("chunk", f"{evaluation.chunk_size} points of {evaluation.dt:g} s")]
     parts.append(folded("What was evaluated", table(("", ""), told)))
-    page.section("Instructions and details", "Every wording in the recording, and what was not evaluated.", *parts)
+    page.section(
+        "Phases, instructions, details",
+        "The first second of an instruction, moving and resting; every wording; and what was not evaluated.",
+        *parts,
+    )
 
 
 def _merged_truth(evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray]:
@@ -257,6 +373,14 @@ def _pack(values: np.ndarray) -> str:
     known = np.isfinite(values)
     ints = np.where(known, np.clip(np.rint(np.where(known, values, 0) * 1e4), -32767, 32767), -32768)
     return base64.b64encode(ints.astype("<i2").tobytes()).decode()
+
+
+def _span(interval) -> str:
+    return f"{mrad(interval.low)} to {mrad(interval.high)}"
+
+
+def _known(value: float) -> str:
+    return f"{value:.1f}" if math.isfinite(value) else "–"
 
 
 def _scaled(value: float, factor: float) -> float | None:

@@ -74,8 +74,8 @@ class Tally:
         size = (spec.chunk_size, len(spec.joint_names))
         kinds = ("action", "hold", "command", "reference", "compression")
         self._tables = {kind: ErrorTable(*size) for kind in kinds}
-        # kind -> per frame: (2, J), sum of magnitudes and how many are known
-        self._per_frame: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
+        # kind -> of each frame, (2, J): sum of magnitudes and how many are known
+        self._per_frame = {kind: Rows((2, len(spec.joint_names))) for kind in kinds}
         self._reach = defaultdict(list)
         self._motion, self._cosines = MotionScale(), []
         self._stages: dict[str, list[float]] = defaultdict(list)
@@ -170,7 +170,7 @@ class Tally:
         table, names = self._tables[kind], self.spec.joint_names
         if not table.count:
             return None
-        sums, counts = np.moveaxis(np.array(self._per_frame[kind]), 1, 0)
+        sums, counts = np.moveaxis(self._per_frame[kind].array(), 1, 0)
         both = [np.column_stack([values.sum(axis=1), values]) for values in (sums, counts)]
         whole, *joints = bootstrap_intervals(*both, self._blocks())
         return ErrorSummary(
@@ -196,7 +196,7 @@ class Tally:
         labels = np.array([getattr(result, attribute) for result in self.results], object)
         blocks = self._blocks()
         totals = {
-            kind: np.array(self._per_frame[kind]).sum(axis=2) if self._per_frame[kind] else np.zeros((len(labels), 2))
+            kind: rows.array().sum(axis=2) if len(rows := self._per_frame[kind]) else np.zeros((len(labels), 2))
             for kind in ("action", "compression")
         }
         found = {}
@@ -248,9 +248,7 @@ class Tally:
     def _note(self, kind: str, error: np.ndarray) -> float:
         mean, _ = self._tables[kind].add(error)
         known = np.isfinite(error)
-        self._per_frame[kind].append(
-            np.float32([np.where(known, np.abs(error), 0.0).sum(axis=0), known.sum(axis=0)])
-        )
+        self._per_frame[kind].add([np.where(known, np.abs(error), 0.0).sum(axis=0), known.sum(axis=0)])
         return mean
 
     def _note_reach(self, ours: np.ndarray, truth: np.ndarray, theirs: np.ndarray | None) -> None:
@@ -278,6 +276,33 @@ class Tally:
             return
         self._worst.append((error, index, {name: thumbnail(pixels) for name, pixels in images.items()}))
         self._worst = sorted(self._worst, key=lambda kept: (-kept[0], kept[1]))[:MAX_SNAPSHOTS]
+
+
+class Rows:
+    """A growing array of equal rows, float32, without an object for each: an hour of frames is a few MB.
+
+    Args:
+        shape: of a row.
+    """
+
+    BLOCK = 1024
+
+    def __init__(self, shape: tuple[int, ...]):
+        self._shape, self._blocks, self._count = shape, [], 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, row) -> None:
+        """Appends a row."""
+        if self._count % self.BLOCK == 0:
+            self._blocks.append(np.empty((self.BLOCK, *self._shape), np.float32))
+        self._blocks[-1][self._count % self.BLOCK] = row
+        self._count += 1
+
+    def array(self) -> np.ndarray:
+        """(N, ...) all rows."""
+        return np.concatenate([*self._blocks, np.empty((0, *self._shape), np.float32)])[: self._count]
 
 
 def in_order(chunk: ActionChunk, names: tuple[str, ...]) -> np.ndarray:
