@@ -111,6 +111,7 @@ class FrameResult:
         time_s: from the beginning of the bag.
         instruction: what the policy was asked.
         error_rad: mean absolute error against what the robot then did, NaN when the recording does not tell.
+        known: joint positions of the horizon that it is the mean of.
         compression_rad: mean absolute difference to the reference, NaN without one.
         jump_rad: largest joint step from the chunk before to this one, NaN where they do not overlap.
         latency_ms: of the inference.
@@ -121,6 +122,7 @@ class FrameResult:
     time_s: float
     instruction: str
     error_rad: float
+    known: int
     compression_rad: float
     jump_rad: float
     latency_ms: float

@@ -11,6 +11,7 @@ import numpy as np
 from vla_edge.evaluate.evaluation import Evaluation
 from vla_edge.evaluate.page import Page, data_uri, folded, legend, mrad, subheading, table, text, two, write_json
 from vla_edge.evaluate.markdown import write_markdown
+from vla_edge.evaluate.serving import PAUSE_S
 from vla_edge.evaluate.verdict import Verdict, judge
 
 FOOTER = (
@@ -98,6 +99,7 @@ def _add_filters(page: Page, evaluation: Evaluation) -> None:
         {
             "instruction": [instructions.index(result.instruction) for result in results],
             "phase": [phases.index(result.phase) for result in results],
+            "known": [result.known for result in results],
             "error_mrad": [_scaled(result.error_rad, 1e3) for result in results],
             "apart_mrad": [_scaled(result.compression_rad, 1e3) for result in results],
         },
@@ -235,6 +237,7 @@ def _add_errors(page: Page, evaluation: Evaluation) -> None:
         "Action error over the recording",
         height=200,
         frames=True,
+        pause=PAUSE_S,
         x=[round(result.time_s, 4) for result in evaluation.results],
         series=[
             {"name": "error", "color": "engine", "y": [_scaled(r.error_rad, milli) for r in evaluation.results]}
@@ -295,7 +298,7 @@ def _add_latency(page: Page, evaluation: Evaluation) -> None:
         two(histogram, table(("Part", "p50, ms", "p95, ms", "p99, ms"), rows, numeric=(1, 2, 3))),
         subheading("Over the recording"),
         page.chart(
-            "latencies", "lines", "Latency over the recording", height=170, frames=True,
+            "latencies", "lines", "Latency over the recording", height=170, frames=True, pause=PAUSE_S,
             x=[round(result.time_s, 4) for result in evaluation.results],
             series=[{"name": "inference", "color": "engine", "y": [round(v, 3) for v in values.tolist()]}],
             unitX="s", unitY="ms",

@@ -45,7 +45,7 @@ class VirtualServer:
             yield from self.flush()
             self._free_ns = None
         self._newest_ns = stamp_ns
-        if self._waiting is not None and self._free_ns <= stamp_ns:
+        if self._waiting is not None and self._free_ns < stamp_ns:
             yield from self.flush()
         if self._free_ns is None or self._free_ns <= stamp_ns:
             yield self._serve(stamp_ns, (stamp_ns, latency_ns, item))

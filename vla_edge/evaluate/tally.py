@@ -145,6 +145,7 @@ class Tally:
                 time_s,
                 observation.instruction,
                 error,
+                int(np.isfinite(truth).sum()),
                 difference,
                 float(jump.max()) if jump is not None and same else math.nan,
                 1e3 * timing.total,
