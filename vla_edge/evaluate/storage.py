@@ -110,6 +110,17 @@ class Storage:
                 "the bag is damaged or was recorded with another definition of the message"
             ) from None
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Text that the recorder kept beside the messages, as `vla_edge.manifest`; empty where there is none."""
+        import yaml
+
+        try:
+            content = yaml.safe_load((self.path / "metadata.yaml").read_text(encoding="utf-8"))
+            return dict(content["rosbag2_bagfile_information"].get("custom_data") or {})
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, KeyError, TypeError):
+            return {}
+
     def fields(self, msgtype: str) -> tuple[str, ...]:
         """Names of the fields of a type as this bag defines it, in order; empty where it does not."""
         return tuple(name for name, _ in self._reader.typestore.fielddefs.get(msgtype, ((), ()))[1])
