@@ -105,6 +105,16 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--workers", type=int, default=1, help="processes, when there are several pairs to evaluate")
     sub.add_argument("--dask", help="address of a running Dask scheduler to evaluate on, instead of --workers")
 
+    sub = command("convert", _convert, "turn a recording into a LeRobot dataset, for fine-tuning")
+    sub.add_argument("bag", type=Path, help="rosbag2 directory or file, or ROS 1 bag")
+    sub.add_argument("output", type=Path, help="dataset directory to write; must not exist")
+    sub.add_argument("--fps", type=float, required=True, help="steps per second; for a policy, 1 over its dt")
+    sub.add_argument("--cameras", nargs="+", help="all of the recording's otherwise")
+    sub.add_argument("--joints", nargs="+", help="all of the recording's otherwise")
+    sub.add_argument("--png", action="store_true", help="keep pictures without loss instead of as video")
+    sub.add_argument("--robot-type", default="", help="as LeRobot calls the robot")
+    sub.add_argument("--contract", type=Path, help="YAML file naming the bag's topics where they differ")
+
     sub = command("closed-loop", _closed_loop, "let an engine act in the simulated world and count successes")
     sub.add_argument("engine", type=Path, help="bundle, or a checkpoint for full precision")
     sub.add_argument("--episodes", type=int, default=100)
@@ -353,6 +363,25 @@ def _evaluated(outcomes, report: Path | None):
         files = write_report(evaluation, report, verdict) if report else ()
     lines = [verdict.headline, *(f"  {'ok  ' if c.passed else 'FAIL'} {c.sentence}" for c in verdict.checks)]
     return result, [str(file) for file in files], lines
+
+
+def _convert(options):
+    from vla_edge.evaluate.contract import TopicContract
+    from vla_edge.evaluate.lerobot_export import export_lerobot
+
+    cameras, joints = (tuple(names) if names else None for names in (options.cameras, options.joints))
+    contract = TopicContract.load(options.contract) if options.contract else None
+    bar = Bar()
+    try:
+        found = export_lerobot(
+            options.bag, options.output, options.fps, cameras, joints, contract, not options.png, options.robot_type,
+            lambda fraction, frames: bar(fraction, f"{frames} frames"),
+        )  # fmt: skip
+    finally:
+        bar.close()
+    lines = [f"{options.output}: {found.frames} frames in {found.episodes} episodes, {found.bridged} with an old picture"]
+    lines += [f"  left out: {count} x {reason}" for reason, count in sorted(found.skipped.items())]
+    return {"dataset": str(options.output), **vars(found)}, 0, "\n".join(lines)
 
 
 def _closed_loop(options):
