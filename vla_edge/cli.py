@@ -124,6 +124,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--delay", type=float, default=0.1, help="s from an observation to its chunk")
     sub.add_argument("--rate", type=float, default=5.0, help="observations per second")
     sub.add_argument("--workers", type=int, default=1, help="processes")
+    sub.add_argument("--stop-at", type=float, help="end once it is certain on which side of this the success rate is")
+    sub.add_argument("--against", type=Path, help="another engine on the same seeds; end once --margin is decided")
+    sub.add_argument("--margin", type=float, default=0.01, help="of success rate the engine may lose to --against")
     sub.add_argument("--report", type=Path, help="HTML file to write, with a JSON file beside it")
 
     sub = command("bench", _bench, "time engines against each other on the same observations, in turn")
@@ -388,7 +391,10 @@ def _closed_loop(options):
     from vla_edge.evaluate.closed_loop import run_closed_loop
     from vla_edge.evaluate.closed_loop_report import write_closed_loop_report
 
+    if options.against:
+        return _paired(options)
     bar, done = Bar(), []
+    watch = _watch(options.stop_at) if options.stop_at is not None else None
 
     def progress(row) -> None:
         done.append(row.success)
@@ -404,6 +410,7 @@ def _closed_loop(options):
             options.rate,
             options.workers,
             progress=progress,
+            until=(lambda row: watch.add(row.success) is not None) if watch else None,
         )
     finally:
         bar.close()
@@ -417,7 +424,37 @@ def _closed_loop(options):
     )
     if options.shuffled:
         text += f"; the goal given was reached in {result.given_successes}, chance is {100 * result.chance:.1f} %"
-    return {"result": result, "reports": written}, 0, "\n".join([text, *written])
+    answer = watch and watch.answer
+    if watch:
+        side = f"certainly {answer.value}" if answer else "not certain to be on either side of"
+        text += f"; the success rate is {side} {100 * options.stop_at:g} %"
+    told = {"result": result, "reports": written, "side_of_stop_at": answer and answer.value}
+    return told, FAILED if answer and answer.value == "below" else 0, "\n".join([text, *written])
+
+
+def _watch(limit: float):
+    from vla_edge.evaluate.sequential import SequentialMean
+
+    try:
+        return SequentialMean(limit)
+    except ValueError as error:
+        raise UsageError(f"--stop-at: {error}") from None
+
+
+def _paired(options):
+    from vla_edge.evaluate.paired_run import run_paired
+
+    bar = Bar()
+    try:
+        run = run_paired(
+            options.against, options.engine, range(options.first_seed, options.first_seed + options.episodes),
+            options.margin, workers=options.workers, tier=options.tier, delay_s=options.delay, rate_hz=options.rate,
+            progress=lambda pairs, won: bar(pairs / options.episodes, f"{won} of {pairs} pairs succeeded"),
+        )  # fmt: skip
+    finally:
+        bar.close()
+    told = {"first": run.first.summary(), "second": run.second.summary(), "test": run.test, "holds": run.holds}
+    return told, FAILED if run.holds is False else 0, run.one_line()
 
 
 def _bench(options):
