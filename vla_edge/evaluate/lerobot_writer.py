@@ -24,6 +24,19 @@ QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 # Of every so many frames, every so many pixels: statistics of pictures need no more.
 PICTURE_EVERY, PIXEL_EVERY = 10, 8
 
+# Tasks are a data frame whose index is the text; pandas finds that in the file's metadata.
+_INDEX = "__index_level_0__"
+_TEXT = {"pandas_type": "unicode", "numpy_type": "object"}
+_FRAME = {
+    "index_columns": [_INDEX],
+    "column_indexes": [{"name": None, "field_name": None, **_TEXT, "metadata": {"encoding": "UTF-8"}}],
+    "columns": [
+        {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64", "metadata": None},
+        {"name": None, "field_name": _INDEX, **_TEXT, "metadata": None},
+    ],
+    "pandas_version": "2.2.0",
+}
+
 
 class DatasetWriter:
     """One dataset directory.
@@ -137,10 +150,8 @@ class DatasetWriter:
         episodes = self._root / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
         episodes.parent.mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(self._episodes), episodes)
-        # A data frame whose index is the text, as pandas writes it.
-        table = pa.table({"task_index": list(self._tasks.values()), "__index_level_0__": list(self._tasks)})
-        about = {"index_columns": ["__index_level_0__"], "column_indexes": [], "columns": [], "pandas_version": "2"}
-        pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(about)}), self._root / "meta" / "tasks.parquet")
+        tasks = pa.table({"task_index": list(self._tasks.values()), _INDEX: list(self._tasks)})
+        pq.write_table(tasks.replace_schema_metadata({"pandas": json.dumps(_FRAME)}), self._root / "meta/tasks.parquet")
         self._write("stats.json", self._statistics())
         vector = {"dtype": "float32", "shape": [len(self._names)], "names": list(self._names)}
         features = {STATE: vector, ACTION: vector}
