@@ -1,6 +1,6 @@
 # make demo: from nothing to a robot that moves. make test: everything that is checked. Both set up what they need.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-peers test-gpu gpu-check bench bench-compress train demonstrations clean
+.PHONY: help setup demo test test-slow test-peers test-gpu gpu-check bench bench-compress bench-replay train demonstrations clean
 SHELL := /bin/bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
@@ -44,6 +44,10 @@ bench: setup ## speed and size of this checkout on this machine: out/bench/core.
 bench-compress: setup ## what every recipe costs in radians and successes (hours): out/bench/compress.json
 	@$(ENV)
 	python -m benchmarks.compress $(ARGS)
+
+bench-replay: setup ## speed, memory and truth of replays, with an hour of recording (5 GB): out/bench/replay.json
+	@$(ENV)
+	python benchmarks/replay.py $(ARGS)
 
 demonstrations: setup ## record the expert at the table: out/demonstrations
 	@$(ENV)
