@@ -1,4 +1,4 @@
-"""A recording as long as one likes: two 640x480 cameras at 30 Hz in JPEG, joints at 100 Hz, real pictures of the table."""
+"""A recording as long as one likes: two 640x480 cameras at 30 Hz in JPEG, joints at 100 Hz, pictures of the table."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ begin, used = time.perf_counter(), time.process_time()
 found = evaluate_bag(sys.argv[1], policy, rate_hz=float(sys.argv[3]))
 seconds, used = time.perf_counter() - begin, time.process_time() - used
 peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"seconds": seconds, "processor": used, "peak": peak, "frames": found.frames, "duration": found.duration_s,
-                  "engine_ms": found.latency_ms.p50}))
+print(json.dumps({"seconds": seconds, "processor": used, "peak": peak, "frames": found.frames,
+                  "duration": found.duration_s, "engine_ms": found.latency_ms.p50}))
 """
 
 
@@ -66,7 +66,7 @@ def speed(options, directory: Path) -> list[Row]:
     note = (
         f"two 640x480 cameras at 30 Hz in JPEG, INT8 engine at {RATE_HZ:g} Hz: {frames} of "
         f"{round(60 * 30)} frames evaluated, engine p50 {runs[0]['engine_ms']:.1f} ms, "
-        f"{min(run['processor'] for run in runs):.1f} s of processor time for the minute; interval: slowest and fastest run"
+        f"{min(run['processor'] for run in runs):.1f} s of processor time for the minute; interval: slowest and fastest"
     )
     ends = (min(factors), max(factors))
     rows = [Row("realtime_factor", float(np.median(factors)), "", ">=", 10.0, len(runs), ends, note)]

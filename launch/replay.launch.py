@@ -1,4 +1,7 @@
-"""Plays a bag into topics, or evaluates an engine on it: ros2 launch vla_edge replay.launch.py bag:=... mode:=evaluate."""
+"""Plays a bag into topics, or evaluates an engine on it.
+
+ros2 launch vla_edge replay.launch.py bag:=... mode:=evaluate
+"""
 
 from vla_edge.nodes.launching import (
     arguments,

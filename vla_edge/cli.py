@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("bag", type=Path, nargs="?", help="rosbag2 directory or file, ROS 1 bag or LeRobot dataset")
     sub.add_argument("engine", type=Path, nargs="?", help="bundle, or a checkpoint for full precision")
     sub.add_argument("--bag", dest="bags", type=Path, nargs="+", default=[], metavar="BAG", help="further recordings")
-    sub.add_argument("--engine", dest="engines", type=Path, nargs="+", default=[], metavar="ENGINE", help="further ones")
+    sub.add_argument("--engine", dest="engines", type=Path, nargs="+", default=[], metavar="ENGINE", help="more")
     sub.add_argument("--reference", type=Path, help="checkpoint to compare with from the same noise")
     sub.add_argument("--accept", type=Path, help="YAML file of limits; the shipped config/accept.yaml by default")
     sub.add_argument("--rate", type=float, default=5.0, help="frames per second of bag; 0 takes every frame")
@@ -348,8 +348,8 @@ def _evaluate(options):
         raise UsageError(outcomes[0].error)
     result, written, lines = _evaluated(outcomes, options.report)
     written += junit
-    passed = all(outcome.passed for outcome in outcomes)
-    return {**result, "reports": written}, 0 if passed else FAILED, "\n".join([*lines, *(f"  {w}" for w in written)])
+    code = 0 if all(outcome.passed for outcome in outcomes) else FAILED
+    return {**result, "reports": written}, code, "\n".join([*lines, *(f"  {file}" for file in written)])
 
 
 def _evaluated(outcomes, report: Path | None):

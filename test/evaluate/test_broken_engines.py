@@ -52,8 +52,10 @@ def test_a_stage_at_2_bits_is_found_by_its_error_and_named(verdict_on, stage):
 
 @pytest.mark.parametrize("what", ["names", "outputs"])
 def test_swapped_joints_are_found_and_named(verdict_on, tmp_path, what):
-    names = what == "names"
-    engine = Runner.from_checkpoint(swap_joints(CHECKPOINT, tmp_path / "swapped")) if names else swap_outputs(CHECKPOINT)
+    if what == "names":
+        engine = Runner.from_checkpoint(swap_joints(CHECKPOINT, tmp_path / "swapped"))
+    else:
+        engine = swap_outputs(CHECKPOINT)
     broken, held, told = verdict_on(engine)
     assert broken[0] == "exchanged_joints" and "normalization" in held
     for a, b in (SWAPPED, SWAPPED[::-1]):

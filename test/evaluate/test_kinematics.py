@@ -9,7 +9,10 @@ from conftest import JOINTS, recording
 from vla_edge.evaluate.kinematics import Kinematics, KinematicsError
 from vla_edge.evaluate.replay import evaluate_bag
 
-LINK = '<link name="{0}"><inertial><mass value="1"/><inertia ixx="1" ixy="0" ixz="0" iyy="1" iyz="0" izz="1"/></inertial></link>'
+LINK = (
+    '<link name="{0}"><inertial><mass value="1"/><inertia ixx="1" ixy="0" ixz="0" iyy="1" iyz="0" izz="1"/></inertial>'
+    "</link>"
+)
 JOINT = (
     '<joint name="{0}" type="{1}"><parent link="{2}"/><child link="{3}"/><origin xyz="{4}" rpy="{5}"/>'
     '<axis xyz="{6}"/><limit lower="-3" upper="3" effort="1" velocity="1"/></joint>'
@@ -67,7 +70,8 @@ def test_errors_in_millimetres_are_distances_at_the_end_effector(urdf, make_bag,
     assert found.effectors["hand"].compression == pytest.approx(1e3 * apart, rel=0.05)
     assert found.effectors["hand"].action == pytest.approx(found.effectors["hand"].compression, rel=0.05)
     interval = found.effectors["hand"].interval
-    assert interval.low <= found.effectors["hand"].action <= interval.high and len(found.effectors["hand"].per_step) == 16
+    assert interval.low <= found.effectors["hand"].action <= interval.high
+    assert len(found.effectors["hand"].per_step) == 16
 
 
 def test_what_a_urdf_lacks_is_named(urdf, tmp_path):

@@ -106,7 +106,8 @@ def test_nothing_is_overwritten_and_nothing_half_written_is_left(make_bag, tmp_p
     bag = make_bag(items=recording(1.0))
     with pytest.raises(DatasetError, match="never overwritten"):
         export_lerobot(bag, tmp_path / "there", 10)
-    sizes = [(*item[:3], item[3][:24]) if item[0] == "image" and i > 150 else item for i, item in enumerate(recording(1.0))]
+    items = recording(1.0)
+    sizes = [(*x[:3], x[3][:24]) if x[0] == "image" and i > 150 else x for i, x in enumerate(items)]
     with pytest.raises(DatasetError, match="camera head changes from"):
         export_lerobot(make_bag("sizes", sizes), tmp_path / "set", 10)
     assert not (tmp_path / "set").exists() and not list(tmp_path.glob(".set.*"))

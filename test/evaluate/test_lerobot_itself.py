@@ -67,7 +67,8 @@ def test_lerobot_reads_what_a_bag_was_converted_to(make_bag, tmp_path, video):
     # four targets from each observation on, as a policy is trained
     theirs = Theirs("some/set", root=root, delta_timestamps={"action": [0.0, 0.1, 0.2, 0.3]}, video_backend="pyav")
     assert (theirs.num_episodes, len(theirs), theirs.fps) == (2, 38, 10)
-    assert theirs.meta.stats["action"]["mean"].shape == (3,) and theirs.meta.stats["observation.images.head"]["std"].shape == (3, 1, 1)
+    stats = theirs.meta.stats
+    assert stats["action"]["mean"].shape == (3,) and stats[CAMERA]["std"].shape == (3, 1, 1)
     for index in (0, 7, 18, 19, 30):
         item, (episode, at) = theirs[index], divmod(index, 19)
         seconds = 2.0 * episode + at / 10

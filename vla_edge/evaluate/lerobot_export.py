@@ -124,8 +124,10 @@ def _steps(first: Frame, frames: Iterator[Frame], names, fps: float, found: Expo
     period_ns, frame = NANOSECONDS / fps, first
     while frame is not None:
         following = next(frames, None)
-        gap = math.inf if following is None else (following.observation.stamp_ns - frame.observation.stamp_ns) / period_ns
-        same = following is not None and following.observation.instruction == frame.observation.instruction
+        gap, same = math.inf, False
+        if following is not None:
+            gap = (following.observation.stamp_ns - frame.observation.stamp_ns) / period_ns
+            same = following.observation.instruction == frame.observation.instruction
         goes_on = same and 0 < gap < MOST_MISSING + 1.5
         for late in range(max(1, round(gap)) if goes_on else 1):
             step = _step(frame, names, round(late * period_ns), round(period_ns), late > 0)

@@ -19,7 +19,7 @@ from vla_edge.policy.spec import ACTION, STATE
 CHUNK = 1000
 PLACE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 DATA_PATH, VIDEO_PATH = f"data/{PLACE}.parquet", "videos/{video_key}/" + f"{PLACE}.mp4"
-COUNTERS = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64", "task_index": "int64"}
+COUNTERS = {"timestamp": "float32", **dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), "int64")}
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 # Of every so many frames, every so many pixels: statistics of pictures need no more.
 PICTURE_EVERY, PIXEL_EVERY = 10, 8
@@ -27,11 +27,12 @@ PICTURE_EVERY, PIXEL_EVERY = 10, 8
 # Tasks are a data frame whose index is the text; pandas finds that in the file's metadata.
 _INDEX = "__index_level_0__"
 _TEXT = {"pandas_type": "unicode", "numpy_type": "object"}
+_NUMBER = {"pandas_type": "int64", "numpy_type": "int64"}
 _FRAME = {
     "index_columns": [_INDEX],
     "column_indexes": [{"name": None, "field_name": None, **_TEXT, "metadata": {"encoding": "UTF-8"}}],
     "columns": [
-        {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64", "metadata": None},
+        {"name": "task_index", "field_name": "task_index", **_NUMBER, "metadata": None},
         {"name": None, "field_name": _INDEX, **_TEXT, "metadata": None},
     ],
     "pandas_version": "2.2.0",
@@ -61,7 +62,9 @@ class DatasetWriter:
             if video:
                 import av  # noqa: F401
         except ImportError as error:
-            raise DatasetError(f"datasets are written with pyarrow and PyAV ({error}); pip install pyarrow av") from error
+            raise DatasetError(
+                f"datasets are written with pyarrow and PyAV ({error}); run pip install pyarrow av"
+            ) from error
         self._root, self._fps, self._video, self._robot_type = root, fps, video, robot_type
         self._names = tuple(joint_names)
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -84,7 +87,7 @@ class DatasetWriter:
             key = f"observation.images.{camera}"
             if self._shapes.setdefault(key, pixels.shape) != pixels.shape:
                 raise DatasetError(
-                    f"camera {camera} changes from {self._shapes[key]} to {pixels.shape}; a dataset has one size for each"
+                    f"camera {camera} changes from {self._shapes[key]} to {pixels.shape}; a dataset has one size for it"
                 )
             if self._video:
                 if key not in self._films:
@@ -172,9 +175,8 @@ class DatasetWriter:
         for key, parts in self._pixels.items():
             values = statistics(np.concatenate(parts) / 255.0)
             # (3, 1, 1), as they are applied to pictures with channels first
-            found[key] = {
-                name: value if name == "count" else np.reshape(value, (3, 1, 1)).tolist() for name, value in values.items()
-            }
+            shaped = {name: np.reshape(value, (3, 1, 1)).tolist() for name, value in values.items() if name != "count"}
+            found[key] = shaped | {"count": values["count"]}
         return found
 
     def _path(self, pattern: str, **more: str) -> Path:
@@ -195,11 +197,13 @@ class _Film:
         self._av = av
         self._container = av.open(str(path), "w")
         rate = Fraction(fps).limit_denominator(1001)
-        self._stream = self._container.add_stream("libx264", rate, options={"g": "2", "crf": "18", "preset": "veryfast"})
+        options = {"g": "2", "crf": "18", "preset": "veryfast"}
+        self._stream = self._container.add_stream("libx264", rate, options=options)
         self._stream.height, self._stream.width, self._stream.pix_fmt = *shape[:2], "yuv420p"
 
     def add(self, pixels: np.ndarray) -> None:
-        self._container.mux(self._stream.encode(self._av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")))
+        frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
+        self._container.mux(self._stream.encode(frame))
 
     def close(self) -> None:
         self._container.mux(self._stream.encode())

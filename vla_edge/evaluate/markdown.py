@@ -51,7 +51,13 @@ def write_markdown(evaluation: Evaluation, verdict: Verdict, path: str | Path) -
 def check_table(verdict: Verdict) -> list[str]:
     """One row for every limit."""
     rows = (
-        ("pass" if c.passed else "**fail**", c.name, f"{c.value:.4g}", f"{c.relation} {c.limit:g} {c.unit}".strip(), c.sentence)
+        (
+            "pass" if c.passed else "**fail**",
+            c.name,
+            f"{c.value:.4g}",
+            f"{c.relation} {c.limit:g} {c.unit}".strip(),
+            c.sentence,
+        )
         for c in verdict.checks
     )
     return table(("", "Figure", "Value", "Limit", "In words"), rows)

@@ -52,5 +52,8 @@ def compare_chunks(
                 largest = max(largest, float(np.abs(in_order(chunk, spec.joint_names) - expected.positions).max()))
                 compared += 1
     if given:
-        raise BagError(f"{len(given)} chunks answer observations that bag {bag} does not hold, first at {min(given)} ns")
+        raise BagError(
+            f"{len(given)} chunks answer observations that bag {bag} does not hold, the first at {min(given)} ns; "
+            "compare them with the recording they were made of"
+        )
     return ChunkParity(compared, largest)

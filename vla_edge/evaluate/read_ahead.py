@@ -13,7 +13,7 @@ DEPTH = 3
 
 
 def ahead(items: Iterable[Item], depth: int = DEPTH) -> Iterator[Item]:
-    """The same items in the same order, up to `depth` of them made beforehand in a thread; its errors are raised here."""
+    """The same items in the same order, up to `depth` made beforehand in a thread; its errors are raised here."""
     made: queue.Queue = queue.Queue(depth)
     stopped = threading.Event()
 

@@ -187,8 +187,10 @@ def known_robot(joint_names: tuple[str, ...]) -> Robot | None:
     return robot
 
 
-def stage_errors(policy: Policy, reference: Policy | None, observations: list[Observation], seed: int) -> dict[str, float]:
-    """Stage -> worst relative L2 of its outputs, given the reference's inputs; empty where stages cannot be compared."""
+def stage_errors(
+    policy: Policy, reference: Policy | None, observations: list[Observation], seed: int
+) -> dict[str, float]:
+    """Stage -> worst relative L2 of its outputs, given the reference's inputs; empty where there are no stages."""
     if not (hasattr(policy, "stages") and hasattr(reference, "stage_inputs")):
         return {}
     from vla_edge.engine.verify import compare_stages

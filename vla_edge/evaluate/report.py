@@ -133,14 +133,15 @@ def _add_engine(page: Page, evaluation: Evaluation) -> None:
         for label, control in (("engine", evaluation.control), ("full precision", evaluation.reference_control)):
             if control is not None:
                 why = ", ".join(f"{count} for {reason}" for reason, count in control.rejected.items()) or "none"
-                rows.append((label, control.accepted, why, control.limit_hits, control.holds, f"{control.jerk_rms:.1f}"))
+                jerk = f"{control.jerk_rms:.1f}"
+                rows.append((label, control.accepted, why, control.limit_hits, control.holds, jerk))
         head = ("", "Chunks followed", "Refused", "Ticks limited", "Ran out", "Jerk, rad/s\u00b3")
         delay = f"Chunks {1e3 * evaluation.control.delay_s:.0f} ms late"
         parts.append(subheading(f"In the controller: {delay}") + table(head, rows, numeric=(1, 3, 4, 5)))
     if evaluation.effectors:
         rows = (
-            (link, f"{found.action:.1f}", f"{found.interval.low:.1f} to {found.interval.high:.1f}", _known(found.compression))
-            for link, found in evaluation.effectors.items()
+            (link, f"{e.action:.1f}", f"{e.interval.low:.1f} to {e.interval.high:.1f}", _known(e.compression))
+            for link, e in evaluation.effectors.items()
         )
         head = ("End effector", "From where it was, mm", "95 % interval", "From full precision, mm")
         parts.append(subheading("End effectors") + table(head, rows, numeric=(1, 2, 3)))

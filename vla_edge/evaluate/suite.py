@@ -138,7 +138,9 @@ def _executor(workers: int, dask: str | None) -> Iterator[Executor]:
     try:
         from distributed import Client
     except ImportError:
-        raise SuiteError("--dask needs the package distributed: pip install distributed, here and on the machines") from None
+        raise SuiteError(
+            "--dask needs the package distributed; run pip install distributed here and on the machines"
+        ) from None
     try:
         client = Client(dask, timeout=10)
     except (OSError, TimeoutError, ValueError) as error:

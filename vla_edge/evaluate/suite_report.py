@@ -23,7 +23,7 @@ def write_suite_report(outcomes: Sequence[Outcome], path: str | Path) -> tuple[P
     path = Path(path)
     engines, bags = list(dict.fromkeys(o.engine for o in outcomes)), list(dict.fromkeys(o.bag for o in outcomes))
     page = Page(
-        f"{len(engines)} engines on {len(bags)} recordings" if len(engines) > 1 else f"{engines[0]} on {len(bags)} recordings",
+        f"{f'{len(engines)} engines' if len(engines) > 1 else engines[0]} on {len(bags)} recordings",
         f"{sum(o.evaluation.frames for o in outcomes if o.evaluation)} frames evaluated",
     )
     page.verdict(verdict_of(outcomes))

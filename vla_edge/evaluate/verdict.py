@@ -82,7 +82,8 @@ def _exchanged(found: Evaluation, limit):
         return None
     pairs, against = found.agreement.exchanged, found.agreement.against
     told = ", ".join(f"{a} is {b} of {against}" for a, b in pairs)
-    sentence = f"{told}: the order of the joints is wrong." if pairs else f"Every joint moves like its own of {against}."
+    right = f"Every joint moves like its own of {against}."
+    sentence = f"{told}: the order of the joints is wrong." if pairs else right
     return len(pairs), limit, "joints", sentence
 
 
@@ -117,8 +118,8 @@ def _action_error(found: Evaluation, limit):
         return None
     relative = found.compression.relative
     sentence = (
-        f"Its actions differ from full precision by {_percent(relative)} of the motion, on the same frames from the same "
-        f"noise; {_percent(limit)} is allowed."
+        f"Its actions differ from full precision by {_percent(relative)} of the motion, on the same frames from the "
+        f"same noise; {_percent(limit)} is allowed."
     )
     if relative > limit and found.stage_errors:
         stage, error = max(found.stage_errors.items(), key=lambda entry: entry[1])
@@ -144,7 +145,8 @@ def _effector(found: Evaluation, limit):
         return math.nan, limit, "mm", "Where its end effectors are is not known: no URDF was given."
     link, worst = max(found.effectors.items(), key=lambda entry: entry[1].compression)
     sentence = (
-        f"It puts {link} {worst.compression:.1f} mm from where full precision does, on average; {limit:g} mm are allowed."
+        f"It puts {link} {worst.compression:.1f} mm from where full precision does, on average; {limit:g} mm are "
+        "allowed."
     )
     return worst.compression, limit, "mm", sentence
 
