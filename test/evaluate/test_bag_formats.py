@@ -9,6 +9,7 @@ import pytest
 import yaml
 from conftest import CAMERA_HZ, JOINTS, START_NS, picture, recording, truth
 
+from benchmarks.cut_bags import KINDS, cut_at, try_cut, write_whole
 from vla_edge.evaluate.bag import JOINT_STATE, Bag, BagError
 from vla_edge.evaluate.bag_writer import BagWriter, write_bag
 from vla_edge.evaluate.replay import evaluate_bag
@@ -39,10 +40,13 @@ def assert_as_recorded(found, count=round(SECONDS * CAMERA_HZ)):
     [("mcap", None), ("mcap", "chunk"), ("mcap", "message"), ("mcap", "file"),
      ("sqlite3", None), ("sqlite3", "message"), ("sqlite3", "file")],
 )  # fmt: skip
-def test_every_container_and_compression(make_bag, storage, compression):
-    found, skipped, warnings = frames(make_bag(items=recording(SECONDS), storage=storage, compression=compression))
+def test_every_container_and_compression(make_bag, oracle, storage, compression):
+    bag = make_bag(items=recording(SECONDS), storage=storage, compression=compression)
+    found, skipped, warnings = frames(bag)
     assert_as_recorded(found)
     assert not skipped and not warnings
+    whole = evaluate_bag(bag, oracle())
+    assert whole.frames == 15 and whole.action_mae_rad < 1e-6 and not whole.warnings
 
 
 @pytest.mark.parametrize("version", [4, 5, 6, 7, 8])
@@ -257,3 +261,16 @@ def test_an_empty_bag_is_one_sentence(tmp_path, spec):
     (path / "metadata.yaml").write_text("nothing: here")
     with pytest.raises(BagError, match="cannot be read"):
         frames(path)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_bag_cut_anywhere_is_evaluated_up_to_there_or_refused(tmp_path, kind):
+    """Few of the thousand cuts of `make bench-replay`."""
+    whole = write_whole(tmp_path, *kind, seconds=1.0)
+    size = max(path.stat().st_size for path in whole.iterdir())
+    found = [try_cut(cut_at(whole, round(size * share), tmp_path)) for share in (0.001, 0.4, 0.7, 0.99)]
+    assert "wrong" not in {cut.outcome for cut in found}, found
+    assert found[0].outcome == "refused"
+    # what is compressed as a whole needs a whole block to begin with
+    if kind in (("mcap", None), ("mcap", "message")):
+        assert found[2].outcome == "used"

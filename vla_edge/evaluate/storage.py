@@ -8,6 +8,7 @@ beginning, and everything before the damage is used. Payloads stay serialized un
 from __future__ import annotations
 
 import struct
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,13 +163,8 @@ class _Indexed:
 
     def open(self) -> str:
         """'' when the bag is open, otherwise why it cannot be opened."""
-        from rosbags.highlevel import AnyReader
-        from rosbags.typesys import Stores, get_typestore
-
-        # sqlite3 bags before Iron carry no definitions; those of the standard messages have not changed since.
-        default = None if self.ros1 else get_typestore(Stores.ROS2_HUMBLE)
         try:
-            self._any = AnyReader([self._path], default_typestore=default)
+            self._any, self._opened_by = self._reader(), threading.get_ident()
             self._any.open()
         except Exception as error:  # noqa: BLE001 - sqlite, yaml, struct, zstd and unicode errors all mean the same
             self._any = None
@@ -182,10 +178,27 @@ class _Indexed:
         return ""
 
     def messages(self, topics: set[str]) -> Iterator[RawMessage]:
-        wanted = [connection for connection in self._any.connections if connection.topic in topics]
+        if threading.get_ident() == self._opened_by:
+            yield from self._of(self._any, topics)
+        else:
+            # sqlite3 answers only the thread that opened it.
+            with self._reader() as own:
+                yield from self._of(own, topics)
+
+    @staticmethod
+    def _of(reader, topics: set[str]) -> Iterator[RawMessage]:
+        wanted = [connection for connection in reader.connections if connection.topic in topics]
         if wanted:
-            for connection, log_ns, data in self._any.messages(wanted):
+            for connection, log_ns, data in reader.messages(wanted):
                 yield RawMessage(connection.topic, connection.msgtype, log_ns, data)
+
+    def _reader(self):
+        from rosbags.highlevel import AnyReader
+        from rosbags.typesys import Stores, get_typestore
+
+        # sqlite3 bags before Iron carry no definitions; those of the standard messages have not changed since.
+        default = None if self.ros1 else get_typestore(Stores.ROS2_HUMBLE)
+        return AnyReader([self._path], default_typestore=default)
 
     def deserialize(self, data: bytes, msgtype: str):
         return self._any.deserialize(data, msgtype)

@@ -32,6 +32,7 @@ PARAMETERS = (
     Parameter("frame_rate", 5.0, "evaluate: frames taken per second of bag; 0 takes every frame", 0.0, 1000.0),
     Parameter("max_frames", 0, "evaluate: stop after this many; 0 for all", 0, 10**9),
     Parameter("seed", 0, "evaluate: of the policy's noise", 0, 2**62),
+    Parameter("accept", "", "evaluate: YAML file of limits; the shipped config/accept.yaml by default"),
     Parameter("report", "out/replay/report.html", "evaluate: HTML to write, with a JSON file beside it"),
 )
 
@@ -46,6 +47,7 @@ def replay(node: Node) -> int:
 
 def evaluate(node: Node, values) -> int:
     """Writes the report of an engine on the bag; 1 when it fails its limits."""
+    from vla_edge.evaluate.limits import Limits
     from vla_edge.evaluate.replay import evaluate_bag
     from vla_edge.evaluate.report import write_report
     from vla_edge.evaluate.verdict import judge
@@ -62,13 +64,14 @@ def evaluate(node: Node, values) -> int:
         max_frames=values.max_frames or None,
         progress=lambda fraction, frames: show(fraction, "evaluating"),
     )
-    html, json, _ = write_report(evaluation, Path(values.report))
+    verdict = judge(evaluation, Limits.load(values.accept) if values.accept else None)
+    html, json, _ = write_report(evaluation, Path(values.report), verdict)
     node.get_logger().info(
         f"{evaluation.frames} frames: action error {1e3 * evaluation.action.mean:.2f} mrad "
         f"(standing still {1e3 * evaluation.hold.mean:.2f}), inference p50 {evaluation.latency_ms.p50:.1f} ms, "
         f"p99 {evaluation.latency_ms.p99:.1f} ms; {html}, {json}"
     )
-    return 0 if judge(evaluation).passed else 1
+    return 0 if verdict.passed else 1
 
 
 def publish(node: Node, values) -> int:
