@@ -52,6 +52,10 @@ class Storage:
         if not self.path.exists():
             raise BagError(f"there is no bag at {self.path}; give a rosbag2 directory, an .mcap, .db3 or .bag file")
         self.warnings: list[str] = []
+        for file in self.path.glob("*.db3") if self.path.is_dir() else [self.path]:
+            if (lost := _lost_bytes(file)) > 0:
+                # sqlite3 takes what is missing for zeros, and would give them out as measurements.
+                raise BagError(f"{file} was cut: its last {lost} bytes are missing; repair it with `sqlite3 FILE .recover`")
         self._reader = _Indexed(self.path) if _looks_like_bag(self.path) else None
         problem = self._reader.open() if self._reader else "it holds no metadata.yaml"
         if problem:
@@ -59,10 +63,6 @@ class Storage:
         self.topics: dict[str, str] = self._reader.topics
         self.counts: Counter[str] = self._reader.counts
         self.start_ns, self.end_ns = self._reader.span
-        files = self.path.glob("*.db3") if self.path.is_dir() else [self.path]
-        for file in files:
-            if (lost := _lost_bytes(file)) > 0:
-                self.warnings.append(f"{file.name} was cut: its last {lost} bytes are missing; what is there was used")
 
     def _salvage(self, problem: str) -> _Scanned:
         files = sorted(self.path.glob("*.mcap*")) if self.path.is_dir() else [self.path]
@@ -70,6 +70,7 @@ class Storage:
         if not sum(scanned.counts.values()):
             sqlite = self.path.suffix == ".db3" or any(self.path.glob("*.db3*"))
             tool = "`sqlite3 FILE .recover`" if sqlite else "`mcap recover`"
+            tool = "`rosbag reindex`" if self.path.suffix == ".bag" else tool
             raise BagError(f"bag {self.path} cannot be read: {problem}; record it again or repair it with {tool}")
         self.warnings.append(
             f"the bag has no usable index ({problem}); {sum(scanned.counts.values())} messages up to "
