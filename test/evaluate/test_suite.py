@@ -138,3 +138,25 @@ def test_without_dask_the_flag_says_what_is_missing(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(SuiteError, match="needs the package distributed"):
         run_suite([Job(str(tiny / "one"), str(tiny / "policy"))], dask="tcp://127.0.0.1:1")
+
+
+@pytest.mark.peers
+def test_a_dask_cluster_gives_what_this_process_gives(tiny):
+    distributed = pytest.importorskip("distributed")
+    jobs = [Job(str(tiny / bag), str(tiny / "policy"), threads=1) for bag in ("one", "two")]
+    seen = []
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        outcomes = run_suite(jobs, dask=cluster.scheduler_address, progress=lambda done, _: seen.append(done))
+    assert seen == [0.5, 1.0]
+    for there, here in zip(outcomes, run_suite(jobs)):
+        assert there.evaluation.action.per_joint == pytest.approx(here.evaluation.action.per_joint, rel=1e-6)
+        assert (there.bag, there.evaluation.frames) == (here.bag, here.evaluation.frames)
+
+
+@pytest.mark.peers
+def test_a_scheduler_that_is_not_there_is_named(tiny):
+    pytest.importorskip("distributed")
+    from vla_edge.evaluate.suite import SuiteError
+
+    with pytest.raises(SuiteError, match="no Dask scheduler answers at tcp://127.0.0.1:9"):
+        run_suite([Job(str(tiny / "one"), str(tiny / "policy"))], dask="tcp://127.0.0.1:9")

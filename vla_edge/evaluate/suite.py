@@ -139,7 +139,7 @@ def _executor(workers: int, dask: str | None) -> Iterator[Executor]:
         from distributed import Client
     except ImportError:
         raise SuiteError(
-            "--dask needs the package distributed; run pip install distributed here and on the machines"
+            "--dask needs the package distributed; run pip install 'vla_edge[cluster]' here and on the machines"
         ) from None
     try:
         client = Client(dask, timeout=10)
