@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import JOINTS, recording
+from conftest import JOINTS
 
 from vla_edge.evaluate.kinematics import Kinematics, KinematicsError
 from vla_edge.evaluate.replay import evaluate_bag

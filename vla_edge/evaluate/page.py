@@ -137,6 +137,11 @@ def mrad(value: float) -> str:
     return f"{milli:.0f}" if abs(milli) >= 100 else f"{milli:.1f}" if abs(milli) >= 1 else f"{milli:.2f}"
 
 
+def scaled(value: float, factor: float) -> float | None:
+    """For charts: times `factor`, rounded; None where it is not known."""
+    return round(value * factor, 4) if math.isfinite(value) else None
+
+
 def data_uri(content: bytes, mime: str) -> str:
     """A file inside the page."""
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"

@@ -262,5 +262,5 @@ def _evaluation(
         stage_ms={name: Percentiles.of(values) for name, values in tally.stage_ms().items()},
         results=results,
         traces=tuple(tally.traces),
-        snapshots=tally.snapshots(),
+        snapshots=tally.worst.snapshots(),
     )

@@ -9,8 +9,21 @@ from pathlib import Path
 import numpy as np
 
 from vla_edge.evaluate.evaluation import Evaluation
-from vla_edge.evaluate.page import Page, data_uri, folded, legend, mrad, subheading, table, text, two, write_json
 from vla_edge.evaluate.markdown import write_markdown
+from vla_edge.evaluate.page import (
+    Page,
+    data_uri,
+    folded,
+    legend,
+    mrad,
+    scaled,
+    subheading,
+    table,
+    text,
+    two,
+    write_json,
+)
+from vla_edge.evaluate.report_engine import add_disagreement, add_engine, add_latency
 from vla_edge.evaluate.serving import PAUSE_S
 from vla_edge.evaluate.verdict import Verdict, judge
 
@@ -52,10 +65,10 @@ def add_replay(page: Page, evaluation: Evaluation) -> None:
         _add_trajectories(page, evaluation)
     _add_errors(page, evaluation)
     if evaluation.compression is not None or evaluation.control is not None:
-        _add_engine(page, evaluation)
+        add_engine(page, evaluation)
     if evaluation.disagreement is not None:
-        _add_disagreement(page, evaluation)
-    _add_latency(page, evaluation)
+        add_disagreement(page, evaluation)
+    add_latency(page, evaluation)
     if evaluation.snapshots:
         page.section(
             "Frames with the largest error",
@@ -100,8 +113,8 @@ def _add_filters(page: Page, evaluation: Evaluation) -> None:
             "instruction": [instructions.index(result.instruction) for result in results],
             "phase": [phases.index(result.phase) for result in results],
             "known": [result.known for result in results],
-            "error_mrad": [_scaled(result.error_rad, 1e3) for result in results],
-            "apart_mrad": [_scaled(result.compression_rad, 1e3) for result in results],
+            "error_mrad": [scaled(result.error_rad, 1e3) for result in results],
+            "apart_mrad": [scaled(result.compression_rad, 1e3) for result in results],
         },
     )
 
@@ -114,54 +127,6 @@ def _add_filters(page: Page, evaluation: Evaluation) -> None:
         "Narrows the trajectories, the lines over time and the pictures below.",
         f'<div class="controls" id="filters">{choice("instruction", "Instruction", instructions)}'
         f'{choice("phase", "Phase", phases)}<span id="selection" class="soft" role="status"></span></div>',
-    )
-
-
-def _add_engine(page: Page, evaluation: Evaluation) -> None:
-    """What compression did stage by stage, and what the controller makes of it."""
-    parts = []
-    if evaluation.stage_errors:
-        bars = page.chart(
-            "stages", "bars", "Error of each stage",
-            names=list(evaluation.stage_errors),
-            values=[_scaled(error, 100) for error in evaluation.stage_errors.values()],
-            unit="% of its output, given full precision's input",
-        )  # fmt: skip
-        parts.append(subheading("By stage") + bars)
-    if evaluation.control is not None:
-        rows = []
-        for label, control in (("engine", evaluation.control), ("full precision", evaluation.reference_control)):
-            if control is not None:
-                why = ", ".join(f"{count} for {reason}" for reason, count in control.rejected.items()) or "none"
-                jerk = f"{control.jerk_rms:.1f}"
-                rows.append((label, control.accepted, why, control.limit_hits, control.holds, jerk))
-        head = ("", "Chunks followed", "Refused", "Ticks limited", "Ran out", "Jerk, rad/s\u00b3")
-        delay = f"Chunks {1e3 * evaluation.control.delay_s:.0f} ms late"
-        parts.append(subheading(f"In the controller: {delay}") + table(head, rows, numeric=(1, 3, 4, 5)))
-    if evaluation.effectors:
-        rows = (
-            (link, f"{e.action:.1f}", f"{e.interval.low:.1f} to {e.interval.high:.1f}", _known(e.compression))
-            for link, e in evaluation.effectors.items()
-        )
-        head = ("End effector", "From where it was, mm", "95 % interval", "From full precision, mm")
-        parts.append(subheading("End effectors") + table(head, rows, numeric=(1, 2, 3)))
-    page.section("Engine and controller", "Where the error arises, and what the joints would have been told.", *parts)
-
-
-def _add_disagreement(page: Page, evaluation: Evaluation) -> None:
-    found = evaluation.disagreement
-    dots = page.chart(
-        "disagreement", "dots", "Error against disagreement",
-        x=[_scaled(result.disagreement_rad, 1e3) for result in evaluation.results],
-        y=[_scaled(result.error_rad, 1e3) for result in evaluation.results],
-        unitX="mrad between chunks from other noise", unitY="mrad from what the robot did",
-    )  # fmt: skip
-    page.section(
-        "Does it know when it does not know?",
-        f"{found.samples} chunks from other noise on every frame lie {100 * found.relative:.1f} % of the motion apart. "
-        f"Rank correlation with the error is {found.rank_correlation:.2f}; the tenth of the frames with the largest "
-        f"disagreement has {found.top_tenth_error_ratio:.1f} times the error of the others.",
-        dots,
     )
 
 
@@ -212,8 +177,8 @@ def _add_errors(page: Page, evaluation: Evaluation) -> None:
         "bars",
         "Action error by joint",
         names=[name.removesuffix("_joint").replace("_", " ") for name in joints],
-        values=[_scaled(evaluation.action.per_joint[name], milli) for name in joints],
-        marks=[_scaled(evaluation.hold.per_joint[name], milli) for name in joints],
+        values=[scaled(evaluation.action.per_joint[name], milli) for name in joints],
+        marks=[scaled(evaluation.hold.per_joint[name], milli) for name in joints],
         unit="mrad",
     )
     series = [("engine", "engine", evaluation.action.per_step, False)]
@@ -226,7 +191,7 @@ def _add_errors(page: Page, evaluation: Evaluation) -> None:
         "Action error over the horizon",
         x=[(step + 1) * evaluation.dt for step in range(evaluation.chunk_size)],
         series=[
-            {"name": name, "color": color, "dashed": dashed, "y": [_scaled(value, milli) for value in values]}
+            {"name": name, "color": color, "dashed": dashed, "y": [scaled(value, milli) for value in values]}
             for name, color, values, dashed in series
         ],
         unitX="s",
@@ -241,7 +206,7 @@ def _add_errors(page: Page, evaluation: Evaluation) -> None:
         pause=PAUSE_S,
         x=[round(result.time_s, 4) for result in evaluation.results],
         series=[
-            {"name": "error", "color": "engine", "y": [_scaled(r.error_rad, milli) for r in evaluation.results]}
+            {"name": "error", "color": "engine", "y": [scaled(r.error_rad, milli) for r in evaluation.results]}
         ],
         unitX="s",
         unitY="mrad",
@@ -272,51 +237,6 @@ def _add_errors(page: Page, evaluation: Evaluation) -> None:
             + over_time,
         ),
         folded("The same as a table", table(columns, rows, numeric=(1, 2, 3, 4))),
-    )
-
-
-def _add_latency(page: Page, evaluation: Evaluation) -> None:
-    values = np.array([result.latency_ms for result in evaluation.results])
-    top = max(float(np.percentile(values, 99.5)), evaluation.latency_ms.p99) * 1.02
-    low = float(values.min()) * 0.98
-    counts, edges = np.histogram(values.clip(max=top), bins=min(48, max(8, len(values) // 3)), range=(low, top))
-    latency = evaluation.latency_ms
-    histogram = page.chart(
-        "latency",
-        "histogram",
-        "Latency of an inference",
-        counts=counts,
-        edges=edges,
-        marks={"p50": latency.p50, "p99": latency.p99},
-        unitX="ms",
-        unitY="frames",
-    )
-    rows = [(name, f"{p.p50:.2f}", f"{p.p95:.2f}", f"{p.p99:.2f}") for name, p in evaluation.stage_ms.items()]
-    rows.append(("total", f"{latency.p50:.2f}", f"{latency.p95:.2f}", f"{latency.p99:.2f}"))
-    page.section(
-        "Latency",
-        "Wall time of an inference on the machine that wrote this report, from the aligned observation to the chunk.",
-        two(histogram, table(("Part", "p50, ms", "p95, ms", "p99, ms"), rows, numeric=(1, 2, 3))),
-        subheading("Over the recording"),
-        page.chart(
-            "latencies", "lines", "Latency over the recording", height=170, frames=True, pause=PAUSE_S,
-            x=[round(result.time_s, 4) for result in evaluation.results],
-            series=[{"name": "inference", "color": "engine", "y": [round(v, 3) for v in values.tolist()]}],
-            unitX="s", unitY="ms",
-        ),
-        _serving(evaluation),
-    )  # fmt: skip
-
-
-def _serving(evaluation: Evaluation) -> str:
-    serving, rate = evaluation.serving, evaluation.rate_hz
-    if not serving.staleness_ms.n:
-        return ""
-    asked = f" of the {rate:g} asked for" if rate else ""
-    return (
-        f'<p class="note">At these latencies it serves {serving.served} of {serving.offered} observations, '
-        f"{serving.rate_hz:.2f} a second{asked}, and the robot acts on pictures up to "
-        f"{serving.staleness_ms.p50:.0f} ms old (p99 {serving.staleness_ms.p99:.0f}).</p>"
     )
 
 
@@ -381,11 +301,3 @@ def _pack(values: np.ndarray) -> str:
 
 def _span(interval) -> str:
     return f"{mrad(interval.low)} to {mrad(interval.high)}"
-
-
-def _known(value: float) -> str:
-    return f"{value:.1f}" if math.isfinite(value) else "–"
-
-
-def _scaled(value: float, factor: float) -> float | None:
-    return round(value * factor, 4) if math.isfinite(value) else None

@@ -17,7 +17,6 @@ from vla_edge.evaluate.evaluation import (
     ErrorSummary,
     FrameResult,
     GroupSummary,
-    Snapshot,
     Trace,
 )
 from vla_edge.evaluate.frame_stream import Frame
@@ -32,16 +31,16 @@ from vla_edge.evaluate.metrics import (
     cosine,
     rank_correlation,
 )
+from vla_edge.evaluate.rows import Rows
 from vla_edge.evaluate.serving import PAUSE_S, ServingTally
+from vla_edge.evaluate.worst_frames import WorstFrames
 from vla_edge.policy.preprocess import positions_by_name
 from vla_edge.policy.spec import PolicySpec
 from vla_edge.robots.robot import Robot
 from vla_edge.types import NANOSECONDS, ActionChunk, InferenceTiming
 
-# What the report can show: enough to look at, little enough to mail.
+# Chunks kept for plots: enough to look at, little enough to mail.
 MAX_TRACES = 150
-MAX_SNAPSHOTS = 6
-SNAPSHOT_SPACING_S = 2.0
 # Neighbouring frames see nearly the same; an interval draws stretches of this many horizons.
 BLOCK_HORIZONS = 2.0
 START_S = 1.0
@@ -59,7 +58,7 @@ class Tally:
 
     Attributes:
         agreement, control, reference_control, serving: tallies of their own; the controllers None without a robot.
-        results: every frame so far. traces: the first of them, to look at.
+        results: every frame so far. traces: the first of them, worst: those with the largest errors, to look at.
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class Tally:
         self._samples = 0
         self.results: list[FrameResult] = []
         self.traces: list[Trace] = []
-        self._worst: list[tuple[float, int, Mapping[str, bytes]]] = []
+        self.worst = WorstFrames()
 
     def add(
         self,
@@ -156,15 +155,11 @@ class Tally:
         if index < MAX_TRACES:
             kept = (None if value is None else value.astype(np.float32) for value in (chunk.positions, truth, theirs))
             self.traces.append(Trace(index, time_s, *kept))
-        self._remember(error, index, time_s, observation.images)
+        self.worst.offer(error, index, time_s, observation.images)
 
     def stage_ms(self) -> Mapping[str, list[float]]:
         """Part of an inference -> its milliseconds."""
         return self._stages
-
-    def snapshots(self) -> tuple[Snapshot, ...]:
-        """The worst frames, worst first."""
-        return tuple(Snapshot(index, pictures) for _, index, pictures in self._worst)
 
     def summary(self, kind: str) -> ErrorSummary | None:
         """Of "action", "hold", "command", "reference" or "compression"; None where nothing is known."""
@@ -265,61 +260,12 @@ class Tally:
         known = truth[np.isfinite(truth).all(axis=1)]
         return "moving" if known.size and np.abs(known - current).max() >= REST_RAD else "resting"
 
-    def _remember(self, error: float, index: int, time_s: float, images: Mapping[str, np.ndarray]) -> None:
-        """Keeps the worst frames, at most one of each stretch of `SNAPSHOT_SPACING_S`."""
-        if not math.isfinite(error):
-            return
-        near = [kept for kept in self._worst if abs(self.results[kept[1]].time_s - time_s) < SNAPSHOT_SPACING_S]
-        if any(kept[0] >= error for kept in near):
-            return
-        self._worst = [kept for kept in self._worst if kept not in near]
-        if len(self._worst) >= MAX_SNAPSHOTS and self._worst[-1][0] >= error:
-            return
-        self._worst.append((error, index, {name: thumbnail(pixels) for name, pixels in images.items()}))
-        self._worst = sorted(self._worst, key=lambda kept: (-kept[0], kept[1]))[:MAX_SNAPSHOTS]
-
-
-class Rows:
-    """A growing array of equal rows, float32, without an object for each: an hour of frames is a few MB.
-
-    Args:
-        shape: of a row.
-    """
-
-    BLOCK = 1024
-
-    def __init__(self, shape: tuple[int, ...]):
-        self._shape, self._blocks, self._count = shape, [], 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def add(self, row) -> None:
-        """Appends a row."""
-        if self._count % self.BLOCK == 0:
-            self._blocks.append(np.empty((self.BLOCK, *self._shape), np.float32))
-        self._blocks[-1][self._count % self.BLOCK] = row
-        self._count += 1
-
-    def array(self) -> np.ndarray:
-        """(N, ...) all rows."""
-        return np.concatenate([*self._blocks, np.empty((0, *self._shape), np.float32)])[: self._count]
-
 
 def in_order(chunk: ActionChunk, names: tuple[str, ...]) -> np.ndarray:
     """(T, J) rad of a chunk, joints in the order of `names`."""
     if chunk.joint_names == names:
         return chunk.positions
     return chunk.positions[:, [chunk.joint_names.index(name) for name in names]]
-
-
-def thumbnail(pixels: np.ndarray, width: int = 320) -> bytes:
-    """JPEG bytes of an RGB frame, at most `width` pixels wide."""
-    import cv2
-
-    height = max(1, round(pixels.shape[0] * width / pixels.shape[1]))
-    small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA) if pixels.shape[1] > width else pixels
-    return cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
 
 
 def _parts(timing: InferenceTiming) -> Iterator[tuple[str, float]]:
