@@ -83,10 +83,11 @@ def verdict_of(outcomes: Sequence[Outcome]) -> Verdict:
     checks = []
     for outcome in outcomes:
         failed = [c.name for c in outcome.verdict.checks if not c.passed] if outcome.verdict else []
-        told = outcome.error or (f"fails {', '.join(failed)}" if failed else "holds every limit")
+        told = f"fails {', '.join(failed)}." if failed else "holds every limit."
+        told = f"could not be evaluated: {outcome.error}" if outcome.error else told
         name, broken = f"{outcome.engine} on {outcome.bag}", len(failed) + bool(outcome.error)
-        checks.append(Check(name, broken, "", "<=", 0, outcome.passed, f"{name} {told}."))
-    return Verdict(tuple(checks))
+        checks.append(Check(name, broken, "", "<=", 0, outcome.passed, f"{name} {told}"))
+    return Verdict(tuple(checks), "pairs")
 
 
 def _page_of(outcome: Outcome, path: Path) -> Path:

@@ -32,9 +32,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All checks of one evaluation."""
+    """All checks of one evaluation; `noun` says what they are, for the headline."""
 
     checks: tuple[Check, ...]
+    noun: str = "limits"
 
     @property
     def passed(self) -> bool:
@@ -46,8 +47,9 @@ class Verdict:
         """The verdict in a few words."""
         failed = [check.name for check in self.checks if not check.passed]
         if not failed:
-            return f"Passes {'both' if len(self.checks) == 2 else 'all ' + str(len(self.checks))} limits"
-        return f"Fails {len(failed)} of {len(self.checks)} limits: {', '.join(failed)}"
+            return f"Passes {'both' if len(self.checks) == 2 else 'all ' + str(len(self.checks))} {self.noun}"
+        named = f": {', '.join(failed)}" if len(failed) <= 3 else ""
+        return f"Fails {len(failed)} of {len(self.checks)} {self.noun}{named}"
 
 
 def check(name: str, value: float, unit: str, relation: str, limit: float, sentence: str) -> Check:
