@@ -44,6 +44,23 @@ def write_long_bag(path: Path, seconds: float, pictures_from: Path) -> Path:
     return path
 
 
+def with_camera_delay(recording: Path, path: Path, seconds: float, delay_ns: int = 100_000_000) -> Path:
+    """The first `seconds` of a recording, its pictures received `delay_ns` after they were taken, as live ones are."""
+    with Bag(recording) as bag, BagWriter(path) as writer:
+        storage, connections = bag.storage, {}
+        end_ns = storage.start_ns + round(seconds * NANOSECONDS)
+        messages = []
+        for raw in storage.messages(set(storage.topics)):
+            late = delay_ns if raw.msgtype == COMPRESSED else 0
+            if raw.log_ns < end_ns:
+                messages.append((raw.log_ns + late, raw.topic, raw.msgtype, raw.data))
+        for log_ns, topic, msgtype, data in sorted(messages, key=lambda message: message[0]):
+            if topic not in connections:
+                connections[topic] = writer._writer.add_connection(topic, msgtype, typestore=writer._types)
+            writer._writer.write(connections[topic], log_ns, data)
+    return path
+
+
 def first_episode(recording: Path) -> list:
     """Observations up to the first pause."""
     found: list = []
