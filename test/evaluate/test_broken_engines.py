@@ -13,7 +13,7 @@ from vla_edge.resources import share_directory, shipped_checkpoint
 
 CHECKPOINT = shipped_checkpoint()
 BAG = CHECKPOINT.parent / "calibration"
-FRAMES = 24
+FRAMES = 16
 
 
 @pytest.fixture(scope="module")
