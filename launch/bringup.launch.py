@@ -5,7 +5,7 @@ ros2 launch vla_edge bringup.launch.py bundle:=... robot:=g1 record:=true
 
 from launch.actions import DeclareLaunchArgument
 
-from vla_edge.nodes.launching import description, flag, managed, node, parameter_file
+from vla_edge.nodes.launching import description, flag, managed, parameter_file, record_arguments, recorder
 
 
 def actions(context):
@@ -19,7 +19,7 @@ def actions(context):
         *managed("vla_node", "vla", [file, vla], namespace),
     ]
     if flag(context, "record"):
-        made.append(node("recorder_node", "recorder", [file, {"output": said["bag"]}], namespace=namespace))
+        made.append(recorder(said["bag"], file, said["bundle"], namespace))
     return made
 
 
@@ -36,8 +36,7 @@ def generate_launch_description():
                                   description="arm the controller at once; otherwise call controller/rearm"),
             DeclareLaunchArgument("namespace", default_value="", description="of the robot's topics and nodes"),
             DeclareLaunchArgument("params", default_value=parameter_file("bringup.yaml"), description="node parameters"),
-            DeclareLaunchArgument("record", default_value="false", description="record what happens"),
-            DeclareLaunchArgument("bag", default_value="recording", description="directory of that recording"),
+            *record_arguments("bag"),
         ],
         actions,
     )

@@ -18,6 +18,7 @@ from vla_edge.nodes.launching import (
     managed,
     node,
     parameter_file,
+    recorder,
     values,
 )
 
@@ -42,7 +43,7 @@ def actions(context):
             node("sim_node", "sim", [file, {"tier": said["tier"]}]),
             *managed("controller_node", "controller", [file]),
             *managed("vla_node", "vla", [file, {"bundle": bundle}]),
-            *([node("recorder_node", "recorder", [file, {"output": bag}])] if record else []),
+            *([recorder(bag, file, bundle)] if record else []),
             ends_with(conductor),
             conductor,
         ]

@@ -91,7 +91,8 @@ def test_closed_loop_counts_successes(monkeypatch, bundle, capsys):
 
     asked = {}
 
-    def run(engine, seeds, tier, override, delay, rate, workers, progress):
+    def run(engine, seeds, tier, override, delay, rate, workers, progress, until):
+        assert until is None
         asked.update(engine=engine, seeds=list(seeds), tier=tier, override=override, delay=delay)
         return ClosedLoopResult(4, 3, wilson_interval(3, 4), 3, 1, 0.125, {"tier": tier}, ())
 
@@ -100,6 +101,44 @@ def test_closed_loop_counts_successes(monkeypatch, bundle, capsys):
     assert "3 of 4 episodes succeeded (75.0 %" in text and "chance is 12.5 %" in text
     assert asked == {"engine": bundle, "seeds": [9, 10, 11, 12], "tier": "touch", "override": "shuffled", "delay": 0.2}
     assert json.loads(printed(capsys, "closed-loop", bundle, "--json"))["result"]["successes"] == 3
+
+
+def test_closed_loop_stops_when_it_is_certain_and_says_on_which_side(monkeypatch, capsys):
+    from types import SimpleNamespace
+
+    from vla_edge.evaluate import closed_loop
+    from vla_edge.evaluate.closed_loop_result import ClosedLoopResult
+    from vla_edge.evaluate.metrics import wilson_interval
+
+    def run(engine, seeds, tier, override, delay, rate, workers, progress, until):
+        ended = next(n for n, _ in enumerate(seeds, 1) if until(SimpleNamespace(success=False)))
+        return ClosedLoopResult(ended, 0, wilson_interval(0, ended), 0, 0, 0.125, {"tier": tier}, ())
+
+    monkeypatch.setattr(closed_loop, "run_closed_loop", run)
+    text = printed(capsys, "closed-loop", "engine", "--stop-at", 0.9, code=1)
+    assert "certainly below 90 %" in text
+    assert main(["closed-loop", "engine", "--stop-at", "2"]) == 2
+    assert "have to lie between 0 and 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("holds", "code"), [(True, 0), (None, 0), (False, 1)])
+def test_closed_loop_in_pairs_ends_with_its_answer(monkeypatch, capsys, holds, code):
+    from vla_edge.evaluate import paired_run
+    from vla_edge.evaluate.closed_loop_result import ClosedLoopResult
+    from vla_edge.evaluate.metrics import wilson_interval
+
+    asked = {}
+
+    def run(first, second, seeds, margin, **options):
+        asked.update(options, first=str(first), second=str(second), seeds=list(seeds), margin=margin)
+        result = ClosedLoopResult(2, 1, wilson_interval(1, 2), 1, 0, 0.125, {"tier": "hard"}, ())
+        return paired_run.PairedRun(result, result, margin, holds, 0.95)
+
+    monkeypatch.setattr(paired_run, "run_paired", run)
+    arguments = ["closed-loop", "engine", "--against", "checkpoint", "--margin", 0.02, "--episodes", 2, "--tier", "hard"]
+    assert "1 of 2 against 1 on the same seeds" in printed(capsys, *arguments, code=code)
+    assert (asked["first"], asked["second"], asked["margin"], asked["tier"]) == ("checkpoint", "engine", 0.02, "hard")
+    assert asked["seeds"] == [100_000, 100_001]
 
 
 @pytest.mark.parametrize(

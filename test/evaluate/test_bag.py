@@ -30,7 +30,7 @@ def test_calibration_is_sampled_from_the_frames_of_a_bag(make_bag, spec):
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
 @pytest.mark.parametrize("image_format", ["raw", "png"])
 def test_a_written_bag_reads_back_as_the_same_observations(make_bag, spec, storage, image_format):
-    bag = make_bag(storage=storage, image_format=image_format, compress=storage == "mcap")
+    bag = make_bag(storage=storage, image_format=image_format, compression="chunk" if storage == "mcap" else None)
     seen = list(observations(bag, spec))
     assert len(seen) == 6 * CAMERA_HZ
     for i, observation in enumerate(seen):
@@ -200,21 +200,23 @@ def test_a_clock_set_back_starts_over(make_bag):
         assert bag.skipped == {"joint state after the clock was set back": 1}
 
 
-@pytest.mark.parametrize("compress", [False, True])
-def test_a_cut_recording_is_used_up_to_the_cut_or_refused_with_one_error(make_bag, spec, compress):
-    whole = make_bag(items=recording(12.0), compress=compress)
-    data = (whole / "bag.mcap").read_bytes()
+@pytest.mark.parametrize("compression", [None, "chunk", "message", "file"])
+def test_a_cut_recording_is_used_up_to_the_cut_or_refused_with_one_error(make_bag, spec, compression):
+    whole = make_bag(items=recording(12.0), compression=compression)
+    (file,) = whole.glob("bag.mcap*")
+    data = file.read_bytes()
     expected = {o.stamp_ns: o for o in observations(whole, spec)}
     rng = np.random.default_rng(0)
     warned = refused = 0
     for size in (1, 60, 300, len(data) - 1, *rng.integers(1, len(data), 12)):
-        cut = whole.parent / "cut.mcap"
+        cut = whole.parent / f"cut{file.name.removeprefix('bag')}"
         cut.write_bytes(data[:size])
         try:
             with Bag(cut) as bag:
                 frames = list(bag.frames(("head",), spec.joint_names))
                 assert bag.storage.warnings
-                assert len(frames) < len(expected) or size == len(data) - 1
+                # what follows the last message is the index
+                assert len(frames) < len(expected) or size > 0.85 * len(data)
                 warned += 1
         except BagError as error:
             assert "\n" not in str(error)
@@ -228,7 +230,7 @@ def test_a_cut_recording_is_used_up_to_the_cut_or_refused_with_one_error(make_ba
 
 
 def test_damage_inside_an_indexed_bag_ends_it_with_a_warning(make_bag, spec):
-    path = make_bag(items=recording(20.0), compress=True) / "bag.mcap"
+    path = make_bag(items=recording(20.0), compression="chunk") / "bag.mcap"
     data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 4000] = bytes(4000)
     path.write_bytes(data)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import JOINTS
+from conftest import JOINTS, picture, recording, truth
 from lerobot_writer import CAMERA, FPS, LENGTH, NAMES, TASKS, shade, state
 
 from vla_edge.evaluate.lerobot_dataset import LeRobotDataset
+from vla_edge.evaluate.lerobot_export import export_lerobot
 
 
 @pytest.mark.peers
@@ -53,3 +54,30 @@ def test_what_lerobot_wrote_is_read_as_lerobot_reads_it(tmp_path, video):
             np.testing.assert_array_equal(seen, np.uint8(row[CAMERA].numpy().transpose(1, 2, 0) * 255 + 0.5))
         differences = [np.abs(np.int32(seen) - shade(episode, other)).mean() for other in range(LENGTH)]
         assert np.argmin(differences) == index and min(differences) < 6
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("video", [True, False], ids=["video", "png"])
+def test_lerobot_reads_what_a_bag_was_converted_to(make_bag, tmp_path, video):
+    Theirs = pytest.importorskip("lerobot.datasets.lerobot_dataset").LeRobotDataset
+
+    tasks = ((0.0, "touch the red cube"), (2.0, "touch the blue ball"))
+    root = tmp_path / "set"
+    export_lerobot(make_bag(items=recording(4.0, tasks)), root, 10, joint_names=JOINTS, video=video)
+    # four targets from each observation on, as a policy is trained
+    theirs = Theirs("some/set", root=root, delta_timestamps={"action": [0.0, 0.1, 0.2, 0.3]}, video_backend="pyav")
+    assert (theirs.num_episodes, len(theirs), theirs.fps) == (2, 38, 10)
+    stats = theirs.meta.stats
+    assert stats["action"]["mean"].shape == (3,) and stats[CAMERA]["std"].shape == (3, 1, 1)
+    for index in (0, 7, 18, 19, 30):
+        item, (episode, at) = theirs[index], divmod(index, 19)
+        seconds = 2.0 * episode + at / 10
+        assert item["task"] == tasks[episode][1] and int(item["episode_index"]) == episode
+        np.testing.assert_allclose(item["observation.state"], truth(seconds), atol=1e-6)
+        known = ~item["action_is_pad"].numpy()
+        steps = truth(seconds + np.array([0.1, 0.2, 0.3, 0.4]))
+        np.testing.assert_allclose(item["action"].numpy()[known], steps[known], atol=1e-5)
+        assert known.sum() == min(4, 19 - at)
+        seen = item["observation.images.head"].numpy().transpose(1, 2, 0) * 255
+        shown = picture(round(200 * seconds)).astype(float)
+        assert np.abs(seen - shown).max() < 1 if not video else np.abs(seen - shown).mean() < 12

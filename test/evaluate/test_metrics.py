@@ -5,16 +5,19 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from vla_edge.evaluate.metrics import (
     ErrorTable,
     MotionScale,
     Percentiles,
     bootstrap_interval,
+    bootstrap_intervals,
     boundary_jump,
     chunk_stamps,
     cosine,
     mcnemar,
+    rank_correlation,
     wilson_interval,
 )
 from vla_edge.evaluate.trajectory import JointTrajectory
@@ -158,3 +161,42 @@ def test_a_trajectory_answers_only_for_what_it_knows():
     np.testing.assert_array_equal(found[6], [8, 8])
     assert np.isnan(found[[0, 5, 7]]).all()
     assert np.isnan(JointTrajectory((), np.zeros(0), np.zeros((0, 0))).at(np.array([0]), ("a",))).all()
+
+
+def test_rank_correlation_is_spearman_s():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=60).round(1)  # with ties
+    b = a + rng.normal(size=60)
+    assert rank_correlation(a, b) == pytest.approx(scipy.stats.spearmanr(a, b).statistic, abs=1e-12)
+    assert rank_correlation(a, a**3) == pytest.approx(1.0)
+    assert math.isnan(rank_correlation(a, np.zeros(60))) and math.isnan(rank_correlation([], []))
+
+
+def test_intervals_of_many_means_are_those_of_each_alone():
+    rng = np.random.default_rng(0)
+    values, sizes, groups = rng.normal(size=(80, 3)), rng.integers(1, 5, (80, 3)), np.arange(80) // 7
+    together = bootstrap_intervals(values * sizes, sizes, groups)
+    for column, interval in enumerate(together):
+        alone = bootstrap_interval(values[:, column], groups, sizes[:, column])
+        assert (interval.low, interval.high) == pytest.approx((alone.low, alone.high), rel=1e-12)
+
+
+def test_intervals_cover_the_mean_about_as_often_as_they_say():
+    rng, inside = np.random.default_rng(1), 0
+    for _ in range(200):
+        found = bootstrap_interval(rng.normal(3.0, 1.0, 60), resamples=400)
+        inside += found.low <= 3.0 <= found.high
+    assert 0.88 <= inside / 200 <= 0.99
+
+
+def test_an_interval_of_an_hour_needs_no_more_memory_than_one_of_a_minute():
+    import tracemalloc
+
+    peaks = []
+    for groups in (20, 1200):
+        values = np.ones((groups * 15, 16))
+        tracemalloc.start()
+        bootstrap_intervals(values, values, np.arange(len(values)) // 15)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 20e6, peaks

@@ -10,8 +10,9 @@ import pytest
 from conftest import CAMERA_HZ, JOINTS, START_NS, recording, truth
 
 from vla_edge.evaluate.bag import BagError
+from vla_edge.evaluate.limits import Limits
 from vla_edge.evaluate.replay import evaluate_bag
-from vla_edge.evaluate.verdict import Limits, judge
+from vla_edge.evaluate.verdict import judge
 from vla_edge.types import JointCommand, VlaEdgeError
 
 
@@ -62,7 +63,7 @@ def test_the_same_figures_to_the_last_digit_when_run_twice(make_bag, oracle):
 def test_motion_after_another_instruction_is_not_held_against_the_chunk(make_bag, oracle):
     items = recording(6.0, instructions=((0.0, "touch the red cube"), (3.0, "touch the blue ball")))
     found = evaluate_bag(make_bag(items=items), oracle())
-    assert {text: frames for text, (frames, _) in found.instructions.items()} == {
+    assert {text: group.frames for text, group in found.instructions.items()} == {
         "touch the red cube": 15,
         "touch the blue ball": 15,
     }
@@ -101,7 +102,7 @@ def test_frames_the_policy_refuses_are_counted_with_its_reason(make_bag, oracle)
     assert found.frames == 24
     assert found.skipped == {"frame the policy refuses: on the full second I rest": 6}
     verdict = judge(found)
-    assert not verdict.passed and verdict.headline == "Fails 1 of 3 limits"
+    assert not verdict.passed and verdict.headline == "Fails 1 of 8 limits: skipped_fraction"
 
 
 def test_a_bag_of_which_no_frame_can_be_used_says_why(make_bag, oracle):

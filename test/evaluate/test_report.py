@@ -68,11 +68,11 @@ class Outline(HTMLParser):
 def evaluation(tmp_path_factory):
     items = recording(12.0, instructions=((0.0, "touch the red cube"), (5.0, HOSTILE)))
     bag = write_bag(tmp_path_factory.mktemp("recording") / "bag", items)
-    return evaluate_bag(bag, Oracle(SPEC, sigma=0.02), Oracle(SPEC))
+    return evaluate_bag(bag, Oracle(SPEC, sigma=0.02), Oracle(SPEC), samples=2)
 
 
 def test_the_page_is_whole_loads_nothing_and_says_the_verdict_first(evaluation, tmp_path):
-    html, _ = write_report(evaluation, tmp_path / "out" / "report.html")
+    html, *_ = write_report(evaluation, tmp_path / "out" / "report.html")
     text = html.read_text(encoding="utf-8")
     outline = Outline(text)
     assert all(source.startswith(("data:", "#")) for source in outline.sources)
@@ -80,11 +80,11 @@ def test_the_page_is_whole_loads_nothing_and_says_the_verdict_first(evaluation, 
     assert text.index('id="verdict"') < text.index('class="cards"') < text.index('id="trajectories"')
     assert len(outline.ids) == len(set(outline.ids))
     assert "{{" not in text.replace("{{body}}", "")
-    assert sorted(path.name for path in html.parent.iterdir()) == ["report.html", "report.json"]
+    assert sorted(path.name for path in html.parent.iterdir()) == ["report.html", "report.json", "report.md"]
 
 
 def test_text_from_the_recording_cannot_break_the_page(evaluation, tmp_path):
-    html, _ = write_report(evaluation, tmp_path / "report.html")
+    html, *_ = write_report(evaluation, tmp_path / "report.html")
     text = html.read_text(encoding="utf-8")
     assert "<script>alert" not in text and "<b>ball" not in text
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S).group(1))
@@ -92,7 +92,7 @@ def test_text_from_the_recording_cannot_break_the_page(evaluation, tmp_path):
 
 
 def test_the_json_beside_it_holds_the_same_figures_and_no_nan(evaluation, tmp_path):
-    _, path = write_report(evaluation, tmp_path / "report.html")
+    _, path, _ = write_report(evaluation, tmp_path / "report.html")
     found = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} in the JSON"))
     assert found["action_mae_rad"] == evaluation.action_mae_rad
     assert found["frames"] == len(found["results"]) == evaluation.frames
@@ -101,15 +101,15 @@ def test_the_json_beside_it_holds_the_same_figures_and_no_nan(evaluation, tmp_pa
 
 
 def test_the_same_recording_gives_the_same_page_to_the_byte(evaluation, tmp_path):
-    first, _ = write_report(evaluation, tmp_path / "a" / "report.html")
-    second, _ = write_report(evaluation, tmp_path / "b" / "report.html")
+    first, *_ = write_report(evaluation, tmp_path / "a" / "report.html")
+    second, *_ = write_report(evaluation, tmp_path / "b" / "report.html")
     assert first.read_bytes() == second.read_bytes()
 
 
 def test_packed_trajectories_are_exact_to_a_tenth_of_a_milliradian(evaluation, tmp_path):
     import base64
 
-    html, _ = write_report(evaluation, tmp_path / "report.html")
+    html, *_ = write_report(evaluation, tmp_path / "report.html")
     data = json.loads(re.search(r'id="data">(.*?)</script>', html.read_text(), re.S).group(1))["traces"]
     packed = np.frombuffer(base64.b64decode(data["chunk"]), "<i2").reshape(-1, data["steps"], len(data["joints"]))
     expected = np.stack([trace.chunk for trace in evaluation.traces])
@@ -150,33 +150,74 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+def browse(page, tmp_path, *arguments: str, query: str = "") -> subprocess.CompletedProcess:
+    """A headless Chromium opens the page; what it complains about is an error of the page."""
+    quiet = ("background-networking", "component-update", "sync")
+    done = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars",
+         *(f"--disable-{name}" for name in quiet), f"--user-data-dir={tmp_path / 'profile'}",
+         "--window-size=1200,2600", "--virtual-time-budget=4000", "--enable-logging=stderr", *arguments,
+         f"{page.as_uri()}{query}"],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "CONSOLE" not in done.stderr, done.stderr
+    return done
+
+
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs a Chromium to look at the page with")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="needs a Chromium to look at the page with")
+@needs_browser
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_real_browser_draws_every_chart_without_an_error(evaluation, tmp_path, theme):
     import cv2
 
-    html, _ = write_report(evaluation, tmp_path / "report.html")
+    html, *_ = write_report(evaluation, tmp_path / "report.html")
     picture = tmp_path / f"{theme}.png"
-
-    def browse(*arguments: str) -> subprocess.CompletedProcess:
-        quiet = ("background-networking", "component-update", "sync")
-        return subprocess.run(
-            [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars",
-             *(f"--disable-{name}" for name in quiet), f"--user-data-dir={tmp_path / 'profile'}",
-             "--window-size=1200,2600", "--virtual-time-budget=4000", "--enable-logging=stderr", *arguments,
-             f"{html.as_uri()}?theme={theme}"],
-            capture_output=True, text=True, timeout=120, check=True,
-        )  # fmt: skip
-
-    drawn = browse("--dump-dom")
-    assert "CONSOLE" not in drawn.stderr, drawn.stderr
+    drawn = browse(html, tmp_path, "--dump-dom", query=f"?theme={theme}")
     assert 'data-ready="yes"' in drawn.stdout
     charts = re.findall(r'<div class="chart"[^>]*>(.*?)</div></div>', drawn.stdout.replace("\n", ""), re.S)
-    assert len(charts) == 5
-    assert all("<path" in chart or "<rect" in chart for chart in charts)
+    # trajectories, by joint, over the horizon, over the recording, latency twice, disagreement
+    assert len(charts) == 7
+    assert all("<path" in chart or "<rect" in chart or "<circle" in chart for chart in charts)
     assert "NaN" not in "".join(charts)
-    browse(f"--screenshot={picture}")
+    browse(html, tmp_path, f"--screenshot={picture}", query=f"?theme={theme}")
     pixels = cv2.imread(str(picture))
     assert pixels.shape[:2] == (2600, 1200)
     assert (pixels.mean() < 70) == (theme == "dark")
+
+
+@pytest.mark.slow
+@needs_browser
+def test_filters_narrow_what_is_shown(evaluation, tmp_path):
+    html, *_ = write_report(evaluation, tmp_path / "report.html")
+    whole = browse(html, tmp_path, "--dump-dom").stdout
+    part = browse(html, tmp_path, "--dump-dom", query="?instruction=touch%20the%20red%20cube").stdout
+    told = [re.search(r'id="selection"[^>]*>([^<]*)<', text).group(1) for text in (whole, part)]
+    group = evaluation.instructions["touch the red cube"]
+    assert told[0].startswith(f"{evaluation.frames} of {evaluation.frames} frames")
+    assert told[1].startswith(f"{group.frames} of {evaluation.frames} frames")
+    hidden = [len(re.findall(r'<figure data-frame="\d+" hidden', text)) for text in (whole, part)]
+    others = sum(evaluation.results[s.frame].instruction != "touch the red cube" for s in evaluation.snapshots)
+    assert hidden == [0, others] and others > 0
+
+
+@pytest.mark.slow
+@needs_browser
+def test_it_prints(evaluation, tmp_path):
+    html, *_ = write_report(evaluation, tmp_path / "report.html")
+    paper = tmp_path / "report.pdf"
+    browse(html, tmp_path, f"--print-to-pdf={paper}", query="?theme=dark")
+    assert paper.read_bytes().startswith(b"%PDF") and paper.stat().st_size > 20_000
+
+
+def test_markdown_beside_it_has_the_verdict_and_every_joint(evaluation, tmp_path):
+    *_, markdown = write_report(evaluation, tmp_path / "report.html")
+    lines = markdown.read_text().splitlines()
+    assert evaluation.bag in lines[0]
+    for name in evaluation.joint_names:
+        assert any(line.startswith(f"| {name} |") for line in lines)
+    # text from the recording stays in its cell
+    rows = [line for line in lines if "<script>" in line]
+    assert len(rows) == 1 and rows[0].count("|") == 5

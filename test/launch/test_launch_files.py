@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 from rosbags.highlevel import AnyReader
 
 from vla_edge.nodes import build_node, replay_node, sim_node
@@ -79,8 +80,9 @@ def test_whatever_a_build_can_be_told_is_an_argument_of_its_launch_file():
 
 
 def test_nodes_that_are_launched_alone_take_all_their_parameters_as_arguments():
-    assert {row.name for row in replay_node.PARAMETERS} == declared("replay.launch.py")
-    assert {row.name for row in sim_node.PARAMETERS} == declared("sim.launch.py")
+    recorded = {"record", "recording"}
+    assert {row.name for row in replay_node.PARAMETERS} | recorded == declared("replay.launch.py")
+    assert {row.name for row in sim_node.PARAMETERS} | recorded == declared("sim.launch.py")
     assert {"bundle", "robot", "sink", "namespace", "record", "params"} <= declared("bringup.launch.py")
 
 
@@ -127,6 +129,8 @@ def test_the_demonstration_runs_from_the_build_to_its_report_and_ends_by_itself(
     assert len(report["replay"]["per_joint"]) == 15
     for file in ("report.html", "demo.mcap", "demo.gif", "demo/metadata.yaml"):
         assert (out / file).stat().st_size > 1000, file
+    about = yaml.safe_load((out / "demo" / "metadata.yaml").read_text())["rosbag2_bagfile_information"]["custom_data"]
+    assert about["vla_edge.manifest"] == (tmp_path / "engine" / "manifest.yaml").read_text()
     counts = read_strictly(out / "demo")
     assert min(counts[topic] for topic in ("/action_chunk", "/joint_command", "/joint_states", "/diagnostics")) > 5
 

@@ -51,6 +51,29 @@ def test_a_recording_is_read_back_as_what_was_seen(recorded):
     assert np.corrcoef(seen, robot.pixels.astype(float).ravel())[0, 1] > 0.5
 
 
+def test_what_served_is_told_in_the_metadata_and_each_camera_is_recorded_once(start, peer, bundle, tmp_path):
+    robot = FakeRobot(peer)
+    compressed = peer.node.create_publisher(CompressedImage, "head/image/compressed", qos.SENSOR_OUT)
+    recorder = start("recorder_node", output=tmp_path / "bag", topics="[joint_states]", bundle=bundle)
+    try:
+        wait_for(lambda: "recording to" in recorder.output, 30.0, "the recorder")
+        wait_for(lambda: compressed.get_subscription_count() > 0, 10.0, "its subscription")
+        message = CompressedImage(format="jpeg", data=bytes(range(9)))
+        for _ in range(5):
+            compressed.publish(message)
+            time.sleep(0.2)
+        assert recorder.stop() == 0
+    finally:
+        robot.close()
+    with Bag(tmp_path / "bag") as bag:
+        assert bag.storage.metadata["vla_edge.manifest"] == (bundle / "manifest.yaml").read_text()
+        (camera,) = (topic for topic in bag.storage.topics if "image" in topic)
+        assert camera.endswith("/head/image/compressed")
+        # the camera's own pictures, none of those made of the raw ones
+        pictures = [bag.storage.deserialize(raw) for raw in bag.storage.messages({camera})]
+    assert pictures and all(bytes(picture.data) == bytes(range(9)) for picture in pictures)
+
+
 def test_a_bag_is_played_into_the_topics_in_real_time(recorded, start, peer):
     path, robot = recorded
     pictures = peer.listen(CompressedImage, "head/image/compressed", qos.STREAM)

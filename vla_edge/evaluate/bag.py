@@ -20,6 +20,13 @@ __all__ = ["Bag", "BagError", "Frame"]
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 JOINT_STATE, STRING = "sensor_msgs/msg/JointState", "std_msgs/msg/String"
+# What is read of each; the header's stamp is read where a header that comes first has it.
+NEEDED = {
+    IMAGE: ("header", "height", "width", "encoding", "step", "data"),
+    COMPRESSED: ("header", "format", "data"),
+    JOINT_STATE: ("header", "name", "position", "velocity", "effort"),
+    STRING: ("data",),
+}
 
 
 class Bag:
@@ -46,6 +53,21 @@ class Bag:
     def duration_s(self) -> float:
         """Seconds from the first message to the last."""
         return (self.storage.end_ns - self.storage.start_ns) / NANOSECONDS
+
+    @property
+    def start_ns(self) -> int:
+        """Log time of the first message."""
+        return self.storage.start_ns
+
+    @property
+    def span_s(self) -> float:
+        """Seconds from `start_ns` to the last observation, about."""
+        return self.duration_s
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What had to be repaired or left out, complete after a pass over the bag."""
+        return tuple(self.storage.warnings)
 
     def cameras(self) -> tuple[str, ...]:
         """Cameras named by the contract, or else those recognizable by their topics."""
@@ -140,10 +162,17 @@ class Bag:
         return topic
 
     def _check_type(self, topic: str, allowed: tuple[str, ...]) -> None:
-        if self.storage.topics[topic] not in allowed:
+        msgtype = self.storage.topics[topic]
+        if msgtype not in allowed:
             raise BagError(
-                f"bag {self.storage.path} has {self.storage.topics[topic]} on {topic}, expected "
+                f"bag {self.storage.path} has {msgtype} on {topic}, expected "
                 f"{' or '.join(allowed)}; map the right topic in the topic contract"
+            )
+        fields = self.storage.fields(msgtype)
+        if fields[:1] != NEEDED[msgtype][:1] or not set(NEEDED[msgtype]) <= set(fields):
+            raise BagError(
+                f"bag {self.storage.path} defines {msgtype} as {', '.join(fields) or 'nothing'}, which lacks or moves "
+                f"one of {', '.join(NEEDED[msgtype])}; convert it to the standard message"
             )
 
     def _lacks(self, missing: list[str]) -> str:

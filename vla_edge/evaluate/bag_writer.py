@@ -27,7 +27,7 @@ class BagWriter:
         storage: "mcap" or "sqlite3".
         image_format: "raw", "png" (lossless) or "jpeg".
         jpeg_quality: 1 to 100.
-        compress: zstd on whole chunks of messages.
+        compression: of zstd, on each "message", on the "file", or in MCAP on "chunk"s of messages; None for none.
         metadata: text kept in the bag's metadata, for example where it comes from.
 
     Raises:
@@ -41,7 +41,7 @@ class BagWriter:
         storage: str = "mcap",
         image_format: str = "raw",
         jpeg_quality: int = 95,
-        compress: bool = False,
+        compression: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ):
         from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
@@ -56,8 +56,9 @@ class BagWriter:
         self._image_format, self._jpeg_quality = image_format, jpeg_quality
         self._types = get_typestore(Stores.ROS2_JAZZY)
         self._writer = Writer(self.path, version=METADATA_VERSION, storage_plugin=StoragePlugin[storage.upper()])
-        if compress:
-            self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+        if compression is not None:
+            mode = CompressionMode["STORAGE" if compression == "chunk" else compression.upper()]
+            self._writer.set_compression(mode, CompressionFormat.ZSTD)
         for key, value in (metadata or {}).items():
             self._writer.set_custom_data(key, value)
         self._writer.open()

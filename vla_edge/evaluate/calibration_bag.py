@@ -90,7 +90,7 @@ def record(
     about = {
         "source": "expert in simulation", "tiers": ", ".join(tiers), "seeds": f"{seeds[0]} to {seeds[-1]}",
     }  # fmt: skip
-    with BagWriter(path, image_format="png", compress=True, metadata=about) as writer:
+    with BagWriter(path, image_format="png", compression="chunk", metadata=about) as writer:
         rig = RecordingRig(writer)
         expert = as_engine(ExpertPolicy(), rig)
         for seed in seeds:

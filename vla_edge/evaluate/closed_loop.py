@@ -107,6 +107,7 @@ def run_closed_loop(
     rig: Callable[[], Rig] | None = None,
     progress: Callable[[EpisodeRow], None] | None = None,
     inference: str = "asynchronous",
+    until: Callable[[EpisodeRow], bool] | None = None,
 ) -> ClosedLoopResult:
     """Runs one episode for each seed.
 
@@ -117,8 +118,9 @@ def run_closed_loop(
         seeds: of scene and noise.
         workers: processes.
         rig: makes the world; the G1 tabletop when None.
-        progress: called with each episode as it ends, in no particular order.
+        progress: called with each episode, in the order of the seeds.
         inference: inference policy, see `LoopOptions`.
+        until: called with each too; the run ends when it says True (see `sequential`).
 
     Raises:
         ClosedLoopError: an option is out of range.
@@ -128,15 +130,17 @@ def run_closed_loop(
     if not seeds:
         raise ClosedLoopError("there are no seeds; give at least one episode to run")
     rows: list[EpisodeRow] = []
-    for row in _rows(policy, seeds, options, workers, rig):
+    for row in closed_loop_rows(policy, seeds, options, workers, rig):
         rows.append(row)
         if progress is not None:
             progress(row)
-    order = {seed: i for i, seed in enumerate(seeds)}
-    return ClosedLoopResult.of(sorted(rows, key=lambda row: order[row.seed]), options)
+        if until is not None and until(row):
+            break
+    return ClosedLoopResult.of(rows, options)
 
 
-def _rows(policy, seeds, options, workers: int, rig) -> Iterator[EpisodeRow]:
+def closed_loop_rows(policy, seeds, options: LoopOptions, workers: int = 1, rig=None) -> Iterator[EpisodeRow]:
+    """The episodes one by one, in the order of the seeds; closing the iterator runs no more. See `run_closed_loop`."""
     if workers <= 1 or len(seeds) == 1:
         world = (rig or _tabletop)()
         engine = as_engine(policy, world)

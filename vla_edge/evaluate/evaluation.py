@@ -8,7 +8,10 @@ from dataclasses import dataclass, field, fields, is_dataclass
 
 import numpy as np
 
+from vla_edge.evaluate.agreement import Agreement
+from vla_edge.evaluate.control_replay import ControlSummary
 from vla_edge.evaluate.metrics import Interval, Percentiles
+from vla_edge.evaluate.serving import ServingSummary
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class ErrorSummary:
     Attributes:
         mean: over all frames, steps and joints.
         interval: bootstrap over stretches of the recording.
-        per_joint: joint name -> rad.
+        per_joint: joint name -> rad. joint_intervals: joint name -> its bootstrap interval.
         per_step: (T,) rad, one for each point of the horizon.
         values: joint positions compared.
     """
@@ -26,6 +29,7 @@ class ErrorSummary:
     mean: float
     interval: Interval
     per_joint: Mapping[str, float]
+    joint_intervals: Mapping[str, Interval]
     per_step: tuple[float, ...]
     values: int
 
@@ -49,6 +53,57 @@ class CompressionSummary:
 
 
 @dataclass(frozen=True)
+class GroupSummary:
+    """The frames of one instruction, or of one phase of the motion; rad, NaN where nothing is known.
+
+    Attributes:
+        frames: evaluated.
+        action: mean absolute error against the measured motion. interval: of it, by bootstrap.
+        compression: mean absolute difference to the reference.
+    """
+
+    frames: int
+    action: float
+    interval: Interval
+    compression: float
+
+
+@dataclass(frozen=True)
+class EffectorSummary:
+    """Distances at one end effector, mm; NaN where nothing is known.
+
+    Attributes:
+        action: from where the chunk puts it to where the robot had it then. interval: of it, by bootstrap.
+        compression: from where the reference's chunk puts it.
+        per_step: (T,) of `action`.
+    """
+
+    action: float
+    interval: Interval
+    compression: float
+    per_step: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class DisagreementSummary:
+    """How far chunks from other noise lie apart, on the same observation: large where the policy is unsure.
+
+    Attributes:
+        samples: chunks compared at each frame.
+        rad: of single frames, standard deviation over samples, mean over steps and joints.
+        relative: its mean over the standard deviation of the motion.
+        rank_correlation: Spearman's, with the frame's error; near 1 means that it tells which frames to distrust.
+        top_tenth_error_ratio: error of the tenth of the frames with the largest disagreement, over that of the rest.
+    """
+
+    samples: int
+    rad: Percentiles
+    relative: float
+    rank_correlation: float
+    top_tenth_error_ratio: float
+
+
+@dataclass(frozen=True)
 class FrameResult:
     """One evaluated frame.
 
@@ -56,17 +111,23 @@ class FrameResult:
         time_s: from the beginning of the bag.
         instruction: what the policy was asked.
         error_rad: mean absolute error against what the robot then did, NaN when the recording does not tell.
+        known: joint positions of the horizon that it is the mean of.
         compression_rad: mean absolute difference to the reference, NaN without one.
         jump_rad: largest joint step from the chunk before to this one, NaN where they do not overlap.
         latency_ms: of the inference.
+        phase: "start" of an instruction (its first second), "moving" or "resting".
+        disagreement_rad: of chunks from other noise, NaN when none were drawn.
     """
 
     time_s: float
     instruction: str
     error_rad: float
+    known: int
     compression_rad: float
     jump_rad: float
     latency_ms: float
+    phase: str
+    disagreement_rad: float
 
 
 @dataclass(frozen=True)
@@ -106,7 +167,13 @@ class Evaluation:
         command: against the commanded motion, None when the bag has none.
         reference_action: the reference against the measured motion, None without one.
         compression: the engine against the reference, None without one.
-        instructions: instruction -> (frames, rad) against the measured motion.
+        instructions, phases: instruction, or phase of the motion -> its frames.
+        effectors: link -> distances, where a URDF was given.
+        agreement: whether joints and units are those of the reference, or of the recording.
+        stage_errors: stage -> relative L2 of its outputs, given the reference's inputs; worst of a few frames.
+        control, reference_control: the controller on the chunks, where the robot is known.
+        serving: how timely an engine of these latencies is at this rate.
+        disagreement: None unless samples were asked for.
         jump_rad: largest joint step at each chunk boundary.
         latency_ms: of whole inferences; `stage_ms` of their parts.
         results: every evaluated frame.
@@ -130,7 +197,15 @@ class Evaluation:
     command: ErrorSummary | None
     reference_action: ErrorSummary | None
     compression: CompressionSummary | None
-    instructions: Mapping[str, tuple[int, float]]
+    instructions: Mapping[str, GroupSummary]
+    phases: Mapping[str, GroupSummary]
+    effectors: Mapping[str, EffectorSummary]
+    agreement: Agreement
+    stage_errors: Mapping[str, float]
+    control: ControlSummary | None
+    reference_control: ControlSummary | None
+    serving: ServingSummary
+    disagreement: DisagreementSummary | None
     jump_rad: Percentiles
     latency_ms: Percentiles
     stage_ms: Mapping[str, Percentiles]
@@ -163,12 +238,7 @@ class Evaluation:
     def to_dict(self) -> dict:
         """Everything but pictures and traces, in JSON types; what is not known is null."""
         kept = [entry.name for entry in fields(self) if entry.name not in ("traces", "snapshots")]
-        out = {name: plain(getattr(self, name)) for name in kept}
-        out["instructions"] = {
-            text: {"frames": frames, "action_mae_rad": plain(mean)}
-            for text, (frames, mean) in self.instructions.items()
-        }
-        return {"action_mae_rad": plain(self.action.mean), **out}
+        return {"action_mae_rad": plain(self.action.mean), **{name: plain(getattr(self, name)) for name in kept}}
 
 
 def plain(value):

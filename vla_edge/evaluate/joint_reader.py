@@ -14,7 +14,8 @@ import numpy as np
 from vla_edge.evaluate.storage import RawMessage, Storage
 from vla_edge.types import JointState
 
-_STAMP_END = 12  # CDR encapsulation (4 bytes) and the header's stamp (8 bytes)
+# CDR encapsulation, or ROS 1's sequence number, (4 bytes) and the header's stamp (8 bytes)
+_STAMP_END = 12
 
 
 class JointReader:
@@ -49,10 +50,13 @@ class JointReader:
         order = self._order(message)
         if order is None or len(message.position) != len(message.name):
             return None
-        start = _positions_offset(raw.data)
-        if start is not None and len(self._names):
-            self._layout = (bytes(raw.data[_STAMP_END:start]), len(message.name), order)
-        return np.asarray(message.position, np.float64)[order]
+        positions = np.asarray(message.position, np.float64)
+        start = _positions_offset(raw.data, self._storage.ros1)
+        # The bag may define the message in another way than the standard does: only what reads the same is learned.
+        if start is not None and len(self._names) and len(raw.data) >= start + positions.nbytes:
+            if raw.data[start : start + positions.nbytes] == positions.astype("<f8").tobytes():
+                self._layout = (bytes(raw.data[_STAMP_END:start]), len(positions), order)
+        return positions[order]
 
     def state(self, raw: RawMessage, stamp_ns: int) -> JointState:
         """The whole state of a message that `positions` was read from.
@@ -72,18 +76,18 @@ class JointReader:
         return None if self.lacking else np.array([index[name] for name in self._names], np.intp)
 
 
-def _positions_offset(data: bytes) -> int | None:
-    """Where the position array of a little-endian CDR JointState begins; None when it is not one."""
+def _positions_offset(data: bytes, ros1: bool) -> int | None:
+    """Where the position array of a little-endian JointState begins, CDR or of ROS 1; None when it is not one."""
 
     def aligned(offset: int, size: int) -> int:
-        return 4 + -(-(offset - 4) // size) * size
+        return offset if ros1 else 4 + -(-(offset - 4) // size) * size
 
     def string_end(offset: int) -> int:
         offset = aligned(offset, 4)
         return offset + 4 + struct.unpack_from("<I", data, offset)[0]
 
     try:
-        if data[0] != 0 or data[1] != 1:
+        if not ros1 and (data[0] != 0 or data[1] != 1):
             return None
         offset = aligned(string_end(_STAMP_END), 4)
         (count,) = struct.unpack_from("<I", data, offset)

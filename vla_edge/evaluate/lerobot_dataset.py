@@ -52,6 +52,7 @@ class LeRobotDataset:
 
     Attributes:
         skipped: reason -> number of frames left out, of the newest pass.
+        start_ns: where its timeline begins. warnings: none; a damaged dataset is refused.
 
     Raises:
         DatasetError: there is none, it is damaged, or of another version.
@@ -64,10 +65,19 @@ class LeRobotDataset:
         self._videos: dict[str, Video] = {}
         self._table = self._pictures = None, None
 
+    start_ns = 0
+    warnings: tuple[str, ...] = ()
+
     @property
     def duration_s(self) -> float:
         """Seconds of all episodes together."""
         return sum(episode.length for episode in self._said.episodes) / self._said.fps
+
+    @property
+    def span_s(self) -> float:
+        """Seconds from `start_ns` to the last observation, pauses between episodes included."""
+        last = self._said.episodes[-1]
+        return last.start_ns / NANOSECONDS + last.length / self._said.fps
 
     def cameras(self) -> tuple[str, ...]:
         """All of them, by the last part of their features' names."""

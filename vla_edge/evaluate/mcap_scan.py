@@ -13,6 +13,9 @@ from typing import BinaryIO, NamedTuple
 
 MAGIC = b"\x89MCAP0\r\n"
 SCHEMA, CHANNEL, MESSAGE, CHUNK = 0x03, 0x04, 0x05, 0x06
+# A record longer than this is a damaged length, not something to make room for.
+LONGEST = 1 << 30
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 class ScannedSchema(NamedTuple):
@@ -35,16 +38,18 @@ class ScannedMessage(NamedTuple):
 
 def scan(stream: BinaryIO) -> Iterator[ScannedSchema | ScannedMessage]:
     """Schemas and messages in file order, up to the first byte that makes no sense. Raises nothing for damage."""
-    if stream.read(len(MAGIC)) != MAGIC:
+    if _read(stream, len(MAGIC)) != MAGIC:
         return
     channels: dict[int, tuple[str, int]] = {}
     while True:
-        head = stream.read(9)
+        head = _read(stream, 9)
         if len(head) < 9:
             return
         opcode, length = struct.unpack("<BQ", head)
+        if length > LONGEST:
+            return
         if opcode in (SCHEMA, CHANNEL, MESSAGE, CHUNK):
-            content = stream.read(min(length, 1 << 40))
+            content = _read(stream, length)
             whole = len(content) == length
             try:
                 if opcode == CHUNK:
@@ -58,11 +63,28 @@ def scan(stream: BinaryIO) -> Iterator[ScannedSchema | ScannedMessage]:
                 return
             if not whole:
                 return
-        else:
-            try:
-                stream.seek(length, 1)
-            except (OSError, OverflowError, ValueError):
-                return
+        elif len(_read(stream, length)) < length:
+            return
+
+
+def decompressed(stream: BinaryIO) -> BinaryIO:
+    """What is inside a file that was compressed as a whole by zstd, as far as it goes."""
+    import zstandard
+
+    return zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
+
+
+def message_payload(data: bytes) -> bytes:
+    """A message as it was before rosbag2 compressed it by itself; CDR never begins as zstd does."""
+    return data if data[:4] != ZSTD_MAGIC else _decompress(data, "zstd")
+
+
+def _read(stream: BinaryIO, size: int) -> bytes:
+    """Up to `size` bytes; fewer at the end and at damage."""
+    try:
+        return stream.read(size)
+    except (OSError, *_zstd_errors()):
+        return b""
 
 
 def _unpack_chunk(content: bytes, whole: bool) -> tuple[bytes, bool]:

@@ -133,6 +133,17 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.clip(a @ b / norm, -1.0, 1.0))
 
 
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Spearman's rank correlation (1904), ties at their mean rank; NaN when one of them is constant."""
+    ranks = []
+    for values in (a, b):
+        _, place, count = np.unique(np.asarray(values, np.float64), return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(count) - (count - 1) / 2)[place] if count.size else np.zeros(0))
+    deviations = [rank - rank.mean() if rank.size else rank for rank in ranks]
+    norm = math.sqrt(float((deviations[0] ** 2).sum() * (deviations[1] ** 2).sum()))
+    return float(deviations[0] @ deviations[1]) / norm if norm else math.nan
+
+
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """Interval of a success rate (Wilson, 1927): honest at 0 and at 1, where the textbook one has no width.
 
@@ -173,16 +184,46 @@ def bootstrap_interval(
     if not data.size:
         return Interval(math.nan, math.nan, confidence)
     labels = np.arange(data.size) if groups is None else np.asarray(groups)
-    _, member = np.unique(labels, return_inverse=True)
-    rng = np.random.default_rng(seed)
-    count = int(member.max()) + 1
     share = np.ones(data.size) if weights is None else np.asarray(weights, np.float64)
-    sums, sizes = np.bincount(member, data * share, count), np.bincount(member, share, count)
-    draws = rng.integers(0, count, (resamples, count))
-    estimates = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
+    return bootstrap_intervals((data * share)[:, None], share[:, None], labels, resamples, confidence, seed)[0]
+
+
+def bootstrap_intervals(
+    sums: np.ndarray,
+    sizes: np.ndarray,
+    groups: Sequence[int],
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[Interval, ...]:
+    """`bootstrap_interval` of C means at once, from the same draws.
+
+    Args:
+        sums, sizes: (N, C) total of each observation, and what it is a total of; the estimates are sums over sizes.
+        groups: (N,) labels; whole groups are drawn.
+    """
+    _, member = np.unique(np.asarray(groups), return_inverse=True)
+    count = int(member.max()) + 1 if member.size else 0
+    totals, weights = (np.zeros((count, np.shape(sums)[1])) for _ in range(2))
+    np.add.at(totals, member, sums)
+    np.add.at(weights, member, sizes)
+    estimates = np.full((resamples, totals.shape[1]), np.nan)
+    rng = np.random.default_rng(seed)
+    # A few draws at a time: memory must not grow with the length of the recording.
+    rows = max(1, min(resamples, 200_000 // max(count, 1)))
+    for start in range(0, resamples if count else 0, rows):
+        drawn = rng.integers(0, count, (min(rows, resamples - start), count))
+        drawn += count * np.arange(len(drawn))[:, None]
+        times = np.bincount(drawn.ravel(), minlength=len(drawn) * count).reshape(len(drawn), count)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            estimates[start : start + rows] = (times @ totals) / (times @ weights)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(estimates, (tail, 1 - tail))
-    return Interval(float(low), float(high), confidence)
+    found = []
+    for column in estimates.T:
+        known = column[np.isfinite(column)]
+        bounds = np.quantile(known, (tail, 1 - tail)) if known.size else (math.nan, math.nan)
+        found.append(Interval(float(bounds[0]), float(bounds[1]), confidence))
+    return tuple(found)
 
 
 @dataclass(frozen=True)

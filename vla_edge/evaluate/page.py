@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
@@ -126,6 +127,19 @@ def legend(entries: Mapping[str, str], dashed: Sequence[str] = ()) -> str:
 def folded(summary: str, inside: str) -> str:
     """Detail that opens on request."""
     return f"<details><summary>{text(summary)}</summary>{inside}</details>"
+
+
+def mrad(value: float) -> str:
+    """rad -> text in mrad, three significant digits."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    milli = 1e3 * value
+    return f"{milli:.0f}" if abs(milli) >= 100 else f"{milli:.1f}" if abs(milli) >= 1 else f"{milli:.2f}"
+
+
+def scaled(value: float, factor: float) -> float | None:
+    """For charts: times `factor`, rounded; None where it is not known."""
+    return round(value * factor, 4) if math.isfinite(value) else None
 
 
 def data_uri(content: bytes, mime: str) -> str:

@@ -6,42 +6,26 @@ everything but the latencies is the same to the last digit on every run.
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from vla_edge.evaluate.bag import Bag, BagError, Frame
+from vla_edge.evaluate.bag import Bag, BagError
 from vla_edge.evaluate.contract import TopicContract
-from vla_edge.evaluate.evaluation import (
-    CompressionSummary,
-    ErrorSummary,
-    Evaluation,
-    FrameResult,
-    Snapshot,
-    Trace,
-)
-from vla_edge.evaluate.metrics import (
-    ErrorTable,
-    MotionScale,
-    Percentiles,
-    bootstrap_interval,
-    boundary_jump,
-    chunk_stamps,
-    cosine,
-)
-from vla_edge.policy.preprocess import positions_by_name
+from vla_edge.evaluate.evaluation import Evaluation
+from vla_edge.evaluate.kinematics import Kinematics
+from vla_edge.evaluate.metrics import Percentiles
+from vla_edge.evaluate.read_ahead import ahead
+from vla_edge.evaluate.tally import Tally
+from vla_edge.robots.robot import Robot, RobotError
 from vla_edge.types import NANOSECONDS, Observation, VlaEdgeError
 
-# What the report can show: enough to look at, little enough to mail.
-MAX_TRACES = 150
-MAX_SNAPSHOTS = 6
-SNAPSHOT_SPACING_S = 2.0
-# Neighbouring frames see nearly the same; an interval draws stretches of this many horizons.
-BLOCK_HORIZONS = 2.0
+# Frames whose observations are shown to single stages as well, to find the one that errs.
+STAGE_FRAMES = 4
 
 
 class Policy(Protocol):
@@ -50,6 +34,31 @@ class Policy(Protocol):
     spec: object
 
     def infer(self, observation: Observation, seed: int = 0, noise: np.ndarray | None = None): ...
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """How a recording is replayed.
+
+    Attributes:
+        rate_hz: frames taken per second of recording; None takes every frame.
+        seed: of the policy's noise, together with each observation's stamp.
+        max_frames: stop after this many; None for all.
+        delay_s: on the virtual clock, from an observation to the moment its chunk reaches the controller.
+        robot: joint table whose limits the controller keeps; None takes the G1's where it has the policy's joints.
+        urdf: of the robot, for distances of its end effectors; None for none.
+        links: the end effectors; None for the last link of every chain the policy moves.
+        samples: further chunks from other noise at every frame, for the policy's disagreement with itself.
+    """
+
+    rate_hz: float | None = 5.0
+    seed: int = 0
+    max_frames: int | None = None
+    delay_s: float = 0.1
+    robot: Robot | None = None
+    urdf: str | None = None
+    links: tuple[str, ...] | None = None
+    samples: int = 0
 
 
 def open_policy(source: Policy | str | Path, threads: int | None = None) -> Policy:
@@ -73,198 +82,121 @@ def evaluate_bag(
     bag: str | Path,
     engine: Policy | str | Path,
     reference: Policy | str | Path | None = None,
-    rate_hz: float | None = 5.0,
-    seed: int = 0,
     contract: TopicContract | None = None,
-    max_frames: int | None = None,
     progress: Callable[[float, int], None] | None = None,
+    threads: int | None = None,
+    **options,
 ) -> Evaluation:
     """Evaluates an engine on a recording.
 
     Args:
-        bag: rosbag2 directory or file.
+        bag: rosbag2 directory or file, ROS 1 bag, or LeRobot dataset.
         engine: bundle or checkpoint directory, or a runner.
         reference: full precision to compare with on the same frames.
-        rate_hz: frames taken per second of bag; None takes every frame.
-        seed: of the policy's noise, together with each observation's stamp.
         contract: which topic plays which part.
-        max_frames: stop after this many.
         progress: called with the fraction of the bag that is done, and frames so far.
+        threads: of the engine; the backend's choice when None.
+        options: those of `ReplayOptions`.
 
     Raises:
-        BagError: the bag cannot be read, lacks a topic, or no frame of it can be evaluated.
+        BagError, DatasetError: the recording cannot be read, lacks a part, or no frame of it can be evaluated.
+        ReplayError: engine and reference are not of the same joints and horizon.
+        RobotError, KinematicsError: robot or URDF lack a joint of the policy.
     """
-    policy = open_policy(engine)
+    chosen = ReplayOptions(**options)
+    policy = open_policy(engine, threads)
     against = open_policy(reference) if reference is not None else None
+    check_pair(policy, against)
     for runner in (policy, against):
         if hasattr(runner, "warm_up"):
             runner.warm_up()
     spec = policy.spec
-    tally = _Tally(policy, against, seed)
-    with Bag(bag, contract) as opened:
+    kinematics = Kinematics(chosen.urdf, spec.joint_names, chosen.links) if chosen.urdf else None
+    robot = chosen.robot or known_robot(spec.joint_names)
+    tally = Tally(spec, against.spec if against else None, robot, chosen.delay_s, kinematics)
+    refused: Counter[str] = Counter()
+    shown: list[Observation] = []
+    with _open(bag, contract) as opened:
         cameras = tuple(camera.name for camera in spec.cameras)
-        start_ns, span_ns = opened.storage.start_ns, max(opened.storage.end_ns - opened.storage.start_ns, 1)
-        refused: dict[str, int] = defaultdict(int)
-        for frame in opened.frames(cameras, spec.joint_names, rate_hz, spec.chunk_size * spec.dt):
+        start_ns, duration_s = opened.start_ns, opened.duration_s
+        span_s = max(opened.span_s, 1e-9)
+        frames = opened.frames(cameras, spec.joint_names, chosen.rate_hz, spec.chunk_size * spec.dt)
+        # What is read ahead of an early end would be counted as left out.
+        for frame in ahead(frames) if chosen.max_frames is None else frames:
+            observation = frame.observation
+            time_s = (observation.stamp_ns - start_ns) / NANOSECONDS
             try:
-                tally.add(frame, (frame.observation.stamp_ns - start_ns) / NANOSECONDS)
+                found = policy.infer(observation, seed=chosen.seed)
+                other = against.infer(observation, seed=chosen.seed).chunk if against is not None else None
+                more = [
+                    policy.infer(observation, seed=chosen.seed + 1 + k).chunk.positions for k in range(chosen.samples)
+                ]
+                tally.add(frame, time_s, found.chunk, found.timing, other, more)
             except VlaEdgeError as error:
                 refused[f"frame the policy refuses: {error}"] += 1
+            else:
+                if len(shown) < STAGE_FRAMES:
+                    shown.append(observation)
             if progress is not None:
-                progress(min(1.0, (frame.observation.stamp_ns - start_ns) / span_ns), len(tally.results))
-            if max_frames is not None and len(tally.results) >= max_frames:
+                progress(min(1.0, time_s / span_s), len(tally.results))
+            if chosen.max_frames is not None and len(tally.results) >= chosen.max_frames:
                 break
         skipped = {**opened.skipped, **refused}
         if not tally.results:
             reasons = "; ".join(f"{count} x {reason}" for reason, count in sorted(skipped.items()))
             raise BagError(f"no frame of bag {bag} can be evaluated: {reasons or 'it has none'}")
-        return tally.evaluation(Path(bag).name, opened.duration_s, rate_hz, skipped, tuple(opened.storage.warnings))
+        warnings = opened.warnings
+    return _evaluation(
+        tally, policy, against, chosen, Path(bag).name, duration_s, skipped, tuple(warnings),
+        stage_errors(policy, against, shown, chosen.seed),
+    )
 
 
-class _Tally:
-    """Figures that grow frame by frame; what is kept of each frame is a few numbers."""
+class ReplayError(VlaEdgeError):
+    """An engine and a reference that cannot be compared."""
 
-    def __init__(self, policy: Policy, reference: Policy | None, seed: int):
-        spec = policy.spec
-        self._policy, self._reference, self._seed, self._spec = policy, reference, seed, spec
-        size = (spec.chunk_size, len(spec.joint_names))
-        self._action, self._hold, self._command = (ErrorTable(*size) for _ in range(3))
-        self._reference_action, self._compression = ErrorTable(*size), ErrorTable(*size)
-        self._motion = MotionScale()
-        self._cosines: list[float] = []
-        self._per_frame: dict[str, list[tuple[float, int]]] = defaultdict(list)
-        self._stages: dict[str, list[float]] = defaultdict(list)
-        self._previous = None
-        self.results: list[FrameResult] = []
-        self._traces: list[Trace] = []
-        self._worst: list[tuple[float, int, Mapping[str, bytes]]] = []
 
-    def add(self, frame: Frame, time_s: float) -> None:
-        observation, spec = frame.observation, self._spec
-        inference = self._policy.infer(observation, seed=self._seed)
-        other = self._reference.infer(observation, seed=self._seed).chunk if self._reference is not None else None
-        chunk, names = inference.chunk, spec.joint_names
-        stamps = chunk_stamps(chunk)
-        current = positions_by_name(observation.joints, names)
-        truth = frame.measured.at(stamps, names)
-        error = self._note("action", self._action, chunk.positions - truth)
-        self._note("hold", self._hold, current - truth)
-        commanded = frame.commanded.at(stamps, names) if frame.commanded is not None else np.full_like(truth, np.nan)
-        self._note("command", self._command, chunk.positions - commanded)
-        difference = math.nan
-        if other is not None:
-            self._note("reference", self._reference_action, other.positions - truth)
-            difference = self._note("compression", self._compression, chunk.positions - other.positions)
-            self._motion.add(other.positions, current)
-            self._cosines.append(cosine(chunk.positions - current, other.positions - current))
-        jump = boundary_jump(self._previous, chunk) if self._previous is not None else None
-        # A new instruction is meant to change the plan, so the step to it says nothing about the engine.
-        same = bool(self.results) and self.results[-1].instruction == observation.instruction
-        self._previous = chunk
-        for part, seconds in self._parts(inference.timing):
-            self._stages[part].append(1e3 * seconds)
-        index = len(self.results)
-        self.results.append(
-            FrameResult(
-                time_s,
-                observation.instruction,
-                error,
-                difference,
-                float(jump.max()) if jump is not None and same else math.nan,
-                1e3 * inference.timing.total,
-            )
-        )
-        if index < MAX_TRACES:
-            kept = (chunk.positions, truth, other.positions if other is not None else None)
-            kept = [value if value is None else value.astype(np.float32) for value in kept]
-            self._traces.append(Trace(index, time_s, *kept))
-        self._remember(error, index, time_s, observation.images)
+def check_pair(engine: Policy, reference: Policy | None) -> None:
+    """Nothing, when both speak of the same joints at the same times.
 
-    def _note(self, kind: str, table: ErrorTable, error: np.ndarray) -> float:
-        mean, known = table.add(error)
-        self._per_frame[kind].append((mean, known))
-        return mean
-
-    @staticmethod
-    def _parts(timing):
-        yield "preprocess", timing.preprocess
-        yield from timing.stages.items()
-        yield "postprocess", timing.postprocess
-
-    def _remember(self, error: float, index: int, time_s: float, images: Mapping[str, np.ndarray]) -> None:
-        """Keeps the worst frames, at most one of each stretch of `SNAPSHOT_SPACING_S`."""
-        if not math.isfinite(error):
-            return
-        near = [kept for kept in self._worst if abs(self.results[kept[1]].time_s - time_s) < SNAPSHOT_SPACING_S]
-        if any(kept[0] >= error for kept in near):
-            return
-        self._worst = [kept for kept in self._worst if kept not in near]
-        if len(self._worst) >= MAX_SNAPSHOTS and self._worst[-1][0] >= error:
-            return
-        self._worst.append((error, index, {name: thumbnail(pixels) for name, pixels in images.items()}))
-        self._worst = sorted(self._worst, key=lambda kept: (-kept[0], kept[1]))[:MAX_SNAPSHOTS]
-
-    def _summary(self, kind: str, table: ErrorTable) -> ErrorSummary | None:
-        if not table.count:
-            return None
-        per_frame, weights = np.array(self._per_frame[kind]).T
-        known = weights > 0
-        block_s = BLOCK_HORIZONS * self._spec.chunk_size * self._spec.dt
-        blocks = np.array([int(result.time_s / block_s) for result in self.results])
-        return ErrorSummary(
-            table.mean(),
-            bootstrap_interval(per_frame[known], blocks[known], weights[known]),
-            dict(zip(self._spec.joint_names, table.per_joint())),
-            table.per_step(),
-            table.count,
+    Raises:
+        ReplayError: they do not.
+    """
+    if reference is None:
+        return
+    ours, theirs = engine.spec, reference.spec
+    odd = sorted(set(ours.joint_names) ^ set(theirs.joint_names))
+    if odd:
+        raise ReplayError(f"engine and reference differ in joints ({', '.join(odd[:4])}); give the engine's checkpoint")
+    if (ours.chunk_size, ours.dt) != (theirs.chunk_size, theirs.dt):
+        raise ReplayError(
+            f"the engine gives {ours.chunk_size} points of {ours.dt:g} s, the reference {theirs.chunk_size} of "
+            f"{theirs.dt:g} s; give the engine's checkpoint"
         )
 
-    def evaluation(self, bag: str, duration_s: float, rate_hz, skipped, warnings) -> Evaluation:
-        spec, results = self._spec, tuple(self.results)
-        action, hold = self._summary("action", self._action), self._summary("hold", self._hold)
-        if action is None:
-            raise BagError(
-                f"bag {bag} ends, or changes its instruction, before any motion follows a frame; record longer"
-            )
-        difference, compression = self._summary("compression", self._compression), None
-        if difference is not None:
-            scale = self._motion.std()
-            compression = CompressionSummary(
-                difference,
-                difference.mean / scale if scale else math.nan,
-                scale,
-                float(np.mean(self._cosines)),
-                float(np.min(self._cosines)),
-            )
-        by_instruction: dict[str, list[float]] = defaultdict(list)
-        for result in results:
-            by_instruction[result.instruction].append(result.error_rad)
-        return Evaluation(
-            bag=bag,
-            duration_s=duration_s,
-            rate_hz=rate_hz,
-            frames=len(results),
-            skipped=dict(sorted(skipped.items())),
-            warnings=warnings,
-            engine=describe(self._policy),
-            reference=describe(self._reference) if self._reference is not None else None,
-            joint_names=tuple(spec.joint_names),
-            dt=spec.dt,
-            chunk_size=spec.chunk_size,
-            seed=self._seed,
-            action=action,
-            hold=hold,
-            command=self._summary("command", self._command),
-            reference_action=self._summary("reference", self._reference_action),
-            compression=compression,
-            instructions={text: (len(errors), _mean(errors)) for text, errors in sorted(by_instruction.items())},
-            jump_rad=Percentiles.of([r.jump_rad for r in results if math.isfinite(r.jump_rad)]),
-            latency_ms=Percentiles.of([r.latency_ms for r in results]),
-            stage_ms={name: Percentiles.of(values) for name, values in self._stages.items()},
-            results=results,
-            traces=tuple(self._traces),
-            snapshots=tuple(Snapshot(index, pictures) for _, index, pictures in self._worst),
-        )
+
+def known_robot(joint_names: tuple[str, ...]) -> Robot | None:
+    """The G1 where it has all these joints; None for joints of a robot that is not known."""
+    from vla_edge.robots.g1 import g1
+
+    robot = g1()
+    try:
+        robot.check(joint_names)
+    except RobotError:
+        return None
+    return robot
+
+
+def stage_errors(
+    policy: Policy, reference: Policy | None, observations: list[Observation], seed: int
+) -> dict[str, float]:
+    """Stage -> worst relative L2 of its outputs, given the reference's inputs; empty where there are no stages."""
+    if not (hasattr(policy, "stages") and hasattr(reference, "stage_inputs")):
+        return {}
+    from vla_edge.engine.verify import compare_stages
+
+    found = compare_stages(policy, reference, observations, seed)
+    return {stage: max(row["relative_l2"] for row in outputs.values()) for stage, outputs in found.items()}
 
 
 def describe(policy: Policy) -> dict:
@@ -275,15 +207,60 @@ def describe(policy: Policy) -> dict:
     return dict(told) if isinstance(told, Mapping) else {"name": type(policy).__name__}
 
 
-def thumbnail(pixels: np.ndarray, width: int = 320) -> bytes:
-    """JPEG bytes of an RGB frame, at most `width` pixels wide."""
-    import cv2
+def _open(path: str | Path, contract: TopicContract | None):
+    if (Path(path) / "meta" / "info.json").is_file():
+        from vla_edge.evaluate.lerobot_dataset import LeRobotDataset
 
-    height = max(1, round(pixels.shape[0] * width / pixels.shape[1]))
-    small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA) if pixels.shape[1] > width else pixels
-    return cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+        return LeRobotDataset(path)
+    return Bag(path, contract)
 
 
-def _mean(values: list[float]) -> float:
-    known = [value for value in values if math.isfinite(value)]
-    return sum(known) / len(known) if known else math.nan
+def _evaluation(
+    tally: Tally,
+    policy: Policy,
+    reference: Policy | None,
+    options: ReplayOptions,
+    bag: str,
+    duration_s: float,
+    skipped: Mapping[str, int],
+    warnings: tuple[str, ...],
+    stages: Mapping[str, float],
+) -> Evaluation:
+    spec, results = policy.spec, tuple(tally.results)
+    action = tally.summary("action")
+    if action is None:
+        raise BagError(f"bag {bag} ends, or changes its instruction, before any motion follows a frame; record longer")
+    return Evaluation(
+        bag=bag,
+        duration_s=duration_s,
+        rate_hz=options.rate_hz,
+        frames=len(results),
+        skipped=dict(sorted(skipped.items())),
+        warnings=warnings,
+        engine=describe(policy),
+        reference=describe(reference) if reference is not None else None,
+        joint_names=tuple(spec.joint_names),
+        dt=spec.dt,
+        chunk_size=spec.chunk_size,
+        seed=options.seed,
+        action=action,
+        hold=tally.summary("hold"),
+        command=tally.summary("command"),
+        reference_action=tally.summary("reference"),
+        compression=tally.compression(),
+        instructions=tally.groups("instruction"),
+        phases=tally.groups("phase"),
+        effectors=tally.effectors(),
+        agreement=tally.agreement.result(),
+        stage_errors=stages,
+        control=tally.control.summary() if tally.control is not None else None,
+        reference_control=tally.reference_control.summary() if tally.reference_control is not None else None,
+        serving=tally.serving.summary(),
+        disagreement=tally.disagreement(),
+        jump_rad=Percentiles.of([r.jump_rad for r in results if np.isfinite(r.jump_rad)]),
+        latency_ms=Percentiles.of([r.latency_ms for r in results]),
+        stage_ms={name: Percentiles.of(values) for name, values in tally.stage_ms().items()},
+        results=results,
+        traces=tuple(tally.traces),
+        snapshots=tally.worst.snapshots(),
+    )

@@ -1,4 +1,4 @@
-"""The report of a replay: one HTML file to look at and one JSON file to compute with, side by side."""
+"""The report of a replay: an HTML file to look at, a JSON file to compute with and a Markdown file to quote from."""
 
 from __future__ import annotations
 
@@ -9,8 +9,23 @@ from pathlib import Path
 import numpy as np
 
 from vla_edge.evaluate.evaluation import Evaluation
-from vla_edge.evaluate.page import Page, data_uri, folded, legend, subheading, table, text, two, write_json
-from vla_edge.evaluate.verdict import Limits, Verdict, judge
+from vla_edge.evaluate.markdown import write_markdown
+from vla_edge.evaluate.page import (
+    Page,
+    data_uri,
+    folded,
+    legend,
+    mrad,
+    scaled,
+    subheading,
+    table,
+    text,
+    two,
+    write_json,
+)
+from vla_edge.evaluate.report_engine import add_disagreement, add_engine, add_latency
+from vla_edge.evaluate.serving import PAUSE_S
+from vla_edge.evaluate.verdict import Verdict, judge
 
 FOOTER = (
     "Angles in rad and mrad, times in ms. Errors are means of absolute values over frames, points of the horizon and "
@@ -18,9 +33,13 @@ FOOTER = (
 )
 
 
-def write_report(evaluation: Evaluation, path: str | Path, limits: Limits | None = None) -> tuple[Path, Path]:
-    """Writes `path` (HTML) and the same name ending in .json; returns both paths."""
-    verdict = judge(evaluation, limits)
+def write_report(evaluation: Evaluation, path: str | Path, verdict: Verdict | None = None) -> tuple[Path, Path, Path]:
+    """Writes `path` (HTML) and the same name ending in .json and .md; returns the three paths.
+
+    Args:
+        verdict: by other limits than the default ones.
+    """
+    verdict = verdict or judge(evaluation)
     page = Page(
         f"{evaluation.engine.get('name', 'Engine')} on {evaluation.bag}",
         f"{evaluation.frames} frames of {evaluation.duration_s:.1f} s evaluated"
@@ -29,7 +48,8 @@ def write_report(evaluation: Evaluation, path: str | Path, limits: Limits | None
     page.verdict(verdict)
     add_replay(page, evaluation)
     html = page.write(path, FOOTER)
-    return html, write_json(Path(path).with_suffix(".json"), to_json(evaluation, verdict))
+    json = write_json(Path(path).with_suffix(".json"), to_json(evaluation, verdict))
+    return html, json, write_markdown(evaluation, verdict, Path(path).with_suffix(".md"))
 
 
 def to_json(evaluation: Evaluation, verdict: Verdict) -> dict:
@@ -40,10 +60,15 @@ def to_json(evaluation: Evaluation, verdict: Verdict) -> dict:
 def add_replay(page: Page, evaluation: Evaluation) -> None:
     """Adds the figures, plots and pictures of a replay to a page."""
     page.cards(_cards(evaluation))
+    _add_filters(page, evaluation)
     if evaluation.traces:
         _add_trajectories(page, evaluation)
     _add_errors(page, evaluation)
-    _add_latency(page, evaluation)
+    if evaluation.compression is not None or evaluation.control is not None:
+        add_engine(page, evaluation)
+    if evaluation.disagreement is not None:
+        add_disagreement(page, evaluation)
+    add_latency(page, evaluation)
     if evaluation.snapshots:
         page.section(
             "Frames with the largest error",
@@ -78,6 +103,33 @@ def _cards(evaluation: Evaluation):
         yield "Step between chunks", mrad(jump.p50), "mrad", f"largest joint; p95 {mrad(jump.p95)}"
 
 
+def _add_filters(page: Page, evaluation: Evaluation) -> None:
+    """One bar that narrows trajectories, time lines and pictures to an instruction or a phase."""
+    instructions, phases = list(evaluation.instructions), list(evaluation.phases)
+    results = evaluation.results
+    page.data(
+        "frames",
+        {
+            "instruction": [instructions.index(result.instruction) for result in results],
+            "phase": [phases.index(result.phase) for result in results],
+            "known": [result.known for result in results],
+            "error_mrad": [scaled(result.error_rad, 1e3) for result in results],
+            "apart_mrad": [scaled(result.compression_rad, 1e3) for result in results],
+        },
+    )
+
+    def choice(name: str, label: str, values: list[str]) -> str:
+        options = "".join(f'<option value="{i}">{text(value)}</option>' for i, value in enumerate(values))
+        return f'<label>{label} <select id="only-{name}"><option value="">all</option>{options}</select></label>'
+
+    page.section(
+        "Show",
+        "Narrows the trajectories, the lines over time and the pictures below.",
+        f'<div class="controls" id="filters">{choice("instruction", "Instruction", instructions)}'
+        f'{choice("phase", "Phase", phases)}<span id="selection" class="soft" role="status"></span></div>',
+    )
+
+
 def _add_trajectories(page: Page, evaluation: Evaluation) -> None:
     traces, joints = evaluation.traces, evaluation.joint_names
     times, rows = _merged_truth(evaluation)
@@ -90,6 +142,7 @@ def _add_trajectories(page: Page, evaluation: Evaluation) -> None:
             "steps": evaluation.chunk_size,
             "dt": evaluation.dt,
             "start_s": [round(trace.time_s, 4) for trace in traces],
+            "frame": [trace.frame for trace in traces],
             "chunk": _pack(np.stack([trace.chunk for trace in traces])),
             "reference": _pack(np.stack([trace.reference for trace in traces])) if has_reference else None,
             "truth_s": [round(float(time), 4) for time in times],
@@ -124,8 +177,8 @@ def _add_errors(page: Page, evaluation: Evaluation) -> None:
         "bars",
         "Action error by joint",
         names=[name.removesuffix("_joint").replace("_", " ") for name in joints],
-        values=[_scaled(evaluation.action.per_joint[name], milli) for name in joints],
-        marks=[_scaled(evaluation.hold.per_joint[name], milli) for name in joints],
+        values=[scaled(evaluation.action.per_joint[name], milli) for name in joints],
+        marks=[scaled(evaluation.hold.per_joint[name], milli) for name in joints],
         unit="mrad",
     )
     series = [("engine", "engine", evaluation.action.per_step, False)]
@@ -138,7 +191,7 @@ def _add_errors(page: Page, evaluation: Evaluation) -> None:
         "Action error over the horizon",
         x=[(step + 1) * evaluation.dt for step in range(evaluation.chunk_size)],
         series=[
-            {"name": name, "color": color, "dashed": dashed, "y": [_scaled(value, milli) for value in values]}
+            {"name": name, "color": color, "dashed": dashed, "y": [scaled(value, milli) for value in values]}
             for name, color, values, dashed in series
         ],
         unitX="s",
@@ -149,20 +202,27 @@ def _add_errors(page: Page, evaluation: Evaluation) -> None:
         "lines",
         "Action error over the recording",
         height=200,
-        x=[result.time_s for result in evaluation.results],
+        frames=True,
+        pause=PAUSE_S,
+        x=[round(result.time_s, 4) for result in evaluation.results],
         series=[
-            {"name": "error", "color": "engine", "y": [_scaled(r.error_rad, milli) for r in evaluation.results]}
+            {"name": "error", "color": "engine", "y": [scaled(r.error_rad, milli) for r in evaluation.results]}
         ],
         unitX="s",
         unitY="mrad",
     )
     colors = {name: color for name, color, _, _ in series}
     rows = (
-        (name, mrad(evaluation.action.per_joint[name]), mrad(evaluation.hold.per_joint[name]))
+        (
+            name,
+            mrad(evaluation.action.per_joint[name]),
+            _span(evaluation.action.joint_intervals[name]),
+            mrad(evaluation.hold.per_joint[name]),
+        )
         + ((mrad(evaluation.compression.error.per_joint[name]),) if evaluation.compression else ())
         for name in joints
     )
-    columns = ("Joint", "Action error, mrad", "Standing still, mrad")
+    columns = ("Joint", "Action error, mrad", "95 % interval", "Standing still, mrad")
     columns += ("Against full precision, mrad",) if evaluation.compression else ()
     page.section(
         "Error",
@@ -176,32 +236,7 @@ def _add_errors(page: Page, evaluation: Evaluation) -> None:
             + subheading("Over the recording")
             + over_time,
         ),
-        folded("The same as a table", table(columns, rows, numeric=(1, 2, 3))),
-    )
-
-
-def _add_latency(page: Page, evaluation: Evaluation) -> None:
-    values = np.array([result.latency_ms for result in evaluation.results])
-    top = max(float(np.percentile(values, 99.5)), evaluation.latency_ms.p99) * 1.02
-    low = float(values.min()) * 0.98
-    counts, edges = np.histogram(values.clip(max=top), bins=min(48, max(8, len(values) // 3)), range=(low, top))
-    latency = evaluation.latency_ms
-    histogram = page.chart(
-        "latency",
-        "histogram",
-        "Latency of an inference",
-        counts=counts,
-        edges=edges,
-        marks={"p50": latency.p50, "p99": latency.p99},
-        unitX="ms",
-        unitY="frames",
-    )
-    rows = [(name, f"{p.p50:.2f}", f"{p.p95:.2f}", f"{p.p99:.2f}") for name, p in evaluation.stage_ms.items()]
-    rows.append(("total", f"{latency.p50:.2f}", f"{latency.p95:.2f}", f"{latency.p99:.2f}"))
-    page.section(
-        "Latency",
-        "Wall time of an inference on the machine that wrote this report, from the aligned observation to the chunk.",
-        two(histogram, table(("Part", "p50, ms", "p95, ms", "p99, ms"), rows, numeric=(1, 2, 3))),
+        folded("The same as a table", table(columns, rows, numeric=(1, 2, 3, 4))),
     )
 
 
@@ -212,15 +247,22 @@ def _figure(evaluation: Evaluation, snapshot) -> str:
         for name, picture in snapshot.pictures.items()
     )
     return (
-        f"<figure>{images}<figcaption><b>{mrad(result.error_rad)} mrad</b> at {result.time_s:.2f} s<br>"
+        f'<figure data-frame="{snapshot.frame}">{images}<figcaption>'
+        f"<b>{mrad(result.error_rad)} mrad</b> at {result.time_s:.2f} s<br>"
         f'<span class="soft">{text(result.instruction)}</span><br>'
         f'<button type="button" data-goto="{result.time_s:.2f}">Show its trajectory</button></figcaption></figure>'
     )
 
 
 def _add_details(page: Page, evaluation: Evaluation) -> None:
-    rows = [(wording, frames, mrad(error)) for wording, (frames, error) in evaluation.instructions.items()]
-    parts = [table(("Instruction", "Frames", "Action error, mrad"), rows, numeric=(1, 2))]
+    parts = []
+    for title, groups in (("Phase", evaluation.phases), ("Instruction", evaluation.instructions)):
+        rows = [
+            (label, group.frames, mrad(group.action), _span(group.interval), mrad(group.compression))
+            for label, group in groups.items()
+        ]
+        columns = (title, "Frames", "Action error, mrad", "95 % interval", "From full precision, mrad")
+        parts.append(table(columns, rows, numeric=(1, 2, 3, 4)))
     left_out = [(reason, count) for reason, count in evaluation.skipped.items()]
     if left_out:
         parts.append(subheading("Left out") + table(("Reason", "Count"), left_out, numeric=(1,)))
@@ -231,7 +273,11 @@ def _add_details(page: Page, evaluation: Evaluation) -> None:
     told += [(f"reference {key}", value) for key, value in (evaluation.reference or {}).items()]
     told += [("noise seed", evaluation.seed), ("chunk", f"{evaluation.chunk_size} points of {evaluation.dt:g} s")]
     parts.append(folded("What was evaluated", table(("", ""), told)))
-    page.section("Instructions and details", "Every wording in the recording, and what was not evaluated.", *parts)
+    page.section(
+        "Phases, instructions, details",
+        "The first second of an instruction, moving and resting; every wording; and what was not evaluated.",
+        *parts,
+    )
 
 
 def _merged_truth(evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray]:
@@ -253,13 +299,5 @@ def _pack(values: np.ndarray) -> str:
     return base64.b64encode(ints.astype("<i2").tobytes()).decode()
 
 
-def mrad(value: float) -> str:
-    """rad -> text in mrad, three significant digits."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    milli = 1e3 * value
-    return f"{milli:.0f}" if abs(milli) >= 100 else f"{milli:.1f}" if abs(milli) >= 1 else f"{milli:.2f}"
-
-
-def _scaled(value: float, factor: float) -> float | None:
-    return round(value * factor, 4) if math.isfinite(value) else None
+def _span(interval) -> str:
+    return f"{mrad(interval.low)} to {mrad(interval.high)}"

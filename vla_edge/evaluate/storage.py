@@ -8,11 +8,13 @@ beginning, and everything before the damage is used. Payloads stay serialized un
 from __future__ import annotations
 
 import struct
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from vla_edge.evaluate.mcap_scan import ScannedMessage, decompressed, message_payload, scan
 from vla_edge.types import NANOSECONDS, VlaEdgeError
 
 
@@ -50,6 +52,10 @@ class Storage:
         if not self.path.exists():
             raise BagError(f"there is no bag at {self.path}; give a rosbag2 directory, an .mcap, .db3 or .bag file")
         self.warnings: list[str] = []
+        for file in self.path.glob("*.db3") if self.path.is_dir() else [self.path]:
+            if (lost := _lost_bytes(file)) > 0:
+                # sqlite3 takes what is missing for zeros, and would give them out as measurements.
+                raise BagError(f"{file} was cut: its last {lost} bytes are missing; repair it with `sqlite3 FILE .recover`")
         self._reader = _Indexed(self.path) if _looks_like_bag(self.path) else None
         problem = self._reader.open() if self._reader else "it holds no metadata.yaml"
         if problem:
@@ -59,11 +65,12 @@ class Storage:
         self.start_ns, self.end_ns = self._reader.span
 
     def _salvage(self, problem: str) -> _Scanned:
-        files = sorted(self.path.glob("*.mcap")) if self.path.is_dir() else [self.path]
-        files = [file for file in files if file.suffix == ".mcap"]
-        scanned = _Scanned(files)
+        files = sorted(self.path.glob("*.mcap*")) if self.path.is_dir() else [self.path]
+        scanned = _Scanned([file for file in files if file.name.endswith((".mcap", ".mcap.zstd"))])
         if not sum(scanned.counts.values()):
-            tool = "`sqlite3 FILE .recover`" if self.path.suffix == ".db3" else "`mcap recover`"
+            sqlite = self.path.suffix == ".db3" or any(self.path.glob("*.db3*"))
+            tool = "`sqlite3 FILE .recover`" if sqlite else "`mcap recover`"
+            tool = "`rosbag reindex`" if self.path.suffix == ".bag" else tool
             raise BagError(f"bag {self.path} cannot be read: {problem}; record it again or repair it with {tool}")
         self.warnings.append(
             f"the bag has no usable index ({problem}); {sum(scanned.counts.values())} messages up to "
@@ -86,6 +93,11 @@ class Storage:
                 f"({_one_line(error)}); what comes after was left out"
             )
 
+    @property
+    def ros1(self) -> bool:
+        """Whether payloads are in ROS 1's serialization."""
+        return self._reader.ros1
+
     def deserialize(self, message: RawMessage):
         """The message as an object with ROS field names.
 
@@ -99,6 +111,21 @@ class Storage:
                 f"a {message.msgtype} on {message.topic} does not decode ({_one_line(error)}); "
                 "the bag is damaged or was recorded with another definition of the message"
             ) from None
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Text that the recorder kept beside the messages, as `vla_edge.manifest`; empty where there is none."""
+        import yaml
+
+        try:
+            content = yaml.safe_load((self.path / "metadata.yaml").read_text(encoding="utf-8"))
+            return dict(content["rosbag2_bagfile_information"].get("custom_data") or {})
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, KeyError, TypeError):
+            return {}
+
+    def fields(self, msgtype: str) -> tuple[str, ...]:
+        """Names of the fields of a type as this bag defines it, in order; empty where it does not."""
+        return tuple(name for name, _ in self._reader.typestore.fielddefs.get(msgtype, ((), ()))[1])
 
     def header_stamp(self, message: RawMessage) -> int:
         """ns of the message's leading std_msgs/Header without decoding the rest; the log time where it was never set.
@@ -137,13 +164,8 @@ class _Indexed:
 
     def open(self) -> str:
         """'' when the bag is open, otherwise why it cannot be opened."""
-        from rosbags.highlevel import AnyReader
-        from rosbags.typesys import Stores, get_typestore
-
-        # sqlite3 bags before Iron carry no definitions; those of the standard messages have not changed since.
-        default = None if self.ros1 else get_typestore(Stores.ROS2_HUMBLE)
         try:
-            self._any = AnyReader([self._path], default_typestore=default)
+            self._any, self._opened_by = self._reader(), threading.get_ident()
             self._any.open()
         except Exception as error:  # noqa: BLE001 - sqlite, yaml, struct, zstd and unicode errors all mean the same
             self._any = None
@@ -157,13 +179,34 @@ class _Indexed:
         return ""
 
     def messages(self, topics: set[str]) -> Iterator[RawMessage]:
-        wanted = [connection for connection in self._any.connections if connection.topic in topics]
+        if threading.get_ident() == self._opened_by:
+            yield from self._of(self._any, topics)
+        else:
+            # sqlite3 answers only the thread that opened it.
+            with self._reader() as own:
+                yield from self._of(own, topics)
+
+    @staticmethod
+    def _of(reader, topics: set[str]) -> Iterator[RawMessage]:
+        wanted = [connection for connection in reader.connections if connection.topic in topics]
         if wanted:
-            for connection, log_ns, data in self._any.messages(wanted):
+            for connection, log_ns, data in reader.messages(wanted):
                 yield RawMessage(connection.topic, connection.msgtype, log_ns, data)
+
+    def _reader(self):
+        from rosbags.highlevel import AnyReader
+        from rosbags.typesys import Stores, get_typestore
+
+        # sqlite3 bags before Iron carry no definitions; those of the standard messages have not changed since.
+        default = None if self.ros1 else get_typestore(Stores.ROS2_HUMBLE)
+        return AnyReader([self._path], default_typestore=default)
 
     def deserialize(self, data: bytes, msgtype: str):
         return self._any.deserialize(data, msgtype)
+
+    @property
+    def typestore(self):
+        return self._any.typestore
 
     def close(self) -> None:
         if self._any is not None:
@@ -180,7 +223,7 @@ class _Scanned:
         from rosbags.typesys import Stores, get_typestore
 
         self._files = files
-        self._typestore = get_typestore(Stores.EMPTY)
+        self.typestore = get_typestore(Stores.EMPTY)
         self.topics: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
         first, last = 0, 0
@@ -194,38 +237,46 @@ class _Scanned:
     def messages(self, topics: set[str] | None) -> Iterator[RawMessage]:
         for file in self._files:
             with open(file, "rb") as stream:
-                yield from self._scan(stream, topics)
+                yield from self._scan(stream if file.suffix == ".mcap" else decompressed(stream), topics)
 
     def _scan(self, stream, topics: set[str] | None) -> Iterator[RawMessage]:
-        from vla_edge.evaluate.mcap_scan import ScannedMessage, scan
-
         types: dict[int, str] = {}
         for record in scan(stream):
             if not isinstance(record, ScannedMessage):
                 if self._learn(record):
                     types[record.id] = record.name
             elif record.schema_id in types and (topics is None or record.topic in topics):
-                yield RawMessage(record.topic, types[record.schema_id], record.log_ns, record.data)
+                yield RawMessage(record.topic, types[record.schema_id], record.log_ns, message_payload(record.data))
 
     def _learn(self, schema) -> bool:
         """Registers a message definition; False when it makes no sense."""
         from rosbags.typesys import get_types_from_idl, get_types_from_msg
 
-        if schema.name in self._typestore.fielddefs:
+        if schema.name in self.typestore.fielddefs:
             return True
         text = schema.definition
         try:
             parsed = get_types_from_msg(text, schema.name) if schema.encoding == "ros2msg" else get_types_from_idl(text)
-            self._typestore.register(parsed)
+            self.typestore.register(parsed)
         except Exception:  # noqa: BLE001 - parsing damaged text fails in as many ways as there are kinds of damage
             return False
         return True
 
     def deserialize(self, data: bytes, msgtype: str):
-        return self._typestore.deserialize_cdr(data, msgtype)
+        return self.typestore.deserialize_cdr(data, msgtype)
 
     def close(self) -> None:
         """Nothing is held open between scans."""
+
+
+def _lost_bytes(file: Path) -> int:
+    """Of a sqlite3 file, by the number of pages its header announces; 0 for any other file."""
+    with open(file, "rb") as stream:
+        head = stream.read(100)
+    if len(head) < 100 or not head.startswith(b"SQLite format 3\0"):
+        return 0
+    page_size, pages = struct.unpack_from(">H", head, 16)[0], struct.unpack_from(">I", head, 28)[0]
+    return (page_size if page_size > 1 else 65536) * pages - file.stat().st_size
 
 
 def _looks_like_bag(path: Path) -> bool:

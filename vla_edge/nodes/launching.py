@@ -78,6 +78,20 @@ def managed(executable: str, name: str, parameters: Sequence = (), namespace="",
     ]
 
 
+def record_arguments(directory: str = "recording") -> list[DeclareLaunchArgument]:
+    """`record`, and `directory`, the name of the argument that says where to."""
+    return [
+        DeclareLaunchArgument("record", default_value="false", description="record what a later evaluation needs"),
+        DeclareLaunchArgument(directory, default_value="recording", description="directory of that recording"),
+    ]
+
+
+def recorder(output: str, file: str | None = None, bundle: str = "", namespace: str = "") -> Node:
+    """The recorder, with the manifest of the served engine in the bag's metadata; `file` holds node parameters."""
+    parameters = [{"output": output, "bundle": bundle}]
+    return node("recorder_node", "recorder", [file, *parameters] if file else parameters, namespace=namespace)
+
+
 def ends_with(action, then: Callable[[], list] | None = None) -> RegisterEventHandler:
     """When `action` ends with code 0: start what `then` gives, or end the launch. With another code: fail the launch."""
 

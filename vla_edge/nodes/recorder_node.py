@@ -12,20 +12,21 @@ from std_srvs.srv import Trigger
 
 from vla_edge.nodes import convert
 from vla_edge.nodes.params import Parameter, ParameterError, Parameters
-from vla_edge.nodes.recording import Recording
+from vla_edge.nodes.recording import Recording, served
 from vla_edge.nodes.run import nice, run_node
 from vla_edge.nodes.stream import Stream, StreamThread
 from vla_edge.observe.image import ImageError
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
-TOPICS = ["head/image", "joint_states", "instruction", "action_chunk", "joint_command", "emergency_stop",
-          "speed_scale", "operator_command", "intervention", "/diagnostics"]
+TOPICS = ["head/image", "head/image/compressed", "joint_states", "instruction", "action_chunk", "joint_command",
+          "emergency_stop", "speed_scale", "operator_command", "intervention", "/diagnostics"]
 # s between looks at a topic; its queue holds what comes meanwhile.
 REST = 0.02
 PARAMETERS = (
     Parameter("output", "", "directory of the bag to write"),
     Parameter("overwrite", False, "replace a bag that is there"),
     Parameter("topics", TOPICS, "what to record; topics that appear later are taken up then"),
+    Parameter("bundle", "", "engine that is served: its cameras are recorded too, its manifest goes into the metadata"),
     Parameter("jpeg_quality", 90, "of raw images, which are kept at <topic>/compressed; 0 keeps them raw", 0, 100),
     Parameter("image_rate", 0.0, "most frames of a raw image topic kept per second; 0 keeps all", 0.0, 1000.0),
     Parameter("nice", 5, "steps back behind the control loop when the processor is short", 0, 19),
@@ -42,8 +43,10 @@ class RecorderNode(Node):
             raise ParameterError("parameter output is '', allowed is the name of a directory that does not exist yet")
         nice(values.nice)
         self._values = values
-        self._recording = Recording(values.output, values.overwrite)
-        self._wanted = {self.resolve_topic_name(topic) for topic in values.topics}
+        cameras, about = served(values.bundle) if values.bundle else ((), {})
+        self._recording = Recording(values.output, values.overwrite, about)
+        seen = [f"{camera}/image{form}" for camera in cameras for form in ("", "/compressed")]
+        self._wanted = {self.resolve_topic_name(topic) for topic in (*values.topics, *seen)}
         self._inputs: list = []
         self._due: dict[str, int] = {}
         self._timer = self.create_timer(0.2, self._take_up)
@@ -52,7 +55,10 @@ class RecorderNode(Node):
 
     def _take_up(self) -> None:
         """Subscribes to those of the wanted topics that have a publisher by now, with the quality it offers."""
-        for topic in sorted(self._wanted):
+        # The longer name first: what is compressed already need not be compressed again.
+        for topic in sorted(self._wanted, reverse=True):
+            if topic not in self._wanted:
+                continue
             offers = self.get_publishers_info_by_topic(topic)
             if not offers:
                 continue
@@ -69,6 +75,8 @@ class RecorderNode(Node):
                 reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
                 durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
             )
+            # A camera that offers both forms is recorded once: both would go to the same topic of the bag.
+            self._wanted -= {f"{topic}/compressed", topic.removesuffix("/compressed")}
             jpeg = msgtype == IMAGE and self._values.jpeg_quality > 0
             callback = self._image_callback(topic) if jpeg else self._raw_callback(topic, msgtype)
             self._inputs.append(StreamThread([Stream(self, message_class(msgtype), topic, callback, profile, raw=True)], REST))

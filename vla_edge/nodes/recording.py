@@ -9,6 +9,7 @@ import queue
 import shutil
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from vla_edge.types import NANOSECONDS, VlaEdgeError
@@ -29,6 +30,7 @@ class Recording:
     Args:
         path: directory to create.
         overwrite: replace a bag that is there; anything else is never touched.
+        metadata: text kept in the bag's metadata.
 
     Attributes:
         written: topic -> messages on disk.
@@ -38,7 +40,7 @@ class Recording:
         RecordingError: something is at `path`.
     """
 
-    def __init__(self, path: str | Path, overwrite: bool = False):
+    def __init__(self, path: str | Path, overwrite: bool = False, metadata: Mapping[str, str] | None = None):
         from rosbags.rosbag2 import StoragePlugin, Writer
         from rosbags.typesys import Stores, get_typestore
 
@@ -50,6 +52,8 @@ class Recording:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._types = get_typestore(Stores.ROS2_JAZZY)
         self._writer = Writer(self.path, version=METADATA_VERSION, storage_plugin=StoragePlugin.MCAP)
+        for key, value in (metadata or {}).items():
+            self._writer.set_custom_data(key, value)
         self._writer.open()
         self._connections: dict[str, object] = {}
         self._queue: queue.Queue = queue.Queue(MAX_WAITING)
@@ -110,3 +114,22 @@ def is_bag(path: Path) -> bool:
     """Whether a directory is a bag and nothing else: storage files, with metadata unless the recorder was killed."""
     names = {child.name for child in path.iterdir()} if path.is_dir() else set()
     return bool(names) and all(name == "metadata.yaml" or name.endswith((".mcap", ".db3")) for name in names)
+
+
+def served(directory: str) -> tuple[tuple[str, ...], dict[str, str]]:
+    """(Cameras of an engine, what the bag's metadata tell of it): its manifest whole, or the name of a checkpoint.
+
+    Raises:
+        BundleError, CheckpointError: there is neither a valid bundle nor a valid checkpoint.
+    """
+    from vla_edge.engine.bundle import MANIFEST, Bundle
+
+    if (Path(directory) / MANIFEST).is_file():
+        spec = Bundle.load(directory).spec
+        about = {"vla_edge.manifest": (Path(directory) / MANIFEST).read_text(encoding="utf-8")}
+    else:
+        from vla_edge.policy.checkpoint import load_checkpoint
+
+        checkpoint = load_checkpoint(directory)
+        spec, about = checkpoint.spec, {"vla_edge.checkpoint": checkpoint.directory.name}
+    return tuple(camera.name for camera in spec.cameras), about
