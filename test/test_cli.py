@@ -91,8 +91,8 @@ def test_closed_loop_counts_successes(monkeypatch, bundle, capsys):
 
     asked = {}
 
-    def run(engine, seeds, tier, override, delay, rate, workers, progress, until):
-        assert until is None
+    def run(engine, seeds, tier, override, delay, rate, workers, progress, inference, until):
+        assert until is None and inference == "asynchronous"
         asked.update(engine=engine, seeds=list(seeds), tier=tier, override=override, delay=delay)
         return ClosedLoopResult(4, 3, wilson_interval(3, 4), 3, 1, 0.125, {"tier": tier}, ())
 
@@ -110,7 +110,7 @@ def test_closed_loop_stops_when_it_is_certain_and_says_on_which_side(monkeypatch
     from vla_edge.evaluate.closed_loop_result import ClosedLoopResult
     from vla_edge.evaluate.metrics import wilson_interval
 
-    def run(engine, seeds, tier, override, delay, rate, workers, progress, until):
+    def run(engine, seeds, tier, override, delay, rate, workers, progress, inference, until):
         ended = next(n for n, _ in enumerate(seeds, 1) if until(SimpleNamespace(success=False)))
         return ClosedLoopResult(ended, 0, wilson_interval(0, ended), 0, 0, 0.125, {"tier": tier}, ())
 

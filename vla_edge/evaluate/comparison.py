@@ -160,8 +160,10 @@ def _content(bundle) -> str:
 def _world() -> str:
     """SHA-256 of what an engine acts through: robot, controller, tasks. With others its episodes are others."""
     package, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
-    folders = [file for folder in ("control", "observe", "robots", "serve", "sim") for file in (package / folder).rglob("*.py")]
-    for file in sorted([*folders, package / "evaluate" / "closed_loop.py", package / "evaluate" / "tabletop_rig.py"]):
+    files = [package / "evaluate" / "closed_loop.py", package / "evaluate" / "tabletop_rig.py"]
+    for folder in ("control", "observe", "robots", "serve", "sim"):
+        files += (package / folder).rglob("*.py")
+    for file in sorted(files):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
