@@ -89,7 +89,7 @@ SMALL_FILES = [
     (remove("config.json"), "has no config.json"),
     (truncate("config.json"), "config.json cannot be read"),
     (lambda d: (d / "config.json").write_text("[]"), "does not hold a JSON object"),
-    (edit("config.json", setting("pi0", "type")), "config.json is of type 'pi0'"),
+    (edit("config.json", setting("tdmpc", "type")), "config.json is of type 'tdmpc'"),
     (edit("config.json", entry("chunk_size")), "config.json has no entry 'chunk_size'"),
     (edit("config.json", setting("32", "chunk_size")), "config.json says chunk_size = '32'"),
     (edit("config.json", setting(0, "num_steps")), "config.json says num_steps = 0"),

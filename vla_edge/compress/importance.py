@@ -35,7 +35,7 @@ def weighed_inputs(
     its square is, on average, the squared norm of the whole Jacobian (Hutchinson, 1989).
 
     Args:
-        policy: with `vision`, `prefix`, `time` and `denoise`, in PyTorch; left as it is.
+        policy: in PyTorch, with the stages of a flow or a differentiable `chunk`; left as it is.
         checkpoint: that it was loaded from.
         groups: name -> the `nn.Linear`s of `policy` that read one tensor. Memory holds the inputs and outputs of all
             of them for one observation.
@@ -46,7 +46,6 @@ def weighed_inputs(
     import torch
 
     from vla_edge.learn.frames import from_observations
-    from vla_edge.learn.losses import euler_path
 
     spec = checkpoint.spec
     frames = from_observations(observations, spec, checkpoint.tokenizer_path)
@@ -75,8 +74,7 @@ def weighed_inputs(
             noise = torch.randn(shape, generator=generator)
             direction = torch.randint(0, 2, shape, generator=generator) * 2.0 - 1.0
             with torch.enable_grad():
-                cache, _ = frames.take([index]).shown_to(policy)
-                *_, chunk = euler_path(policy, noise, cache, spec.num_steps)
+                chunk = frames.take([index]).chunk_of(policy, noise, spec.num_steps)
                 (chunk * direction * radians).sum().backward()
             for name, modules in groups.items():
                 _count(name, statistics[name], [calls.get(module, []) for module in modules])

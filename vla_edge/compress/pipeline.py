@@ -84,6 +84,8 @@ def carry_out(
             )
     frames = None
     if recipe.trains:
+        if not hasattr(policy, "denoise"):
+            raise RecipeError(f"recipe {recipe.name} trains, which is for flow policies; take its training steps out")
         if work is None:
             raise RecipeError(f"recipe {recipe.name} trains, and there is no directory to keep that in")
         tell(0.0, "reading what to train on")

@@ -82,7 +82,7 @@ def build(
         job = _Build(
             loaded, recipe, backend, runtime, directory, tell, {} if traced is None else traced, demonstrations, work
         )
-        with torch_threads(loaded.weights_path.stat().st_size // 4):
+        with torch_threads(loaded.bytes // 4):
             manifest = job.run(calibration)
         write_manifest(directory, {**manifest, "build_key": key})
         shutil.rmtree(work, ignore_errors=True)
@@ -209,7 +209,7 @@ class _Build:
         entries = []
         for index, stage in enumerate(stages):
             self.tell(0.30 + 0.40 * index / len(stages), f"exporting and compiling {stage.name}")
-            mine = layers.get(stage.name, {})
+            mine = layers.get(stage.shares or stage.name, {})
             key = f"{self.checkpoint.fingerprint} {stage.name}"
             if key not in traced:
                 traced[key] = trace(stage)

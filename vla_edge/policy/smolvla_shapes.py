@@ -1,17 +1,63 @@
-"""The shapes of a SmolVLA out of LeRobot's config.json and its backbone's."""
+"""A SmolVLA out of LeRobot's `pretrained_model/`.
+
+The backbone, which LeRobot leaves outside, lies in the directory: `vlm_model_name` names one beside config.json with
+the backbone's config.json and tokenizer.json.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vla_edge.policy.checkpoint_files import CheckpointError, Document, read_tokenizer
-from vla_edge.policy.smolvla import SmolVLAConfig
+from vla_edge.policy.checkpoint_files import CheckpointError, Document, read_json, read_tokenizer
+from vla_edge.policy.families import Description
+from vla_edge.policy.lerobot_layout import check_options, lerobot_spec
+from vla_edge.policy.robot_facts import RobotFacts
 
 if TYPE_CHECKING:
+    from vla_edge.policy.smolvla import SmolVLAConfig
     from vla_edge.policy.checkpoint import Checkpoint
 
 # transformers leaves out of a config.json what equals its own defaults
 _VISION_DEFAULTS = {"intermediate_size": 3072, "num_hidden_layers": 12, "layer_norm_eps": 1e-6}
+
+_UNSUPPORTED = {"adapt_to_pi_aloha": False, "use_delta_joint_actions_aloha": False, "empty_cameras": 0, "use_peft": False}
+
+
+def describe(directory: Path, config: Document) -> Description:
+    """See `families`."""
+    check_options(config, _UNSUPPORTED)
+    robot = RobotFacts(directory)
+    backbone = directory / str(config["vlm_model_name"])
+    if not (backbone / "config.json").is_file():
+        raise CheckpointError(
+            f"the backbone {config['vlm_model_name']!r} is not a directory inside {directory}; copy the backbone's "
+            "config.json and tokenizer.json there and name that directory in vlm_model_name"
+        )
+    tokenizer = backbone / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise CheckpointError(f"{backbone} has no tokenizer.json; copy the backbone's tokenizer there")
+    width, height = config["resize_imgs_with_padding"]
+    spec = lerobot_spec(directory, config, robot, (height, width), config.count("num_steps"))
+    return Description(spec, tokenizer, read_json(backbone / "config.json"))
+
+
+def build(checkpoint: Checkpoint, weights):
+    """See `families`."""
+    from vla_edge.policy.smolvla import SmolVLA
+
+    return SmolVLA(smolvla_config(checkpoint))
+
+
+def tensors(policy, checkpoint: Checkpoint, weights) -> dict:
+    """See `families`."""
+    import torch
+
+    from vla_edge.policy.smolvla_names import from_lerobot, is_unused, lerobot_names
+
+    weights.check(lerobot_names(policy), is_unused)
+    # LeRobot runs a backbone that came with weights of its own in bfloat16, and any other in float32
+    return from_lerobot(weights, policy, torch.bfloat16 if checkpoint.config.get("load_vlm_weights") else torch.float32)
 
 
 def smolvla_config(checkpoint: Checkpoint) -> SmolVLAConfig:
@@ -20,6 +66,8 @@ def smolvla_config(checkpoint: Checkpoint) -> SmolVLAConfig:
     Raises:
         CheckpointError: an entry is missing, or the entries contradict each other.
     """
+    from vla_edge.policy.smolvla import SmolVLAConfig
+
     config, backbone, spec = checkpoint.config, checkpoint.backbone, checkpoint.spec
     text, vision = backbone["text_config"], Document(backbone.path, _VISION_DEFAULTS | backbone["vision_config"])
     text_layers = config["num_vlm_layers"] if config["num_vlm_layers"] > 0 else text.count("num_hidden_layers")

@@ -1,0 +1,62 @@
+"""Every family goes the whole way: checkpoint, recipe, ONNX, bundle, chunk."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vla_edge.compress.calibrate import collect
+from vla_edge.compress.recipe import Accept, load_recipe
+from vla_edge.engine.build import build
+from vla_edge.engine.bundle import Bundle
+from vla_edge.engine.runner import Runner
+from vla_edge.policy.checkpoint import load_checkpoint
+from vla_edge.types import JointState, Observation
+
+SAVED = Path(__file__).parents[1] / "parity"
+CHECKPOINTS = {"pi0": "pi/pi0", "pi05": "pi/pi05", "openvla": "openvla/openvla", "oft": "openvla/oft"}
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS)
+def family(request, tmp_path_factory):
+    """A checkpoint its original has saved, observations for it, and graphs to share between builds."""
+    directory = tmp_path_factory.mktemp(request.param) / "checkpoint"
+    shutil.copytree(SAVED / CHECKPOINTS[request.param] / "checkpoint", directory)
+    spec, rng = load_checkpoint(directory).spec, np.random.default_rng(0)
+
+    def observation(index: int) -> Observation:
+        sizes = {c.name: (c.source_height, c.source_width, 3) for c in spec.cameras}
+        images = {name: rng.integers(0, 256, size, dtype=np.uint8) for name, size in sizes.items()}
+        names = tuple(dict.fromkeys((*spec.joint_names, *spec.read_names)))
+        joints = JointState(0, names, rng.normal(0, 0.3, len(names)))
+        stamp = 200_000_000 * index + 5_000_000_000 * (index // 4)
+        return Observation(stamp, images, joints, ("touch the red cube", "push the ball")[index // 4 % 2])
+
+    data = collect(map(observation, range(24)), "random observations", frames=8, held_out=4)
+    return directory, data, {}
+
+
+def test_in_full_precision_the_bundle_is_the_policy(family, tmp_path):
+    directory, data, traced = family
+    bundle = Runner.from_bundle(build(directory, "fp32", output=tmp_path / "b", calibration=data, traced=traced))
+    policy = Runner.from_checkpoint(directory)
+    for observation in data.held_out:
+        ours, theirs = (runner.infer(observation, seed=3).chunk.positions for runner in (bundle, policy))
+        # torch and the runtime round differently, and a random policy makes the most of it
+        np.testing.assert_allclose(ours, theirs, atol=2e-3)
+    assert ours.shape == (policy.spec.chunk_size, len(policy.spec.joint_names))
+
+
+@pytest.mark.parametrize("name", ["int8", "int4-awq"])
+def test_in_fewer_bits_it_is_verified_and_close(family, tmp_path, name):
+    directory, data, traced = family
+    # random weights are far coarser than trained ones, so what the recipe accepts says nothing here
+    recipe = replace(load_recipe(name), accept=Accept(action_error_rel=0.5))
+    manifest = Bundle.load(build(directory, recipe, output=tmp_path / "b", calibration=data, traced=traced)).manifest
+    assert 0 < manifest["verification"]["action_error_rel"] <= 0.5
+    bits = {kind for stage in manifest["stages"].values() for kind in stage["precision"]}
+    assert bits <= {"int4", "int8"} and ("int4" in bits) == (name == "int4-awq")
