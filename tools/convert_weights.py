@@ -26,10 +26,12 @@ def main() -> None:
 
 def convert(source: Path, target: Path) -> int:
     """The number of tensors written."""
+    from zipfile import is_zipfile
+
     import torch
     from safetensors.torch import save_file
 
-    content = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+    content = torch.load(source, map_location="cpu", weights_only=True, mmap=is_zipfile(source))
     content = content.get("state_dict", content)
     tensors = {name: value.contiguous().clone() for name, value in content.items() if isinstance(value, torch.Tensor)}
     partial = target.with_name(f".{target.name}.partial")

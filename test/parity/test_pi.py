@@ -64,7 +64,8 @@ def test_preprocessing_gives_the_originals_images_tokens_and_state(reference, in
     ours = Preprocessor(spec, tokenizer)(reference.observation(index))
     for camera in spec.cameras:
         expected = reference[index, f"image.{camera.name}"]
-        np.testing.assert_allclose(ours[f"image.{camera.name}"], expected, atol=2e-6, rtol=0)
+        kept = slice(None, None, camera.height // expected.shape[2])  # of large pictures every 16th row is kept
+        np.testing.assert_allclose(ours[f"image.{camera.name}"][:, :, kept], expected, atol=2e-6, rtol=0)
     tokens, mask = reference[index, "tokens"], reference[index, "mask"]
     np.testing.assert_array_equal(ours["lang_tokens"][ours["lang_mask"]], tokens[mask])
     assert ours["lang_mask"].sum() == mask.sum() > 0

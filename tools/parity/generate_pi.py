@@ -51,6 +51,7 @@ class Variant:
     joints: int = 5
     max_dim: int = 8
     image_size: int = 16
+    patch_size: int = 4
     chunk_size: int = 6
     num_steps: int = 4
     tokenizer_max_length: int = 14
@@ -128,13 +129,18 @@ def set_sizes(variant: Variant) -> None:
     module.get_gemma_config = lambda name: module.GemmaConfig(
         depth=variant.layers, num_heads=8, num_kv_heads=1, **shapes[name]
     )
+    smaller_networks(module, variant)
+
+
+def smaller_networks(module, variant: Variant) -> None:
+    """In a module that makes PaliGemma and its expert, which LeRobot's and openpi's do alike."""
     whole, expert = module.PaliGemmaForConditionalGeneration, module.GemmaForCausalLM
 
     def paligemma(config):
         config._vocab_size = config.image_token_index = config.text_config.vocab_size = VOCABULARY
         vision = config.vision_config
         vision.hidden_size, vision.intermediate_size, vision.num_hidden_layers = 32, 44, 2
-        vision.num_attention_heads, vision.patch_size = 16, 4
+        vision.num_attention_heads, vision.patch_size = 16, variant.patch_size
         config.projection_dim = vision.projection_dim = variant.text["width"]
         return whole(config=config)
 

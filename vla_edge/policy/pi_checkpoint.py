@@ -206,7 +206,7 @@ def _openpi_spec(directory: Path, config: Document, robot: RobotFacts) -> Policy
     return PolicySpec(
         family="pi05" if later else "pi0",
         joint_names=joints,
-        cameras=tuple(robot.camera(name, name, OPENPI_IMAGE, fit="centre") for name in robot.cameras),
+        cameras=tuple(robot.camera(name, name, OPENPI_IMAGE, fit="letterbox") for name in robot.cameras),
         chunk_size=config.count("action_horizon"),
         dt=robot.dt,
         num_steps=OPENPI_STEPS,

@@ -58,8 +58,8 @@ class Preprocessor:
             )
         top, left, height, width = camera.crop
         cropped = pixels[top : top + height, left : left + width]
-        if camera.fit == "stretch":
-            return stretch(cropped, camera.height, camera.width)
+        if camera.fit in ("stretch", "letterbox"):
+            return (stretch if camera.fit == "stretch" else letterbox)(cropped, camera.height, camera.width)
         return resize_with_pad(cropped, camera.height, camera.width, camera.padding, camera.fit == "centre")
 
     def state(self, joints: JointState) -> np.ndarray:
@@ -160,13 +160,37 @@ def resize_with_pad(
     return out
 
 
-def stretch(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(h, w, 3) uint8 -> (1, 3, height, width) float32 in [-1, 1], whatever the aspect: bicubic and antialiased, rounded
-    to whole pixel values, across first and then down, as Pillow does it."""
-    across, down = _bicubic(image.shape[1], width), _bicubic(image.shape[0], height)
+def resample(image: np.ndarray, height: int, width: int, filter: str) -> np.ndarray:
+    """(h, w, 3) uint8 -> (height, width, 3) float64 of whole pixel values, antialiased, across first and then down, as
+    Pillow's 8-bit resize.
+
+    Args:
+        filter: "bilinear" or "bicubic" (Keys, 1981, a = -0.5).
+    """
+    across, down = _weights(image.shape[1], width, filter), _weights(image.shape[0], height, filter)
     wide = _whole(across @ image.astype(np.float64))
-    out = _whole(np.tensordot(down, wide, 1)).astype(np.float32)
-    return out.transpose(2, 0, 1)[None] * np.float32(2 / 255) - 1
+    return _whole(np.tensordot(down, wide, 1))
+
+
+def stretch(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(h, w, 3) uint8 -> (1, 3, height, width) float32 in [-1, 1], whatever the aspect; bicubic, as OpenVLA's."""
+    return _seen(resample(image, height, width, "bicubic"))
+
+
+def letterbox(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(h, w, 3) uint8 -> (1, 3, height, width) float32 in [-1, 1]; aspect kept, black around it, bilinear and
+    antialiased, as openpi's client."""
+    h, w = image.shape[:2]
+    ratio = max(w / width, h / height)
+    size = int(h / ratio), int(w / ratio)
+    out = np.zeros((height, width, 3))
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    out[top : top + size[0], left : left + size[1]] = resample(image, *size, "bilinear")
+    return _seen(out)
+
+
+def _seen(pixels: np.ndarray) -> np.ndarray:
+    return pixels.transpose(2, 0, 1)[None].astype(np.float32) * np.float32(2 / 255) - 1
 
 
 def _whole(pixels: np.ndarray) -> np.ndarray:
@@ -174,16 +198,20 @@ def _whole(pixels: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=16)
-def _bicubic(size: int, wanted: int) -> np.ndarray:
-    """(wanted, size) weights of each input pixel in each output pixel (Keys, 1981, a = -0.5), wider where the picture
-    shrinks, and in Pillow's fixed point of 22 bits."""
+def _weights(size: int, wanted: int, filter: str) -> np.ndarray:
+    """(wanted, size) weights of each input pixel in each output pixel, wider where the picture shrinks, and in Pillow's
+    fixed point of 22 bits."""
     scale = size / wanted
-    reach = max(scale, 1.0)
+    reach, support = max(scale, 1.0), 1 if filter == "bilinear" else 2
     centre = (np.arange(wanted) + 0.5) * scale
     # what lies within the support, counted in whole pixels
-    first, last = (np.floor(centre + side * 2 * reach + 0.5)[:, None] for side in (-1, 1))
+    first, last = (np.floor(centre + side * support * reach + 0.5)[:, None] for side in (-1, 1))
     pixel = np.arange(size)
     x = np.abs(pixel + 0.5 - centre[:, None]) / reach
-    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0)) * ((pixel >= first) & (pixel < last))
+    if filter == "bilinear":
+        values = np.maximum(1 - x, 0)
+    else:
+        near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+        values = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    weights = values * ((pixel >= first) & (pixel < last))
     return np.rint(weights / weights.sum(1, keepdims=True) * 2**22) / 2**22

@@ -90,8 +90,9 @@ class CameraSpec:
         source_height, source_width: pixels of the frames the robot must deliver.
         crop: (y, x, height, width) in source pixels, taken before resizing.
         height, width: pixels the network takes.
-        fit: "top_left" and "centre" keep the crop's aspect and pad at the top left or around it; "stretch" does not.
-        padding: what is padded with, as the network sees it.
+        fit: "top_left" and "centre" keep the crop's aspect and pad at the top left or around it; "letterbox" is "centre",
+            antialiased; "stretch" keeps no aspect.
+        padding: what "top_left" and "centre" pad with, as the network sees it.
     """
 
     name: str
