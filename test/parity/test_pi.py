@@ -33,6 +33,8 @@ class Reference:
         self.runner = Runner.from_policy(load_policy(self.checkpoint), self.checkpoint)
         with np.load(REFERENCES / name / "reference.npz") as arrays:
             self._arrays = dict(arrays)
+        if "num_steps" in self._arrays:
+            self.runner.set_num_steps(int(self._arrays["num_steps"]))
 
     def __getitem__(self, key: tuple[int, str]) -> np.ndarray:
         index, name = key

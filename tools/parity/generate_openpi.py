@@ -20,6 +20,8 @@ from generate_pi import Variant, smaller_networks, write_tokenizer
 from random_policies import TASKS, Camera, cropped, picture, randomize_, write_robot_facts
 
 CAMERAS = {"base_0_rgb": Camera(60, 80, (2, 5, 56, 70)), "left_wrist_0_rgb": Camera(56, 56, (0, 0, 56, 56))}
+# openpi adds up the flow time in float32; of quarters the sum is exact
+NUM_STEPS = 4
 ABSENT, IMAGE, ROBOT = "right_wrist_0_rgb", 224, "tabletop"
 VARIANTS = {
     "openpi_pi0": Variant("pi0", CAMERAS, "MEAN_STD", "MEAN_STD", patch_size=28, tokenizer_max_length=48),
@@ -119,7 +121,7 @@ def references(model, variant: Variant, norm_stats, checkpoint: Path, rng) -> di
     velocities: list[torch.Tensor] = []
     denoise = model.denoise_step
     model.denoise_step = lambda *given, **named: velocities.append(denoise(*given, **named)) or velocities[-1]
-    arrays = {"tasks": np.array(TASKS)}
+    arrays = {"tasks": np.array(TASKS), "num_steps": np.array(NUM_STEPS)}
     for index, task in enumerate(TASKS):
         frames = {name: picture(camera.height, camera.width, rng) for name, camera in variant.cameras.items()}
         state = rng.normal(0, 0.5, variant.joints).astype(np.float32)
@@ -143,7 +145,9 @@ def references(model, variant: Variant, norm_stats, checkpoint: Path, rng) -> di
             token_loss_mask=None,
         )
         velocities.clear()
-        actions = model.sample_actions(torch.device("cpu"), observation, noise=torch.from_numpy(noise.copy()))
+        actions = model.sample_actions(
+            torch.device("cpu"), observation, noise=torch.from_numpy(noise.copy()), num_steps=NUM_STEPS
+        )
         found = {
             "positions": state,
             "noise": noise,

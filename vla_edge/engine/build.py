@@ -201,19 +201,19 @@ class _Build:
         from vla_edge.compress.plan import grouped_by_stage
         from vla_edge.compress.quantize.weights import weight_fractions
         from vla_edge.engine.backends import StageInterface
-        from vla_edge.engine.export import export_stage, trace
+        from vla_edge.engine.export import ConstantStore, export_stage, trace
 
         layers = grouped_by_stage(compressed)
         # a stage that was trained or made smaller is a graph of its own
         traced = {} if self.recipe.reshapes or self.recipe.trains else self.traced
-        entries = []
+        entries, store = [], ConstantStore(self.directory)
         for index, stage in enumerate(stages):
             self.tell(0.30 + 0.40 * index / len(stages), f"exporting and compiling {stage.name}")
             mine = layers.get(stage.shares or stage.name, {})
             key = f"{self.checkpoint.fingerprint} {stage.name}"
             if key not in traced:
                 traced[key] = trace(stage)
-            file = export_stage(stage, mine, self.directory / f"{stage.name}.onnx", traced[key])
+            file = export_stage(stage, mine, self.directory / f"{stage.name}.onnx", traced[key], store)
             interface = StageInterface(stage.name, stage.inputs, stage.outputs)
             built = self.runtime.build(file, self.directory, interface, None)
             entries.append(

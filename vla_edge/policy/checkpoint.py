@@ -74,7 +74,7 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
     read_tokenizer(described.tokenizer_path)
     return Checkpoint(
         directory, family, config, described.backbone, described.spec, described.tokenizer_path, weights,
-        fingerprint(directory),
+        fingerprint(directory, described.tokenizer_path, *filter(None, [getattr(described.backbone, "path", None)])),
     )  # fmt: skip
 
 
@@ -88,7 +88,8 @@ def load_policy(checkpoint: Checkpoint):
 
     weights, module = Weights(checkpoint.weights), checkpoint.family.module
     try:
-        policy = module.build(checkpoint, weights)
+        with uninitialized():
+            policy = module.build(checkpoint, weights)
     except (AttributeError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(
             f"the files of {checkpoint.directory} do not give the shapes of {checkpoint.family.title}: {error}; "
@@ -107,10 +108,26 @@ def load_policy(checkpoint: Checkpoint):
     return policy.float().eval()
 
 
-def fingerprint(directory: Path) -> str:
-    """SHA-256 over the names and contents of all files below `directory`."""
+def uninitialized():
+    """A context in which `torch.nn` fills no parameter: of billions, that would take longer than to read them."""
+    from torch.overrides import TorchFunctionMode
+
+    class Uninitialized(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if getattr(function, "__module__", None) == "torch.nn.init":
+                return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+            return function(*args, **(kwargs or {}))
+
+    return Uninitialized()
+
+
+def fingerprint(directory: Path, *others: Path) -> str:
+    """SHA-256 over the names and contents of all files below `directory`, and of `others` that lie elsewhere."""
     digest = hashlib.sha256()
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
         digest.update(path.relative_to(directory).as_posix().encode() + b"\0")
         digest.update(bytes.fromhex(sha256(path)))
+    for path in others:
+        if not path.is_relative_to(directory):
+            digest.update(path.name.encode() + b"\0" + bytes.fromhex(sha256(path)))
     return digest.hexdigest()

@@ -43,9 +43,7 @@ _LAYER = {
     "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj",
 }  # fmt: skip
 _BLOCK = {"attention_norm": "norm1", "out": "attn.proj", "mlp_norm": "norm2", "mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"}
-_HEAD_PARTS = {
-    "norm_in": "layer_norm1", "linear_in": "fc1", "norm_out": "layer_norm2", "linear_out": "fc2",
-}  # fmt: skip
+_HEAD_PARTS = {"norm_in": "layer_norm1", "linear_in": "fc1", "norm_out": "layer_norm2", "linear_out": "fc2"}
 
 
 def describe(directory: Path, config: Document) -> Description:
@@ -98,23 +96,20 @@ def build(checkpoint: Checkpoint, weights: Weights):
 def tensors(policy, checkpoint: Checkpoint, weights: Weights) -> dict:
     """See `families`."""
     everything, config = _all(checkpoint), policy.config
+    found = {name: file_names(name) for name in policy.state_dict()}
+    read = {file for files in found.values() for file in files}
+    scales = {scale for scale in map(_scale_of, read) if scale in everything}
     layers = [tower.layers for tower in config.towers]
-    found = {name: file_names(name, len(config.towers)) for name in policy.state_dict()}
-    scales = [
-        f"{_TOWERS[0]}blocks.{i}.ls{half}.scale_factor" for i in range(layers[0]) for half in (1, 2)
-    ]  # fmt: skip
-    scaled = {name for name in scales if name in everything}
-    everything.check({file for files in found.values() for file in files} | scaled, lambda name: _is_unused(name, layers))
+    everything.check(read | scales, lambda name: _is_unused(name, layers))
+    action_end = config.vocabulary - checkpoint.config.get("pad_to_multiple_of", 64)
     state = {}
-    last = checkpoint.config.get("pad_to_multiple_of", 64)
     for name, like in policy.state_dict().items():
-        tensor = [everything[file] for file in found[name]]
-        state[name] = _shaped(name, tensor, like, config.vocabulary - last)
-        scale = re.sub(r"(attn\.proj|mlp\.fc2)\.(weight|bias)$", lambda m: "ls1" if m[1] == "attn.proj" else "ls2",
-                       found[name][0]) + ".scale_factor"  # fmt: skip
-        if scale in scaled:  # what a layer gives is multiplied by it, so the layer can be
+        tensor = _shaped(name, [everything[file] for file in found[name]], like, action_end)
+        scale = _scale_of(found[name][0])
+        if scale in scales:  # what a layer gives is multiplied by it, so the layer can be
             gain = everything[scale].float()
-            state[name] = state[name].float() * (gain[:, None] if like.ndim == 2 else gain)
+            tensor = tensor.float() * (gain[:, None] if like.ndim == 2 else gain)
+        state[name] = tensor
     return state
 
 
@@ -168,7 +163,7 @@ def openvla_config(checkpoint: Checkpoint, weights: Weights) -> OpenVLAConfig:
     )
 
 
-def file_names(name: str, towers: int) -> tuple[str, ...]:
+def file_names(name: str) -> tuple[str, ...]:
     """The tensors that ours is made of: one, but for registers, which are joined."""
     module, _, kind = name.rpartition(".")
     if match := re.fullmatch(r"vision\.encoders\.(\d)\.?(.*)", module):
@@ -201,6 +196,13 @@ def _tower_names(prefix: str, module: str, kind: str) -> tuple[str, ...]:
         return (f"{prefix}cls_token", f"{prefix}reg_token")
     single = {"patch_embedding": f"patch_embed.proj.{kind}", "position_embedding": "pos_embed"}
     return (f"{prefix}{single[module]}",)
+
+
+def _scale_of(file: str) -> str | None:
+    """The tensor by which timm multiplies what the layer gives that `file` is of."""
+    half = {"attn.proj": 1, "mlp.fc2": 2}
+    match = re.fullmatch(r"(.*blocks\.\d+\.)(attn\.proj|mlp\.fc2)\.(weight|bias)", file)
+    return f"{match[1]}ls{half[match[2]]}.scale_factor" if match else None
 
 
 def _shaped(name: str, tensor: list, like, action_end: int):

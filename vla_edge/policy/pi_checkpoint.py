@@ -6,14 +6,13 @@ tells are the same in every PaliGemma: SigLIP's 16 heads, and one head of keys a
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vla_edge.policy.checkpoint_files import CheckpointError, Document, read_json, read_tokenizer
+from vla_edge.policy.checkpoint_files import CheckpointError, Document, in_hub_cache, read_json, read_tokenizer
 from vla_edge.policy.checkpoint_processors import PI05_PROMPT, PREPROCESSOR
 from vla_edge.policy.families import Description
 from vla_edge.policy.lerobot_layout import check_options, lerobot_spec
@@ -261,11 +260,10 @@ def _tokenizer(directory: Path) -> Path:
     if preprocessor.is_file():
         steps = {step.get("registry_name"): step.get("config", {}) for step in read_json(preprocessor)["steps"]}
         name = steps.get("tokenizer_processor", {}).get("tokenizer_name") or TOKENIZER
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    cached = (home / "hub" / f"models--{name.replace('/', '--')}").glob("snapshots/*/tokenizer.json")
-    for path in (directory / "tokenizer.json", directory / name / "tokenizer.json", *sorted(cached)):
-        if path.is_file():
+    for path in (directory / "tokenizer.json", directory / name / "tokenizer.json", in_hub_cache(name, "tokenizer.json")):
+        if path is not None and path.is_file():
             return path
     raise CheckpointError(
-        f"{directory} has no tokenizer.json, and {name} is not in the cache {home}; copy tokenizer.json of {name} there"
+        f"{directory} has no tokenizer.json, and Hugging Face's cache has none of {name}; copy tokenizer.json of {name} "
+        "there"
     )

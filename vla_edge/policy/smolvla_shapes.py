@@ -1,7 +1,7 @@
 """A SmolVLA out of LeRobot's `pretrained_model/`.
 
-The backbone, which LeRobot leaves outside, lies in the directory: `vlm_model_name` names one beside config.json with
-the backbone's config.json and tokenizer.json.
+The backbone, which LeRobot leaves outside, is what `vlm_model_name` names: a directory beside config.json with the
+backbone's config.json and tokenizer.json, or a repository that Hugging Face's cache holds already.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vla_edge.policy.checkpoint_files import CheckpointError, Document, read_json, read_tokenizer
+from vla_edge.policy.checkpoint_files import CheckpointError, Document, in_hub_cache, read_json, read_tokenizer
 from vla_edge.policy.families import Description
 from vla_edge.policy.lerobot_layout import check_options, lerobot_spec
 from vla_edge.policy.robot_facts import RobotFacts
@@ -28,18 +28,22 @@ def describe(directory: Path, config: Document) -> Description:
     """See `families`."""
     check_options(config, _UNSUPPORTED)
     robot = RobotFacts(directory)
-    backbone = directory / str(config["vlm_model_name"])
-    if not (backbone / "config.json").is_file():
+    name = str(config["vlm_model_name"])
+    found = [
+        path if path.is_file() else in_hub_cache(name, path.name)
+        for path in (directory / name / "config.json", directory / name / "tokenizer.json")
+    ]
+    if found[0] is None:
         raise CheckpointError(
-            f"the backbone {config['vlm_model_name']!r} is not a directory inside {directory}; copy the backbone's "
-            "config.json and tokenizer.json there and name that directory in vlm_model_name"
+            f"the backbone {name!r} is not a directory inside {directory}, nor in Hugging Face's cache; copy the "
+            "backbone's config.json and tokenizer.json there and name that directory in vlm_model_name"
         )
-    tokenizer = backbone / "tokenizer.json"
-    if not tokenizer.is_file():
-        raise CheckpointError(f"{backbone} has no tokenizer.json; copy the backbone's tokenizer there")
+    if found[1] is None:
+        raise CheckpointError(f"{found[0].parent} has no tokenizer.json; copy the backbone's tokenizer there")
+    backbone, tokenizer = found
     width, height = config["resize_imgs_with_padding"]
     spec = lerobot_spec(directory, config, robot, (height, width), config.count("num_steps"))
-    return Description(spec, tokenizer, read_json(backbone / "config.json"))
+    return Description(spec, tokenizer, read_json(backbone))
 
 
 def build(checkpoint: Checkpoint, weights):
