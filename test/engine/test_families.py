@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vla_edge.compress.calibrate import collect
-from vla_edge.compress.recipe import Accept, load_recipe
+from vla_edge.compress.recipe import Accept, RecipeError, load_recipe, parse_recipe
 from vla_edge.engine.build import build
 from vla_edge.engine.bundle import Bundle
 from vla_edge.engine.runner import Runner
@@ -78,3 +78,25 @@ def test_stages_that_share_their_layers_are_compressed_once_and_alike(family, tm
     recipe = replace(load_recipe("int8"), accept=Accept())
     stages = Bundle.load(build(directory, recipe, output=tmp_path / "b", calibration=data, traced=traced)).manifest["stages"]
     assert stages["prefill"]["layers"] == stages["decode"]["layers"] and len(stages["decode"]["layers"]) == 3 * 7 + 1
+
+
+@pytest.mark.slow
+def test_a_flow_policy_is_made_smaller_trained_and_rounded(family, tmp_path):
+    directory, data, _ = family
+    recipe = parse_recipe(
+        {
+            "name": "everything",
+            "steps": [
+                {"shrink": {"targets": ["*"], "channels": 0.25}},
+                {"finetune": {"steps": 2, "batch": 2}},
+                {"few_steps": {"steps": 2, "batch": 2, "num_steps": 2}},
+                {"quantize": {"targets": ["*"], "weights": "int8"}},
+            ],
+        }
+    )
+    if load_checkpoint(directory).spec.family == "openvla":
+        with pytest.raises(RecipeError, match="which is for flow policies"):
+            build(directory, recipe, output=tmp_path / "b", calibration=data)
+        return
+    runner = Runner.from_bundle(build(directory, recipe, output=tmp_path / "b", calibration=data))
+    assert runner.num_steps == 2 and np.isfinite(runner.infer(data.held_out[0]).chunk.positions).all()

@@ -76,6 +76,8 @@ def carry_out(
     plan = plan_layers(recipe, names)
     plan_pruning(recipe, plan)
     plan_smoothing(recipe, plan)
+    if recipe.trains and not hasattr(policy, "denoise"):
+        raise RecipeError(f"recipe {recipe.name} trains, which is for flow policies; take its training steps out")
     for step in recipe.steps:
         if isinstance(step, FewSteps) and checkpoint.spec.num_steps % step.num_steps:
             raise RecipeError(
@@ -84,8 +86,6 @@ def carry_out(
             )
     frames = None
     if recipe.trains:
-        if not hasattr(policy, "denoise"):
-            raise RecipeError(f"recipe {recipe.name} trains, which is for flow policies; take its training steps out")
         if work is None:
             raise RecipeError(f"recipe {recipe.name} trains, and there is no directory to keep that in")
         tell(0.0, "reading what to train on")
