@@ -61,12 +61,12 @@ def test_in_full_precision_the_bundle_is_the_policy(family, tmp_path):
 def test_in_fewer_bits_every_stage_is_close_and_verified(family, tmp_path, name):
     directory, data, traced = family
     # random weights are far coarser than trained ones, and a token that differs is another action altogether, so what
-    # the recipe accepts says nothing here; each stage on the policy's own inputs does
+    # the recipe accepts says nothing here; each stage on the policy's own inputs does (other weights would err by 1.4)
     recipe = replace(load_recipe(name), accept=Accept())
     manifest = Bundle.load(build(directory, recipe, output=tmp_path / "b", calibration=data, traced=traced)).manifest
     assert manifest["verification"]["frames"] == 4 and manifest["profile"]["total"]["n"] > 0
     errors = [row["relative_l2"] for stage in manifest["verification"]["stages"].values() for row in stage.values()]
-    assert 0 < max(errors) < {"int8": 0.15, "int4-awq": 0.8}[name]
+    assert 0 < max(errors) < {"int8": 0.3, "int4-awq": 1.0}[name]
     bits = {kind for stage in manifest["stages"].values() for kind in stage["precision"]}
     assert bits == ({"int4", "int8"} if name == "int4-awq" else {"int8"})
 
