@@ -68,6 +68,23 @@ def test_the_data_set_that_is_named_scales_the_actions(openvla):
         np.testing.assert_allclose(action.unnormalize(values), expected, atol=1e-12)
 
 
+def test_minimum_and_maximum_scale_where_the_robots_file_says_so(openvla):
+    edit(openvla / "vla_edge.json", lambda c: c.update(normalization="MIN_MAX"))
+    entry = json.loads((openvla / "config.json").read_text())["norm_stats"]["tabletop"]["action"]
+    low, high = (np.array(entry[name])[:-1] for name in ("min", "max"))
+    values = np.linspace(-1, 1, 7)
+    found = load_checkpoint(openvla).spec.action.unnormalize(values)[:-1]
+    np.testing.assert_allclose(found, 0.5 * (values[:-1] + 1) * (high - low) + low, atol=1e-12)
+
+
+def test_oft_is_told_how_long_its_chunks_are_and_which_joints_it_reads(oft):
+    edit(oft / "vla_edge.json", lambda c: c["state_names"].pop())
+    assert "the statistics of proprio are not of the 7 joints that are read" in refused(oft)
+    edit(oft / "vla_edge.json", lambda c: c.pop("chunk_size"))
+    edit(oft / "vla_edge.json", lambda c: c["state_names"].append("state_7"))
+    assert "vla_edge.json has no entry 'chunk_size'" in refused(oft)
+
+
 def test_absent_statistics_are_asked_for(openvla):
     edit(openvla / "config.json", lambda c: c.update(norm_stats=None))
     assert "has no statistics (norm_stats)" in refused(openvla)

@@ -200,4 +200,5 @@ class Runner:
         """
         self.infer(observation, seed)
         with self._lock:
-            yield from self._loop.inputs(seed, observation.stamp_ns)
+            found = list(self._loop.inputs(seed, observation.stamp_ns))
+        yield from found
