@@ -5,13 +5,16 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+import torch
 from onnx.reference import ReferenceEvaluator
 from toy import PRECISIONS, compressed, toy_inputs
 
 from vla_edge.compress.fake import installed
 from vla_edge.compress.quantize.weights import CompressedLinear
-from vla_edge.engine.export import ExportError, as_it_is, export_stage, linear_layers, trace
+from vla_edge.engine import export
+from vla_edge.engine.export import ConstantStore, ExportError, as_it_is, export_stage, linear_layers, trace
 from vla_edge.engine.lower import lower, pack_4_bits
 from vla_edge.policy.stages import Stage, TensorSpec
 
@@ -199,6 +202,26 @@ def test_a_plan_for_a_layer_that_is_not_there_is_an_error(toy, tmp_path):
     stage, graph = toy
     with pytest.raises(ExportError, match="no linear layer 'missing'"):
         export_stage(stage, {"missing": as_it_is(stage.module.q)}, tmp_path / "toy.onnx", graph)
+
+
+def test_large_constants_lie_beside_the_file_and_those_that_stages_share_only_once(toy, tmp_path, monkeypatch):
+    stage, traced = toy
+    wide = {name: torch.nn.Linear(layer.in_features, layer.out_features) for name, layer in linear_layers(stage).items()}
+    layers = {name: as_it_is(layer) for name, layer in wide.items()}
+    whole = export_stage(stage, layers, tmp_path / "whole.onnx", traced)
+    monkeypatch.setattr(export, "LARGEST_FILE", 1000)
+    monkeypatch.setattr(export, "_PAGE", 256)
+    store = ConstantStore(tmp_path)
+    other = Stage("other", stage.module, stage.inputs, stage.outputs, shares="toy")
+    files = [export_stage(s, layers, tmp_path / f"{s.name}.onnx", traced, store) for s in (stage, other)]
+    assert sorted(path.name for path in tmp_path.glob("*.weights")) == ["toy.weights"]
+    assert (tmp_path / "toy.weights").stat().st_size > 0.8 * sum(4 * w.weight.numel() for w in wide.values())
+    assert all(path.stat().st_size < whole.stat().st_size / 2 for path in files)
+    names = [spec.name for spec in stage.outputs]
+    results = [onnxruntime.InferenceSession(str(path)).run(names, toy_inputs()) for path in (whole, *files)]
+    for found in results[1:]:
+        for ours, theirs in zip(found, results[0]):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_packing_follows_the_standard():

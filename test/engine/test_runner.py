@@ -201,7 +201,7 @@ def test_several_cameras_share_one_vision_stage(bundle):
 
 
 def test_an_engine_without_a_stage_is_refused(bundle):
-    with pytest.raises(RunnerError, match="lacks the stages vision, prefix, time, denoise"):
+    with pytest.raises(RunnerError, match="stages are none, but a policy has vision, prefix, time, denoise"):
         Runner(tiny_spec(), bundle / "tokenizer.json", {})
 
 

@@ -127,7 +127,7 @@ def test_a_policy_on_a_pretrained_backbone_is_lerobots_but_for_bfloat16(index):
     assert _relative(motion, reference[index, "actions"][0]) < 0.05
 
     # read with the positions a float32 vision tower gets, it would be another policy
-    weights = read_tensors(reference.checkpoint.weights_path, "torch")
+    weights = read_tensors(reference.checkpoint.weights[0], "torch")
     reference.policy.load_state_dict(from_lerobot(weights, reference.policy, torch.float32))
     assert _relative(reference.image_embeddings(index), expected) > 0.3
 
@@ -139,7 +139,7 @@ def test_every_way_lerobot_normalizes_is_covered():
 
 
 def test_a_checkpoint_written_again_has_lerobots_tensors_and_the_same_policy(reference, tmp_path):
-    saved = read_tensors(reference.checkpoint.weights_path, "torch")
+    saved = read_tensors(reference.checkpoint.weights[0], "torch")
     written = to_lerobot(reference.policy)
     positions = "model.vlm_with_expert.vlm.model.vision_model.embeddings.position_embedding.weight"
     assert saved.pop(positions).shape[1] == written.pop(positions).shape[1]

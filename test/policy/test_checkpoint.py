@@ -89,7 +89,7 @@ SMALL_FILES = [
     (remove("config.json"), "has no config.json"),
     (truncate("config.json"), "config.json cannot be read"),
     (lambda d: (d / "config.json").write_text("[]"), "does not hold a JSON object"),
-    (edit("config.json", setting("pi0", "type")), "config.json is of type 'pi0'"),
+    (edit("config.json", setting("tdmpc", "type")), "config.json is of type 'tdmpc'"),
     (edit("config.json", entry("chunk_size")), "config.json has no entry 'chunk_size'"),
     (edit("config.json", setting("32", "chunk_size")), "config.json says chunk_size = '32'"),
     (edit("config.json", setting(0, "num_steps")), "config.json says num_steps = 0"),
@@ -209,3 +209,18 @@ def test_the_fingerprint_tells_any_change_of_content_or_name(directory):
     changed = fingerprint(directory)
     (directory / "vla_edge.json").rename(directory / "vla_edge.jsonl")
     assert len({original, changed, fingerprint(directory)}) == 3
+
+
+def test_a_backbone_is_taken_from_the_hubs_cache_and_counts_for_the_fingerprint(directory, monkeypatch):
+    expected = load_policy(load_checkpoint(directory)).state_dict()
+    edit("config.json", setting("org/backbone", "vlm_model_name"))(directory)
+    cache = directory.parent / "home" / "hub" / "models--org--backbone" / "snapshots" / "0"
+    cache.parent.mkdir(parents=True)
+    (directory / "backbone").rename(cache)
+    monkeypatch.setenv("HF_HOME", str(directory.parent / "home"))
+    checkpoint = load_checkpoint(directory)
+    assert checkpoint.tokenizer_path == cache / "tokenizer.json"
+    for name, tensor in load_policy(checkpoint).state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    edit(str(cache / "config.json"), lambda c: c.update(added=1))(directory)
+    assert load_checkpoint(directory).fingerprint != checkpoint.fingerprint

@@ -9,7 +9,14 @@ import torch
 from small import JOINTS, small_spec
 
 from vla_edge.policy.checkpoint import load_checkpoint
-from vla_edge.policy.preprocess import ObservationError, Postprocessor, Preprocessor, resize_with_pad
+from vla_edge.policy.preprocess import (
+    ObservationError,
+    Postprocessor,
+    Preprocessor,
+    letterbox,
+    resample,
+    resize_with_pad,
+)
 from vla_edge.policy.tokenize import InstructionTokenizer
 from vla_edge.types import JointState, Observation
 
@@ -145,3 +152,18 @@ def test_targets_become_the_actions_they_would_have_come_from(relative):
 def test_relative_actions_without_a_measured_joint_are_refused():
     with pytest.raises(ObservationError, match="lacks a_joint"):
         Postprocessor(small_spec())(np.zeros((1, 4, 6), np.float32), JointState(0, ("b_joint", "c_joint"), [0.0, 0.0]))
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (20, 30), (480, 640), (28, 28)])
+def test_resampling_is_pillows_pixel_by_pixel(height, width):
+    from PIL import Image
+
+    image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    for name, method in (("bicubic", Image.Resampling.BICUBIC), ("bilinear", Image.Resampling.BILINEAR)):
+        expected = np.asarray(Image.fromarray(image).resize((28, 21), method))
+        np.testing.assert_array_equal(resample(image, 21, 28, name), expected)
+
+
+def test_a_letterboxed_picture_lies_in_the_middle_of_black():
+    seen = letterbox(pixels(40, 80), 32, 32)[0]
+    assert (seen[:, :8] == -1).all() and (seen[:, 24:] == -1).all() and (seen[:, 8:24] > -1).any()

@@ -10,8 +10,6 @@ reference shares no code with what it judges.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,25 +26,21 @@ from transformers import (
     SmolVLMForConditionalGeneration,
     SmolVLMImageProcessor,
 )
+from random_policies import (
+    ACTION,
+    STATE,
+    TASKS,
+    WORDS,
+    Camera,
+    cropped,
+    picture,
+    randomize_,
+    statistics,
+    write_robot_facts,
+)
 from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
 
-STATE, ACTION = "observation.state", "action"
-WORDS = "touch push the red green blue yellow cube ball with your left right hand to side please now".split()
-TASKS = (
-    "touch the red cube with your left hand",
-    "Please push the green ball to the right side now",
-    "touch the mauve cube",
-)
 TOKENS = ("[PAD]", "[UNK]", "<fake_token_around_image>", "<global-img>", "<image>")
-
-
-@dataclass(frozen=True)
-class Camera:
-    """Frames of `height` x `width` px of which `crop` (y, x, h, w) is the checkpoint's feature."""
-
-    height: int
-    width: int
-    crop: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -126,7 +120,7 @@ def main() -> None:
     variant, output = VARIANTS[arguments.variant], arguments.output.resolve()
     checkpoint = output / "checkpoint"
     write_backbone(checkpoint / "backbone", variant)
-    write_robot_facts(checkpoint / "vla_edge.json", variant)
+    write_robot_facts(checkpoint / "vla_edge.json", variant.joints, variant.relative_actions, variant.cameras)
     write_policy(checkpoint, variant, np.random.default_rng(arguments.seed))
     # from disk again: the reference is what the files say, not what was in memory
     np.savez_compressed(
@@ -170,17 +164,6 @@ def write_backbone(directory: Path, variant: Variant) -> None:
     SmolVLMImageProcessor().save_pretrained(directory)
 
 
-def write_robot_facts(path: Path, variant: Variant) -> None:
-    """What LeRobot does not say and a robot must know (vla_edge's file)."""
-    facts = {
-        "joint_names": [f"joint_{index}" for index in range(variant.joints)],
-        "dt": 0.05,
-        "relative_actions": variant.relative_actions,
-        "cameras": {name: dataclasses.asdict(camera) for name, camera in variant.cameras.items()},
-    }
-    path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-
 def write_policy(directory: Path, variant: Variant, rng: np.random.Generator) -> None:
     """config.json, model.safetensors and both processors, saved by LeRobot."""
     features = {STATE: PolicyFeature(FeatureType.STATE, (variant.joints,))}
@@ -215,39 +198,8 @@ def write_policy(directory: Path, variant: Variant, rng: np.random.Generator) ->
         policy = SmolVLAPolicy(config)
         randomize_(policy)
         policy.save_pretrained(".")
-        for processor in make_pre_post_processors(config, dataset_stats=statistics(variant, rng)):
+        for processor in make_pre_post_processors(config, dataset_stats=statistics(variant.joints, rng)):
             processor.save_pretrained(".")
-
-
-@torch.no_grad()
-def randomize_(policy: torch.nn.Module) -> None:
-    """Weights at which every part matters: freshly initialized ones leave attention flat and norms at one."""
-    for name, parameter in policy.named_parameters():
-        if name.endswith("norm.weight") or "layernorm" in name or "layer_norm" in name:
-            parameter.copy_(0.2 * torch.randn_like(parameter) + (0 if name.endswith("bias") else 1))
-        elif name.endswith("bias"):
-            parameter.copy_(0.2 * torch.randn_like(parameter))
-        elif "embed_tokens" in name:
-            parameter.copy_(torch.randn_like(parameter) / parameter.shape[1] ** 0.5)
-        elif "position_embedding" in name:
-            parameter.copy_(torch.randn_like(parameter))
-        else:
-            parameter.copy_(torch.randn_like(parameter) * 1.5 / parameter[0].numel() ** 0.5)
-
-
-def statistics(variant: Variant, rng: np.random.Generator) -> dict[str, dict[str, torch.Tensor]]:
-    """As a dataset's, the last state dimension constant."""
-    result = {}
-    for feature in (STATE, ACTION):
-        mean, spread = rng.normal(0, 0.5, variant.joints), rng.uniform(0.1, 0.8, variant.joints)
-        values = rng.normal(mean, spread, (500, variant.joints))
-        if feature == STATE:
-            values[:, -1] = 0.25
-        quantiles = {f"q{percent:02d}": np.quantile(values, percent / 100, axis=0) for percent in (1, 10, 50, 90, 99)}
-        moments = {"mean": values.mean(0), "std": values.std(0), "min": values.min(0), "max": values.max(0)}
-        entries = {**moments, **quantiles, "count": np.array([len(values)])}
-        result[feature] = {name: torch.tensor(value, dtype=torch.float32) for name, value in entries.items()}
-    return result
 
 
 def references(reference: LeRobotSmolVLA, variant: Variant, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -255,14 +207,11 @@ def references(reference: LeRobotSmolVLA, variant: Variant, rng: np.random.Gener
     arrays = {"tasks": np.array(TASKS)}
     for index, task in enumerate(TASKS):
         frames = {name: picture(camera.height, camera.width, rng) for name, camera in variant.cameras.items()}
-        cropped = {}
-        for name, camera in variant.cameras.items():
-            y, x, height, width = camera.crop
-            cropped[f"observation.images.{name}"] = frames[name][y : y + height, x : x + width]
+        images = {f"observation.images.{name}": cropped(frames[name], c) for name, c in variant.cameras.items()}
         state = rng.normal(0, 0.5, variant.joints).astype(np.float32)
         state[-1] = 0.25  # as its statistics: LeRobot divides by 1e-8 there
         noise = rng.standard_normal((1, variant.chunk_size, variant.max_dim), dtype=np.float32)
-        prediction = reference.predict(cropped, state, task, noise)
+        prediction = reference.predict(images, state, task, noise)
         arrays[f"{index}.positions"], arrays[f"{index}.noise"] = state, noise
         for name, image in zip(variant.cameras, prediction.images, strict=True):
             arrays[f"{index}.frame.{name}"] = frames[name]
@@ -270,19 +219,6 @@ def references(reference: LeRobotSmolVLA, variant: Variant, rng: np.random.Gener
         for name in ("tokens", "mask", "state", "prefix", "velocity", "raw", "actions"):
             arrays[f"{index}.{name}"] = getattr(prediction, name)
     return arrays
-
-
-def picture(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """(height, width, 3) uint8 with edges and gradients, and smooth enough to be stored in little."""
-    y, x = np.mgrid[:height, :width]
-    channels = []
-    for _ in range(3):
-        fx, fy, phase = rng.uniform(0.05, 0.4), rng.uniform(0.05, 0.4), rng.uniform(0, 6)
-        channels.append(127 + 100 * np.sin(fx * x + fy * y + phase))
-    image = np.stack(channels, axis=-1).astype(np.uint8)
-    top, left = rng.integers(0, height // 2), rng.integers(0, width // 2)
-    image[top : top + height // 3, left : left + width // 3] = rng.integers(0, 256, 3)
-    return image
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def input_groups(modules: Mapping[str, object], stages: Iterable) -> list[InputG
 
     names = {id(module): name for name, module in modules.items()}
     groups, taken = [], set()
-    for stage in stages:
+    for stage in (stage for stage in stages if stage.shares is None):
         for producer, consumers in folds_in(stage.module):
             group = InputGroup(tuple(names[id(layer)] for layer in consumers), producer)
             groups.append(group)

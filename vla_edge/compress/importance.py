@@ -35,7 +35,7 @@ def weighed_inputs(
     its square is, on average, the squared norm of the whole Jacobian (Hutchinson, 1989).
 
     Args:
-        policy: with `vision`, `prefix`, `time` and `denoise`, in PyTorch; left as it is.
+        policy: in PyTorch, with the stages of a flow or a differentiable `chunk`; left as it is.
         checkpoint: that it was loaded from.
         groups: name -> the `nn.Linear`s of `policy` that read one tensor. Memory holds the inputs and outputs of all
             of them for one observation.
@@ -84,8 +84,6 @@ def chunk_along(policy, spec, frames, generator):
     differentiate."""
     import torch
 
-    from vla_edge.learn.losses import euler_path
-
     radians = torch.zeros(spec.max_action_dim)
     _, scale = spec.action.affine()
     radians[: len(spec.joint_names)] = torch.as_tensor(scale)
@@ -93,9 +91,7 @@ def chunk_along(policy, spec, frames, generator):
     noise = torch.randn(shape, generator=generator)
     direction = torch.randint(0, 2, shape, generator=generator) * 2.0 - 1.0
     with torch.enable_grad():
-        cache, _ = frames.shown_to(policy)
-        *_, chunk = euler_path(policy, noise, cache, spec.num_steps)
-        return (chunk * direction * radians).sum()
+        return (frames.chunk_of(policy, noise, spec.num_steps) * direction * radians).sum()
 
 
 def _count(name: str, statistics: InputStatistics, readers: Sequence[Sequence]) -> None:

@@ -87,6 +87,8 @@ def carry_out(
     plan = plan_layers(recipe, names)
     plan_pruning(recipe, plan)
     plan_smoothing(recipe, plan)
+    if recipe.trains and not hasattr(policy, "denoise"):
+        raise RecipeError(f"recipe {recipe.name} trains, which is for flow policies; take its training steps out")
     for step in recipe.steps:
         if isinstance(step, FewSteps) and checkpoint.spec.num_steps % step.num_steps:
             raise RecipeError(

@@ -23,6 +23,8 @@ from vla_edge.compress.steps import (
     Training,
 )
 
+OPTIONAL = "?"  # at the end of a target
+
 
 def plan_layers(recipe: Recipe, layers: Sequence[str]) -> dict[str, Storage]:
     """ "stage.path" of every linear layer -> the step that says how it is stored.
@@ -44,7 +46,7 @@ def plan_layers(recipe: Recipe, layers: Sequence[str]) -> dict[str, Storage]:
     for number, (step, names) in enumerate(zip(recipe.steps, matched), 1):
         if isinstance(step, (Quantize, LowRankStep)):
             left = [name for name in names if not isinstance(_step(recipe, owners.get(name)), Keep)]
-            if not left:
+            if names and not left:
                 raise RecipeError(
                     f"recipe {recipe.name}: step {number} ({step.key}) is only about layers that another step keeps; "
                     "drop one"
@@ -256,7 +258,7 @@ def _matches(targets: Sequence[str], layers: Sequence[str], where: str) -> list[
     found: dict[str, None] = {}
     for target in targets:
         hits = [name for name in layers if matches(target, name)]
-        if not hits:
+        if not hits and not target.endswith(OPTIONAL):
             raise RecipeError(
                 f"{where}: target {target!r} matches no layer; did you mean {_nearest(target, layers)!r}?"
             )
@@ -266,6 +268,7 @@ def _matches(targets: Sequence[str], layers: Sequence[str], where: str) -> list[
 
 def matches(target: str, layer: str) -> bool:
     """Whether `target` is the layer, a part of the policy that contains it, or a pattern of either."""
+    target = target.removesuffix(OPTIONAL)
     return fnmatchcase(layer, target) or fnmatchcase(layer, f"{target}.*")
 
 

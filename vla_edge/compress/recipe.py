@@ -9,7 +9,8 @@
     accept: {action_error_rel: 0.03, cosine: 0.995}
 
 A target is a stage, a path below it, or a pattern of one ("vision.encoder.layers.*.mlp.up"); it means every layer
-there. Layers that no step names stay in float32. An unknown key is an error that names the nearest valid one.
+there. One that ends in "?" may match nothing, since not every family has every part. Layers that no step names stay in
+float32. An unknown key is an error that names the nearest valid one.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def build(
         job = _Build(
             loaded, recipe, backend, runtime, directory, tell, {} if traced is None else traced, demonstrations, work
         )
-        with torch_threads(loaded.weights_path.stat().st_size // 4):
+        with torch_threads(loaded.bytes // 4):
             manifest = job.run(calibration)
         write_manifest(directory, {**manifest, "build_key": key})
         shutil.rmtree(work, ignore_errors=True)
@@ -203,19 +203,19 @@ class _Build:
         from vla_edge.compress.plan import grouped_by_stage
         from vla_edge.compress.quantize.weights import weight_fractions
         from vla_edge.engine.backends import StageInterface
-        from vla_edge.engine.export import export_stage, trace
+        from vla_edge.engine.export import ConstantStore, export_stage, trace
 
         layers = grouped_by_stage(compressed)
         # a stage that was trained or made smaller is a graph of its own
         traced = {} if self.recipe.reshapes or self.recipe.trains else self.traced
-        entries = []
+        entries, store = [], ConstantStore(self.directory)
         for index, stage in enumerate(stages):
             self.tell(0.30 + 0.40 * index / len(stages), f"exporting and compiling {stage.name}")
-            mine = layers.get(stage.name, {})
+            mine = layers.get(stage.shares or stage.name, {})
             key = f"{self.checkpoint.fingerprint} {stage.name}"
             if key not in traced:
                 traced[key] = trace(stage)
-            file = export_stage(stage, mine, self.directory / f"{stage.name}.onnx", traced[key])
+            file = export_stage(stage, mine, self.directory / f"{stage.name}.onnx", traced[key], store)
             interface = StageInterface(stage.name, stage.inputs, stage.outputs)
             built = self.runtime.build(file, self.directory, interface, None)
             entries.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +11,46 @@ from vla_edge.engine.lower import lower
 from vla_edge.engine.trace import ExportError, linear_layers, rescalable_norms, trace
 from vla_edge.policy.stages import Stage
 
-__all__ = ["ExportError", "as_it_is", "export_stage", "linear_layers", "trace"]
+__all__ = ["ConstantStore", "ExportError", "as_it_is", "export_stage", "linear_layers", "trace"]
+
+LARGEST_FILE = 2**30  # bytes of constants; a protocol buffer holds less than twice that
+_PAGE = 4096  # what a runtime can map into memory begins at a multiple of it
+
+
+class ConstantStore:
+    """Files of raw constants beside the stages that read them. One that several stages hold is written once: the layers
+    that a decoding stage shares with the one that reads the prompt are on the disk, and in its cache, a single time.
+
+    Args:
+        directory: of the stages.
+    """
+
+    def __init__(self, directory: str | Path):
+        self._directory = Path(directory)
+        self._places: dict[bytes, tuple[str, int]] = {}
+
+    def move_out(self, model, file: str) -> None:
+        """The constants of `model` into `file`, or to where they are already; all but small ones, in place."""
+        from onnx import TensorProto
+        from onnx.external_data_helper import set_external_data
+
+        path = self._directory / file
+        with open(path, "wb") as out:
+            for constant in model.graph.initializer:
+                raw = constant.raw_data
+                if len(raw) < _PAGE:
+                    continue
+                key = hashlib.sha256(raw).digest()
+                if key not in self._places:
+                    out.seek(-(-out.tell() // _PAGE) * _PAGE)
+                    self._places[key] = file, out.tell()
+                    out.write(raw)
+                location, offset = self._places[key]
+                set_external_data(constant, location, offset, len(raw))
+                constant.ClearField("raw_data")
+                constant.data_location = TensorProto.EXTERNAL
+        if not path.stat().st_size:
+            path.unlink()
 
 
 def export_stage(
@@ -18,6 +58,7 @@ def export_stage(
     layers: Mapping[str, CompressedLinear],
     path: str | Path,
     traced=None,
+    store: ConstantStore | None = None,
 ) -> Path:
     """Write `stage` with its `layers` to `path`.
 
@@ -25,6 +66,7 @@ def export_stage(
         layers: linear layers by their name within the stage; those not named stay in float32.
         traced: result of `trace` for this stage, or for one that differs in layers and norms only, to write several
             recipes from one trace.
+        store: where constants go that are too large together for one file of ONNX; no stage may be so large when None.
 
     Raises:
         ExportError: torch cannot export the stage, or a layer would be lost.
@@ -41,9 +83,11 @@ def export_stage(
         for key, value in norm.named_parameters(recurse=False)
     }
     model = lower(trace(stage) if traced is None else traced, everything, norms, stage.name)
-    onnx.checker.check_model(model, full_check=True)
     path = Path(path)
+    if store is not None and sum(len(constant.raw_data) for constant in model.graph.initializer) > LARGEST_FILE:
+        store.move_out(model, f"{stage.name}.weights")
     path.write_bytes(model.SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(path), full_check=True)  # by its name, so that it is checked with what lies beside it
     return path
 
 

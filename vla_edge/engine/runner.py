@@ -1,15 +1,14 @@
 """Observation -> action chunk, through the stages of a bundle. No torch is imported to run a bundle.
 
-Every tensor has one buffer for the life of the runner and the stages are bound to these buffers, so nothing is
-allocated or copied between stages, and the prefix's keys and values are read in place by every flow step. What depends
-on flow time alone is computed once, when the number of steps is chosen.
+What is common to all policies is here: pre- and post-processing, checks, times. How the stages become actions is a
+loop's (`engine.loop`), chosen by the stages there are: a flow, tokens one after the other, or a chunk at once.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,18 +16,17 @@ import numpy as np
 
 from vla_edge.engine.backends import LoadedStage, get_backend
 from vla_edge.engine.continuation import Continuation
-from vla_edge.policy.noise import noise_for
+from vla_edge.engine.flow_loop import FlowLoop
+from vla_edge.engine.loop import DirectLoop, Loop, RunnerError
+from vla_edge.engine.token_loop import TokenLoop
 from vla_edge.policy.preprocess import Postprocessor, Preprocessor
 from vla_edge.policy.spec import PolicySpec
 from vla_edge.policy.tokenize import InstructionTokenizer
-from vla_edge.types import ActionChunk, InferenceTiming, Observation, VlaEdgeError
+from vla_edge.types import ActionChunk, InferenceTiming, Observation
 
-STAGES = ("vision", "prefix", "time", "denoise")
-MOST_STEPS = 100
+__all__ = ["Inference", "Runner", "RunnerError"]
 
-
-class RunnerError(VlaEdgeError):
-    """An engine that cannot be run as asked, or that gave a result no robot may be shown."""
+LOOPS: tuple[type[Loop], ...] = (FlowLoop, TokenLoop, DirectLoop)
 
 
 @dataclass(frozen=True)
@@ -40,14 +38,14 @@ class Inference:
 
 
 class Runner:
-    """A flow policy, ready to infer. One inference at a time; calls from several threads wait for each other.
+    """A policy, ready to infer. One inference at a time; calls from several threads wait for each other.
 
     `stages` gives access to the single stages, for verification.
 
     Args:
         spec: the policy.
         tokenizer: path of its tokenizer.json.
-        stages: vision, prefix, time and denoise.
+        stages: those of a flow, a token or a direct policy (`policy.stages`).
         about: what `description` tells.
         num_steps: Euler steps; the checkpoint's own when None.
 
@@ -63,18 +61,20 @@ class Runner:
         about: Mapping | None = None,
         num_steps: int | None = None,
     ):
-        missing = [name for name in STAGES if name not in stages]
-        if missing:
-            raise RunnerError(f"the engine lacks the stages {', '.join(missing)} of a flow policy; build it again")
+        loop = next((loop for loop in LOOPS if set(loop.NAMES) <= stages.keys()), None)
+        if loop is None:
+            kinds = "; or ".join(", ".join(kind.NAMES) for kind in LOOPS)
+            found = ", ".join(stages) or "none"
+            raise RunnerError(f"the engine's stages are {found}, but a policy has {kinds}; build it again")
         self.spec = spec
         self._about = dict(about or {})
-        prompter = InstructionTokenizer(tokenizer, spec.tokenizer_max_length, spec.prompt)
+        prompter = InstructionTokenizer.of(spec, tokenizer)
         # of its own, so that checking a message never waits for an inference
-        self._checker = InstructionTokenizer(tokenizer, spec.tokenizer_max_length, spec.prompt)
+        self._checker = InstructionTokenizer.of(spec, tokenizer)
         self._preprocess, self._postprocess = Preprocessor(spec, prompter), Postprocessor(spec)
         self.stages = dict(stages)
         self._lock = threading.Lock()
-        self._allocate()
+        self._loop = loop(spec, self.stages)
         self.set_num_steps(num_steps or spec.num_steps)
 
     @classmethod
@@ -118,35 +118,28 @@ class Runner:
             "name": checkpoint.directory.name,
             "backend": "torch",
             "precision": "float32",
-            "bytes": checkpoint.weights_path.stat().st_size,
+            "bytes": checkpoint.bytes,
         }
         return cls(checkpoint.spec, checkpoint.tokenizer_path, load_stages(policy), about, num_steps)
 
     @property
     def num_steps(self) -> int:
         """Euler steps of an inference."""
-        return len(self._denoise)
+        return self._loop.num_steps
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """Of the noise an inference starts from: (1, chunk_size, max_action_dim)."""
-        return self._x.shape
+        """Of the noise an inference starts from, where it does: (1, chunk_size, max_action_dim)."""
+        return self._loop.actions.shape
 
     def set_num_steps(self, num_steps: int) -> None:
         """Choose the number of Euler steps and compute what depends on flow time alone.
 
         Raises:
-            RunnerError: it is not between 1 and 100.
+            RunnerError: it is not between 1 and 100, or there is no flow and it is not 1.
         """
-        if not 1 <= num_steps <= MOST_STEPS:
-            raise RunnerError(f"num_steps is {num_steps}, allowed is 1 to {MOST_STEPS}")
         with self._lock:
-            self._denoise, self._conditions, self._given_rows = [], [], 0
-            for step in range(num_steps):
-                condition = self._condition(1.0 - step / num_steps)
-                self._conditions.append((condition, condition.copy()))
-                inputs = self._buffers | {"time_condition": condition}
-                self._denoise.append(self.stages["denoise"].bind(inputs, self._buffers))
+            self._loop.set_num_steps(num_steps)
 
     def infer(
         self,
@@ -169,17 +162,20 @@ class Runner:
         begin = time.perf_counter()
         with self._lock:
             tensors = self._preprocess(observation)
-            for camera, buffer in zip(self.spec.cameras, self._images):
+            for camera, buffer in zip(self.spec.cameras, self._loop.images):
                 buffer[...] = tensors.pop(f"image.{camera.name}")
             for name, value in tensors.items():
-                self._buffers[name][...] = value
-            self._x[...] = noise_for(seed, observation.stamp_ns, self._x.shape) if noise is None else noise
-            self._give_rows(0 if continuation is None else continuation.prefix)
-            lead = None if continuation is None else self._lead(continuation, observation)
+                if name in self._loop.buffers:  # not every policy reads its state as numbers
+                    self._loop.buffers[name][...] = value
+            self._loop.start(noise, seed, observation.stamp_ns)
+            if continuation is not None:
+                self._loop.continue_(
+                    continuation, self._postprocess.inverse(continuation.positions, observation.joints)
+                )
             prepared = time.perf_counter()
-            times = self._run_stages(lead)
+            times = self._loop.run()
             actions = time.perf_counter()
-            positions = self._postprocess(self._x, observation.joints)
+            positions = self._postprocess(self._loop.actions, observation.joints)
         if not np.isfinite(positions).all():
             raise RunnerError(
                 "the engine gave actions that are not finite; build it again and look at its verification"
@@ -191,11 +187,11 @@ class Runner:
     def warm_up(self, repeats: int = 2) -> None:
         """Run every stage on zeros, so that the first real inference is as fast as the others; no chunk comes of it."""
         with self._lock:
-            for buffer in (*self._images, *self._buffers.values()):
+            for buffer in (*self._loop.images, *self._loop.buffers.values()):
                 buffer[...] = 0
-            self._buffers["lang_mask"][:, :1] = True
+            self._loop.buffers["lang_mask"][:, :1] = True
             for _ in range(repeats):
-                self._run_stages()
+                self._loop.run()
 
     def check_instruction(self, instruction: str) -> None:
         """Nothing, when the policy can be given `instruction`.
@@ -212,99 +208,9 @@ class Runner:
     def stage_inputs(self, observation: Observation, seed: int = 0) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         """The inputs of every stage as they come up in an inference, in order: for looking at stages one by one.
 
-        The first and the last flow step stand for all.
+        The first and the last step stand for all.
         """
         self.infer(observation, seed)
         with self._lock:
-            buffers = {name: buffer.copy() for name, buffer in self._buffers.items()}
-            images = [image.copy() for image in self._images]
-        image = self.stages["vision"].interface.inputs[0].name
-        for picture in images:
-            yield "vision", {image: picture}
-        yield "prefix", buffers
-        x = noise_for(seed, observation.stamp_ns, self.noise_shape)
-        for step in range(self.num_steps):
-            moment = {"time": np.array([1.0 - step / self.num_steps], np.float32)}
-            inputs = buffers | {"x": x, "time_condition": self._condition(1.0 - step / self.num_steps)}
-            if step in (0, self.num_steps - 1):
-                yield "time", moment
-                yield "denoise", inputs
-            if step < self.num_steps - 1:
-                (velocity,) = self.stages["denoise"].run(inputs).values()
-                x = x - velocity / np.float32(self.num_steps)
-
-    def _run_stages(self, lead: Callable | None = None) -> dict[str, float]:
-        """Everything between the input buffers and `self._x`; stage name -> s.
-
-        Args:
-            lead: (velocity, flow time) -> the velocity to go on with.
-        """
-        begin = time.perf_counter()
-        for vision in self._vision:
-            vision()
-        seen = time.perf_counter()
-        self._prefix()
-        read = time.perf_counter()
-        steps = len(self._denoise)
-        size = np.float32(1.0 / steps)
-        for index, denoise in enumerate(self._denoise):
-            denoise()
-            velocity = self._velocity
-            if lead is not None:
-                velocity = lead(velocity, 1.0 - index / steps)
-            # velocity points at the noise, which is where time 1 is
-            self._x -= size * velocity
-        return {"vision": seen - begin, "prefix": read - seen, "denoise": time.perf_counter() - read}
-
-    def _lead(self, continuation: Continuation, observation: Observation) -> Callable:
-        """`continuation` in the network's numbers, for `_run_stages`."""
-        target, weights = np.zeros_like(self._x), np.zeros_like(self._x)
-        joints = len(self.spec.joint_names)
-        target[0, :, :joints] = self._postprocess.inverse(continuation.positions, observation.joints)
-        weights[0, :, :joints] = continuation.weights[:, None]
-        if rows := continuation.prefix:
-            self._x[:, :rows] = target[:, :rows]
-            stays = (np.arange(self._x.shape[1]) >= rows).astype(np.float32)[:, None]
-            return lambda velocity, moment: velocity * stays
-        begin = max(continuation.begin, 1.0 / self.num_steps) + 1e-9
-
-        def lead(velocity: np.ndarray, moment: float) -> np.ndarray:
-            return continuation.lead(self._x, velocity, moment, target, weights) if moment <= begin else velocity
-
-        return lead
-
-    def _condition(self, moment: float) -> np.ndarray:
-        """What the denoise stage is told of a flow time, of its own: one for all rows, or one for each."""
-        condition = self.stages["time"].run({"time": np.array([moment], np.float32)})["time_condition"]
-        if self.spec.trained_prefix:
-            condition = np.repeat(condition[:, None], self.spec.chunk_size, axis=1)
-        return np.array(condition)
-
-    def _give_rows(self, rows: int) -> None:
-        """Tells the denoise stage that the first `rows` are actions already."""
-        if rows > self.spec.trained_prefix:
-            raise RunnerError(
-                f"the policy was trained to continue {self.spec.trained_prefix} rows and is given {rows}; choose another "
-                "inference policy, such as real_time_chunking, or a faster engine"
-            )
-        if rows != self._given_rows:
-            clean = self._condition(0.0)
-            for bound, own in self._conditions:
-                bound[...] = own
-                bound[:, :rows] = clean[:, :rows]
-            self._given_rows = rows
-
-    def _allocate(self) -> None:
-        """One buffer per tensor; each camera's vision stage writes into its part of the prefix's image tokens."""
-        stages = {name: self.stages[name].interface for name in STAGES}
-        specs = [spec for name in ("prefix", "denoise") for spec in (*stages[name].inputs, *stages[name].outputs)]
-        self._buffers = {spec.name: spec.zeros() for spec in specs}
-        self._x, self._velocity = self._buffers["x"], self._buffers["velocity"]
-        image, tokens = stages["vision"].inputs[0], stages["vision"].outputs[0]
-        count = tokens.shape[1]
-        self._images, self._vision = [], []
-        for index in range(len(self.spec.cameras)):
-            part = self._buffers["image_tokens"][:, index * count : (index + 1) * count]
-            self._images.append(image.zeros())
-            self._vision.append(self.stages["vision"].bind({image.name: self._images[-1]}, {tokens.name: part}))
-        self._prefix = self.stages["prefix"].bind(self._buffers, self._buffers)
+            found = list(self._loop.inputs(seed, observation.stamp_ns))
+        yield from found

@@ -64,7 +64,7 @@ def search(
     fitted = [observation for i, observation in enumerate(data.observations) if i % every]
     if not fitted:
         raise RecipeError(f"{data.source} has {len(data.observations)} observations; a search needs at least two")
-    with torch_threads(loaded.weights_path.stat().st_size // 4):
+    with torch_threads(loaded.bytes // 4):
         policy = load_policy(loaded)
         stages, runner = policy.stages(), Runner.from_policy(policy, loaded)
         modules = policy_layers(stages)

@@ -31,8 +31,9 @@ def linear_layers(stage: Stage) -> dict:
 
 
 def policy_layers(stages: Iterable[Stage]) -> dict:
-    """ "stage.path" -> `nn.Linear`, of all stages."""
-    return {f"{stage.name}.{name}": layer for stage in stages for name, layer in linear_layers(stage).items()}
+    """ "stage.path" -> `nn.Linear`, of all stages; of those that share their layers, where they are planned."""
+    own = [stage for stage in stages if stage.shares is None]
+    return {f"{stage.name}.{name}": layer for stage in own for name, layer in linear_layers(stage).items()}
 
 
 def rescalable_norms(module) -> dict:

@@ -26,7 +26,7 @@ class Frames:
     """N observations.
 
     Attributes:
-        images: (N, cameras, 3, H, W) uint8. tokens: (N, L) int64. mask: (N, L) bool.
+        images: (N, cameras, 3, H, W) uint8, or float32 as the network sees them where padding leaves [-1, 1]. tokens: (N, L) int64. mask: (N, L) bool.
         state: (N, S) float32, normalized and padded.
         actions: (N, T, A) float32, normalized and padded; None where nobody showed any.
     """
@@ -54,13 +54,25 @@ class Frames:
 
     def shown_to(self, policy, gain: Tensor | None = None) -> tuple[PrefixCache, list[Tensor]]:
         """What the policy's action expert gets of them, and where its text layers look; `gain` as in `pixels`."""
+        return policy.prefix.encode(self._seen_by(policy, gain), self.tokens, self.mask, self.state)
+
+    def chunk_of(self, policy, noise: Tensor, num_steps: int) -> Tensor:
+        """The normalized chunk (1, T, A) of a single frame, differentiable; from `noise` where the policy has a flow."""
+        if hasattr(policy, "chunk"):
+            return policy.chunk(self._seen_by(policy), self.tokens, self.mask, self.state)
+        *_, chunk = euler_path(policy, noise, self.shown_to(policy)[0], num_steps)
+        return chunk
+
+    def _seen_by(self, policy, gain: Tensor | None = None) -> Tensor:
+        """Tokens of all cameras, (N, cameras * tokens, width)."""
         pixels = self.pixels(gain)
         tokens = policy.vision(pixels.flatten(0, 1))[0]
-        tokens = tokens.unflatten(0, pixels.shape[:2]).flatten(1, 2)
-        return policy.prefix.encode(tokens, self.tokens, self.mask, self.state)
+        return tokens.unflatten(0, pixels.shape[:2]).flatten(1, 2)
 
     def pixels(self, gain: Tensor | None = None) -> Tensor:
         """(N, cameras, 3, H, W) in [-1, 1]; `gain` (N,) makes them brighter or darker."""
+        if self.images.dtype != torch.uint8:
+            return self.images if gain is None else (self.images + 1) * gain[:, None, None, None, None] - 1
         scaled = self.images.float() * (2 / 255)
         return (scaled if gain is None else scaled * gain[:, None, None, None, None]) - 1
 
@@ -71,12 +83,13 @@ def from_observations(observations: Iterable[Observation], spec: PolicySpec, tok
     Raises:
         ObservationError, InstructionError: one cannot be shown to the policy.
     """
-    preprocess = Preprocessor(spec, InstructionTokenizer(tokenizer, spec.tokenizer_max_length, spec.prompt))
+    preprocess = Preprocessor(spec, InstructionTokenizer.of(spec, tokenizer))
+    outside = any(camera.padding < -1 for camera in spec.cameras)
     columns: dict[str, list] = {"images": [], "lang_tokens": [], "lang_mask": [], "state": []}
     for observation in observations:
         tensors = preprocess(observation)
         pictures = np.concatenate([tensors[f"image.{camera.name}"] for camera in spec.cameras])
-        columns["images"].append(np.rint((pictures + 1) * 127.5).astype(np.uint8))
+        columns["images"].append(pictures if outside else np.rint((pictures + 1) * 127.5).astype(np.uint8))
         for name in ("lang_tokens", "lang_mask", "state"):
             columns[name].append(tensors[name][0])
     images, tokens, mask, state = (torch.from_numpy(np.stack(column)) for column in columns.values())
@@ -97,7 +110,9 @@ def from_demonstrations(
     from vla_edge.learn.dataset import Demonstrations, instructed
     from vla_edge.sim.demonstrations import DemonstrationError, joint_names, shards
 
-    words = InstructionTokenizer(tokenizer, spec.tokenizer_max_length, spec.prompt)
+    words = InstructionTokenizer.of(spec, tokenizer)
+    if spec.text.state_dims:
+        raise DemonstrationError("a policy that reads its state as words cannot be trained on demonstrations yet")
     recorded = {str(directory): joint_names(directory) for directory in directories}
     names = next(iter(recorded.values()))
     for directory, joints in recorded.items():

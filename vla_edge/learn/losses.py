@@ -55,7 +55,7 @@ def euler_path(policy: SmolVLA, x: Tensor, cache: PrefixCache, num_steps: int) -
 
 def repeat_cache(cache: PrefixCache, times: int) -> PrefixCache:
     """The cache of a batch that is shown `times` times over."""
-    return PrefixCache(
+    return type(cache)(
         cache.keys.repeat(1, times, 1, 1, 1),
         cache.values.repeat(1, times, 1, 1, 1),
         *(tensor.repeat(times, *[1] * (tensor.ndim - 1)) for tensor in cache[2:]),

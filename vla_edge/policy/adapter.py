@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vla_edge.policy.checkpoint_files import CheckpointError, Document, read_json
+from vla_edge.policy.weights import open_tensors
 
 CONFIG_FILE, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -127,20 +128,6 @@ def load_adapter(directory: str | Path) -> Adapter:
                 raise AdapterError(f"{path} holds values that are not finite, first in {name}; take an earlier save")
             shapes[name] = tuple(tensor.shape)
     return Adapter(directory, _changes(config, path, shapes), shapes)
-
-
-def open_tensors(path: Path):
-    """A safetensors file, mapped into memory, for PyTorch; a context manager.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); copy it again") from error
 
 
 def _check_supported(config: Document) -> None:

@@ -6,6 +6,7 @@ static: what is written here is what the exporter, the quantizers and every runt
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -87,17 +88,25 @@ class RMSNorm(nn.Module):
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
 
 
-class GatedMLP(nn.Module):
-    """SwiGLU feed-forward (Shazeer, 2020)."""
+ACTIVATIONS = {
+    "silu": F.silu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+}
 
-    def __init__(self, width: int, hidden: int):
+
+class GatedMLP(nn.Module):
+    """Gated feed-forward (Shazeer, 2020): SwiGLU, or GeGLU with another activation, a key of `ACTIVATIONS`."""
+
+    def __init__(self, width: int, hidden: int, activation: str = "silu"):
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.gate = nn.Linear(width, hidden, bias=False)
         self.up = nn.Linear(width, hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.down(self.activation(self.gate(x)) * self.up(x))
 
     def folds(self) -> tuple[Fold, ...]:
         """See `Fold`."""
@@ -109,15 +118,16 @@ class GatedMLP(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two-layer feed-forward with tanh-approximated GELU, as in SigLIP."""
+    """Two-layer feed-forward, by default with tanh-approximated GELU, as in SigLIP."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, activation: str = "gelu_tanh"):
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.up = nn.Linear(width, hidden)
         self.down = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
+        return self.down(self.activation(self.up(x)))
 
     def units(self) -> tuple[Units, ...]:
         """See `Units`."""
@@ -171,6 +181,25 @@ def attention_columns(q: Tensor, k: Tensor, bias: Tensor, weight: Tensor, rows: 
     return total
 
 
+def attend_cached(q: Tensor, k: Tensor, v: Tensor, own_k: Tensor, own_v: Tensor, bias: Tensor) -> Tensor:
+    """Attention of one token to a cache and to itself, the cache read where it lies instead of being joined with it.
+
+    Args:
+        q: (1, H, 1, hd). k, v: (1, KVH, S, hd). own_k, own_v: (1, KVH, 1, hd).
+        bias: additive, (1, 1, 1, S), of the cache.
+
+    Returns:
+        (1, 1, H * hd).
+    """
+    _, heads, _, head_dim = q.shape
+    kv_heads = k.shape[1]
+    q = q.reshape(1, kv_heads, heads // kv_heads, head_dim) * head_dim**-0.5
+    scores = torch.cat([q @ k.transpose(-1, -2) + bias, q @ own_k.transpose(-1, -2)], dim=-1)
+    probabilities = scores.softmax(-1)
+    out = probabilities[..., :-1] @ v + probabilities[..., -1:] * own_v
+    return out.reshape(1, 1, heads * head_dim)
+
+
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
     """(B, T, H * hd) -> (B, H, T, hd)."""
     batch, length, width = x.shape
@@ -210,16 +239,16 @@ class KeyValue(nn.Module):
 
 
 class QueryLayer(nn.Module):
-    """A Llama-style layer without keys and values: RMSNorm, queries, output, RMSNorm, SwiGLU."""
+    """A Llama-style layer without keys and values: RMSNorm, queries, output, RMSNorm, gated feed-forward."""
 
-    def __init__(self, width: int, hidden: int, heads: int, head_dim: int, eps: float):
+    def __init__(self, width: int, hidden: int, heads: int, head_dim: int, eps: float, activation: str = "silu"):
         super().__init__()
         self.head_dim = head_dim
         self.attention_norm = RMSNorm(width, eps)
         self.q = nn.Linear(width, heads * head_dim, bias=False)
         self.out = nn.Linear(heads * head_dim, width, bias=False)
         self.mlp_norm = RMSNorm(width, eps)
-        self.mlp = GatedMLP(width, hidden)
+        self.mlp = GatedMLP(width, hidden, activation)
 
     def queries(self, x: Tensor) -> Tensor:
         """Normalized input (B, T, width) -> (B, H, T, hd)."""
@@ -241,8 +270,10 @@ class QueryLayer(nn.Module):
 class DecoderLayer(QueryLayer):
     """A whole Llama-style layer with grouped-query self-attention."""
 
-    def __init__(self, width: int, hidden: int, heads: int, kv_heads: int, head_dim: int, eps: float):
-        super().__init__(width, hidden, heads, head_dim, eps)
+    def __init__(
+        self, width: int, hidden: int, heads: int, kv_heads: int, head_dim: int, eps: float, activation: str = "silu"
+    ):
+        super().__init__(width, hidden, heads, head_dim, eps, activation)
         self.k = nn.Linear(width, kv_heads * head_dim, bias=False)
         self.v = nn.Linear(width, kv_heads * head_dim, bias=False)
 
@@ -257,7 +288,7 @@ class DecoderLayer(QueryLayer):
 class EncoderLayer(nn.Module):
     """A pre-norm vision transformer layer (Dosovitskiy et al., 2020; SigLIP's variant)."""
 
-    def __init__(self, width: int, hidden: int, heads: int, eps: float):
+    def __init__(self, width: int, hidden: int, heads: int, eps: float, activation: str = "gelu_tanh"):
         super().__init__()
         self.head_dim = width // heads
         self.attention_norm = nn.LayerNorm(width, eps=eps)
@@ -266,7 +297,7 @@ class EncoderLayer(nn.Module):
         self.v = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
         self.mlp_norm = nn.LayerNorm(width, eps=eps)
-        self.mlp = MLP(width, hidden)
+        self.mlp = MLP(width, hidden, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.attention_norm(x)
@@ -295,25 +326,33 @@ class VisionTransformer(nn.Module):
 
     Args:
         image_size, patch_size: pixels.
+        registers: learned tokens that go through the layers beside the patches and are dropped after them.
+        final_norm: whether there is one.
     """
 
-    def __init__(self, image_size: int, patch_size: int, width: int, hidden: int, layers: int, heads: int, eps: float):
+    def __init__(
+        self, image_size: int, patch_size: int, width: int, hidden: int, layers: int, heads: int, eps: float,
+        activation: str = "gelu_tanh", registers: int = 0, final_norm: bool = True,
+    ):  # fmt: skip
         super().__init__()
         self.patch_size = patch_size
         self.grid = image_size // patch_size
         self.patch_embedding = nn.Linear(3 * patch_size**2, width)
         self.position_embedding = nn.Embedding(self.grid**2, width)
-        self.layers = nn.ModuleList(EncoderLayer(width, hidden, heads, eps) for _ in range(layers))
-        self.norm = nn.LayerNorm(width, eps=eps)
+        self.registers = nn.Parameter(torch.zeros(1, registers, width)) if registers else None
+        self.layers = nn.ModuleList(EncoderLayer(width, hidden, heads, eps, activation) for _ in range(layers))
+        self.norm = nn.LayerNorm(width, eps=eps) if final_norm else nn.Identity()
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, grid**2, width)."""
         batch, patch, grid = image.shape[0], self.patch_size, self.grid
         patches = image.view(batch, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
         x = self.patch_embedding(patches.reshape(batch, grid**2, 3 * patch**2)) + self.position_embedding.weight
+        if self.registers is not None:
+            x = torch.cat([self.registers.expand(batch, -1, -1), x], dim=1)
         for layer in self.layers:
             x = layer(x)
-        return self.norm(x)
+        return self.norm(x[:, -(grid**2) :])
 
 
 def pixel_shuffle(x: Tensor, factor: int) -> Tensor:

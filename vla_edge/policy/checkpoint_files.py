@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from vla_edge.types import VlaEdgeError
@@ -32,6 +33,14 @@ class Document(dict):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise CheckpointError(f"{self.path} says {key} = {value!r}; it must be a whole number of at least 1")
         return value
+
+
+def in_hub_cache(repository: str, file: str) -> Path | None:
+    """A file of a repository that Hugging Face's cache holds already; nothing is looked up on the network."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    found = sorted((cache / f"models--{repository.replace('/', '--')}").glob(f"snapshots/*/{file}"))
+    return found[-1] if found else None
 
 
 def read_json(path: Path) -> Document:

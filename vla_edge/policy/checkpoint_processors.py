@@ -1,4 +1,4 @@
-"""LeRobot's pre- and post-processor of a SmolVLA, as far as it is arithmetic: how text, state and actions are scaled.
+"""LeRobot's pre- and post-processors, as far as they are arithmetic: what becomes of text, state and actions.
 
 The steps that only move data (batch dimension, device, names of a data set) have no counterpart here. A step that is
 not known could be arithmetic too, so it is refused rather than skipped.
@@ -10,27 +10,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_edge.policy.checkpoint_files import CheckpointError, Document, read_json, read_tensors
-from vla_edge.policy.spec import ACTION, STATE, Normalization, NormalizationMode
+from vla_edge.policy.spec import ACTION, STATE, Normalization, NormalizationMode, TextSpec
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
 NORMALIZER, UNNORMALIZER, NEW_LINE = "normalizer_processor", "unnormalizer_processor", "smolvla_new_line_processor"
+NEW_LINES, STATE_PROMPT = {NEW_LINE, "pi0_new_line_processor"}, "pi05_prepare_state_tokenizer_processor_step"
+PI05_PROMPT = "Task: {instruction}, State: {state};\nAction: "
+PI05_STATE_DIMS = 32  # LeRobot does not save what it was made with, and loads this
 _MOVING = {"rename_observations_processor", "to_batch_processor", "device_processor"}
 _KNOWN = {
-    PREPROCESSOR: _MOVING | {NORMALIZER, NEW_LINE, "tokenizer_processor"},
+    PREPROCESSOR: _MOVING | NEW_LINES | {NORMALIZER, STATE_PROMPT, "tokenizer_processor"},
     POSTPROCESSOR: _MOVING | {UNNORMALIZER},
 }
 
 
 @dataclass(frozen=True)
 class Processing:
-    """What the two pipelines do to a SmolVLA's inputs and outputs.
+    """What the two pipelines do to a policy's inputs and outputs.
 
     Attributes:
-        prompt: template of the text given to the tokenizer.
+        prompt: template of the text given to the tokenizer. text: what else becomes of it.
         state, action: of the (J,) state and the (T, J) actions.
     """
 
     prompt: str
+    text: TextSpec
     state: Normalization
     action: Normalization
 
@@ -42,8 +46,13 @@ def read_processing(directory: Path) -> Processing:
         CheckpointError: a file, an entry or a statistic is missing, or a step is not known.
     """
     before, after = _steps(directory, PREPROCESSOR), _steps(directory, POSTPROCESSOR)
+    prompt, text = ("{instruction}\n" if NEW_LINES & before.keys() else "{instruction}"), TextSpec()
+    if STATE_PROMPT in before:
+        dims = before[STATE_PROMPT].get("config", {}).get("max_state_dim", PI05_STATE_DIMS)
+        prompt, text = PI05_PROMPT, TextSpec(plain=True, state_dims=dims)
     return Processing(
-        prompt="{instruction}\n" if NEW_LINE in before else "{instruction}",
+        prompt,
+        text,
         state=_normalization(directory, PREPROCESSOR, before, NORMALIZER, STATE),
         action=_normalization(directory, POSTPROCESSOR, after, UNNORMALIZER, ACTION),
     )
@@ -72,7 +81,7 @@ def _normalization(
     modes, prefix = step["config"]["norm_map"], f"{feature}."
     images = modes.get("VISUAL", NormalizationMode.IDENTITY.value)
     if images != NormalizationMode.IDENTITY.value:
-        raise CheckpointError(f"{path} scales images by {images}; a SmolVLA takes them as they are (IDENTITY)")
+        raise CheckpointError(f"{path} scales images by {images}; this version takes them as they are (IDENTITY)")
     statistics = read_tensors(directory / step["state_file"], "numpy") if "state_file" in step else {}
     try:
         return Normalization(
@@ -85,4 +94,6 @@ def _normalization(
             float(step["config"].get("eps", 1e-8)),
         )
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} does not say how to scale {feature}: {error}; write it again") from error
+        raise CheckpointError(
+            f"{path} does not say how to scale {feature}: {error}; give the statistics of the data it was trained on"
+        ) from error

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_edge.files import whole_directory
-from vla_edge.policy.adapter import Adapter, AdapterError, Change, load_adapter, open_tensors
+from vla_edge.policy.adapter import Adapter, AdapterError, Change, load_adapter
 from vla_edge.policy.checkpoint import ROBOT_FILE, WEIGHTS_FILE, Checkpoint, load_checkpoint
 from vla_edge.policy.checkpoint_files import CheckpointError, read_json
 from vla_edge.policy.checkpoint_processors import POSTPROCESSOR, PREPROCESSOR
 from vla_edge.policy.nf4 import nf4_rounded
+from vla_edge.policy.weights import open_tensors
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,17 @@ def merge_adapter(
     if output.is_relative_to(checkpoint.directory):
         raise CheckpointError(f"{output} lies in the base checkpoint; choose another output")
     found = load_adapter(adapter)
-    _check_fits(found, checkpoint.weights_path)
+    if len(checkpoint.weights) > 1:
+        raise CheckpointError(
+            f"{checkpoint.directory} keeps its weights in {len(checkpoint.weights)} shards; merge with peft where they "
+            f"were trained, or save the base as one {WEIGHTS_FILE}"
+        )
+    (weights,) = checkpoint.weights
+    _check_fits(found, weights)
     with whole_directory(output, CheckpointError) as temporary:
         tell(0.0, "copying the base")
         adopted = _copy(checkpoint, found.directory, temporary)
-        _write_over(checkpoint.weights_path, found, temporary / WEIGHTS_FILE, nf4_base, tell)
+        _write_over(weights, found, temporary / WEIGHTS_FILE, nf4_base, tell)
         try:
             load_checkpoint(temporary)
         except CheckpointError as error:
@@ -131,7 +138,8 @@ def _copy(checkpoint: Checkpoint, adapter: Path, directory: Path) -> tuple[str, 
     if (adapter / "config.json").is_file():
         # the backbone lies in the base, and there is no adapter any more
         config = read_json(adapter / "config.json") | {
-            "use_peft": False, "pretrained_path": None, "vlm_model_name": checkpoint.config["vlm_model_name"],
+            "use_peft": False, "pretrained_path": None,
+            **{key: checkpoint.config[key] for key in ("vlm_model_name",) if key in checkpoint.config},
         }  # fmt: skip
         (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         adopted.append("config.json")

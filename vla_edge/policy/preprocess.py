@@ -5,6 +5,8 @@ The arithmetic is LeRobot's (`resize_with_pad`, `NormalizerProcessorStep`), held
 
 from __future__ import annotations
 
+from functools import lru_cache, partial
+
 import numpy as np
 
 from vla_edge.policy.spec import CameraSpec, PolicySpec
@@ -35,8 +37,9 @@ class Preprocessor:
             ObservationError, InstructionError: the observation cannot be shown to this policy.
         """
         tensors = {f"image.{camera.name}": self.image(observation, camera) for camera in self._spec.cameras}
-        tensors["lang_tokens"], tensors["lang_mask"] = self._tokenizer(observation.instruction)
         tensors["state"] = self.state(observation.joints)
+        tokens = self._tokenizer(observation.instruction, tensors["state"][0])
+        tensors["lang_tokens"], tensors["lang_mask"] = tokens
         return tensors
 
     def image(self, observation: Observation, camera: CameraSpec) -> np.ndarray:
@@ -54,14 +57,16 @@ class Preprocessor:
                 f"but the policy was trained on uint8 {expected}; set the camera to that size"
             )
         top, left, height, width = camera.crop
-        return resize_with_pad(pixels[top : top + height, left : left + width], camera.height, camera.width)
+        cropped = pixels[top : top + height, left : left + width]
+        if camera.fit in ("stretch", "letterbox"):
+            return (stretch if camera.fit == "stretch" else letterbox)(cropped, camera.height, camera.width)
+        return resize_with_pad(cropped, camera.height, camera.width, camera.padding, camera.fit == "centre")
 
     def state(self, joints: JointState) -> np.ndarray:
         """(1, max_state_dim) float32: normalized positions in the checkpoint's joint order, zero padded."""
         padded = np.zeros((1, self._spec.max_state_dim), np.float32)
-        padded[0, : len(self._spec.joint_names)] = self._spec.state.normalize(
-            positions_by_name(joints, self._spec.joint_names)
-        )
+        names = self._spec.read_names
+        padded[0, : len(names)] = self._spec.state.normalize(positions_by_name(joints, names))
         return padded
 
 
@@ -139,8 +144,10 @@ def positions_by_name(joints: JointState, names: tuple[str, ...]) -> np.ndarray:
     return positions
 
 
-def resize_with_pad(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(h, w, 3) uint8 -> (1, 3, height, width) float32 in [-1, 1]; aspect kept, black padding at the top and left.
+def resize_with_pad(
+    image: np.ndarray, height: int, width: int, padding: float = -1.0, centred: bool = False
+) -> np.ndarray:
+    """(h, w, 3) uint8 -> (1, 3, height, width) float32 in [-1, 1]; aspect kept, padded at the top and left or around.
 
     Bilinear with half-pixel centres and no antialiasing, as LeRobot's. Where the scale is an odd whole number, each
     output pixel falls on the centre of one input pixel and sampling is exact (and a hundred times cheaper).
@@ -155,6 +162,66 @@ def resize_with_pad(image: np.ndarray, height: int, width: int) -> np.ndarray:
         import cv2
 
         resized = cv2.resize(image.astype(np.float32), (new_w, new_h), interpolation=cv2.INTER_LINEAR)
-    out = np.full((1, 3, height, width), -1.0, np.float32)
-    out[0, :, height - new_h :, width - new_w :] = resized.transpose(2, 0, 1) * np.float32(2 / 255) - 1
+    top, left = height - new_h, width - new_w
+    if centred:
+        top, left = top // 2, left // 2
+    out = np.full((1, 3, height, width), padding, np.float32)
+    out[0, :, top : top + new_h, left : left + new_w] = resized.transpose(2, 0, 1) * np.float32(2 / 255) - 1
     return out
+
+
+def resample(image: np.ndarray, height: int, width: int, filter: str) -> np.ndarray:
+    """(h, w, 3) uint8 -> (height, width, 3) float64 of whole pixel values, antialiased, across first and then down, as
+    Pillow's 8-bit resize.
+
+    Args:
+        filter: "bilinear" or "bicubic" (Keys, 1981, a = -0.5).
+    """
+    across, down = _weights(image.shape[1], width, filter), _weights(image.shape[0], height, filter)
+    wide = _whole(across @ image.astype(np.float64))
+    return _whole(np.tensordot(down, wide, 1))
+
+
+def stretch(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(h, w, 3) uint8 -> (1, 3, height, width) float32 in [-1, 1], whatever the aspect; bicubic, as OpenVLA's."""
+    return _seen(resample(image, height, width, "bicubic"))
+
+
+def letterbox(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(h, w, 3) uint8 -> (1, 3, height, width) float32 in [-1, 1]; aspect kept, black around it, bilinear and
+    antialiased, as openpi's client."""
+    h, w = image.shape[:2]
+    ratio = max(w / width, h / height)
+    size = int(h / ratio), int(w / ratio)
+    out = np.zeros((height, width, 3))
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    out[top : top + size[0], left : left + size[1]] = resample(image, *size, "bilinear")
+    return _seen(out)
+
+
+def _seen(pixels: np.ndarray) -> np.ndarray:
+    return pixels.transpose(2, 0, 1)[None].astype(np.float32) * np.float32(2 / 255) - 1
+
+
+def _whole(pixels: np.ndarray) -> np.ndarray:
+    return np.floor(pixels.clip(0, 255) + 0.5)
+
+
+@lru_cache(maxsize=16)
+def _weights(size: int, wanted: int, filter: str) -> np.ndarray:
+    """(wanted, size) weights of each input pixel in each output pixel, wider where the picture shrinks, and in Pillow's
+    fixed point of 22 bits."""
+    scale = size / wanted
+    reach, support = max(scale, 1.0), 1 if filter == "bilinear" else 2
+    centre = (np.arange(wanted) + 0.5) * scale
+    # what lies within the support, counted in whole pixels
+    first, last = (np.floor(centre + side * support * reach + 0.5)[:, None] for side in (-1, 1))
+    pixel = np.arange(size)
+    x = np.abs(pixel + 0.5 - centre[:, None]) / reach
+    if filter == "bilinear":
+        values = np.maximum(1 - x, 0)
+    else:
+        near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+        values = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    weights = values * ((pixel >= first) & (pixel < last))
+    return np.rint(weights / weights.sum(1, keepdims=True) * 2**22) / 2**22

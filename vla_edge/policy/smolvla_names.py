@@ -18,6 +18,8 @@ _VISION = _VLM + "vision_model."
 _TEXT = _VLM + "text_model."
 _EXPERT = "model.vlm_with_expert.lm_expert."
 
+_HEAD, _EXPERT_HEAD = "model.vlm_with_expert.vlm.lm_head.weight", _EXPERT + "lm_head.weight"
+
 _ENCODER_LAYER = {
     "attention_norm": "layer_norm1",
     "q": "self_attn.q_proj",
@@ -73,6 +75,19 @@ def lerobot_name(name: str, config: SmolVLAConfig) -> str:
     if match := re.fullmatch(r"denoise\.layers\.(\d+)\.(.+)", module):
         return f"{_EXPERT}layers.{match[1]}.{_DECODER_LAYER[match[2]]}.{kind}"
     raise KeyError(name)
+
+
+def lerobot_names(policy: SmolVLA) -> set[str]:
+    """LeRobot's tensors that `from_lerobot` reads."""
+    halves = {"time.mlp_in.weight", "denoise.mlp_in.weight", "time.mlp_in.bias"}
+    names = {lerobot_name(name, policy.config) for name in policy.state_dict() if name not in halves}
+    return names | {f"{_TIME_MLP}.weight", f"{_TIME_MLP}.bias"}
+
+
+def is_unused(name: str) -> bool:
+    """Whether a tensor of the backbone's text half that is not read may be there: layers that were cut off, what comes
+    after the last keys and values, the language model head."""
+    return name.startswith(_TEXT) or name in (_HEAD, _EXPERT_HEAD)
 
 
 def from_lerobot(
@@ -135,7 +150,7 @@ def to_lerobot(policy: SmolVLA) -> dict[str, Tensor]:
         tensors[f"{last}mlp.{part}.weight"] = torch.zeros(c.text_hidden, c.text_width)
     tensors[last + "mlp.down_proj.weight"] = torch.zeros(c.text_width, c.text_hidden)
     tensors[_TEXT + "norm.weight"] = torch.ones(c.text_width)
-    tensors["model.vlm_with_expert.vlm.lm_head.weight"] = torch.zeros(c.vocabulary, c.text_width)
+    tensors[_HEAD] = torch.zeros(c.vocabulary, c.text_width)
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 

@@ -1,17 +1,67 @@
-"""The shapes of a SmolVLA out of LeRobot's config.json and its backbone's."""
+"""A SmolVLA out of LeRobot's `pretrained_model/`.
+
+The backbone, which LeRobot leaves outside, is what `vlm_model_name` names: a directory beside config.json with the
+backbone's config.json and tokenizer.json, or a repository that Hugging Face's cache holds already.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vla_edge.policy.checkpoint_files import CheckpointError, Document, read_json, read_tokenizer
-from vla_edge.policy.smolvla import SmolVLAConfig
+from vla_edge.policy.checkpoint_files import CheckpointError, Document, in_hub_cache, read_json, read_tokenizer
+from vla_edge.policy.families import Description
+from vla_edge.policy.lerobot_layout import check_options, lerobot_spec
+from vla_edge.policy.robot_facts import ROBOT_FILE, RobotFacts
 
 if TYPE_CHECKING:
     from vla_edge.policy.checkpoint import Checkpoint
+    from vla_edge.policy.smolvla import SmolVLAConfig
 
 # transformers leaves out of a config.json what equals its own defaults
 _VISION_DEFAULTS = {"intermediate_size": 3072, "num_hidden_layers": 12, "layer_norm_eps": 1e-6}
+
+_UNSUPPORTED = {"adapt_to_pi_aloha": False, "use_delta_joint_actions_aloha": False, "empty_cameras": 0, "use_peft": False}
+
+
+def describe(directory: Path, config: Document) -> Description:
+    """See `families`."""
+    check_options(config, _UNSUPPORTED)
+    robot = RobotFacts(directory)
+    name = str(config["vlm_model_name"])
+    found = [
+        path if path.is_file() else in_hub_cache(name, path.name)
+        for path in (directory / name / "config.json", directory / name / "tokenizer.json")
+    ]
+    if found[0] is None:
+        raise CheckpointError(
+            f"the backbone {name!r} is not a directory inside {directory}, nor in Hugging Face's cache; copy the "
+            "backbone's config.json and tokenizer.json there and name that directory in vlm_model_name"
+        )
+    if found[1] is None:
+        raise CheckpointError(f"{found[0].parent} has no tokenizer.json; copy the backbone's tokenizer there")
+    backbone, tokenizer = found
+    width, height = config["resize_imgs_with_padding"]
+    spec = lerobot_spec(directory, config, robot, (height, width), config.count("num_steps"))
+    return Description(spec, tokenizer, read_json(backbone))
+
+
+def build(checkpoint: Checkpoint, weights):
+    """See `families`."""
+    from vla_edge.policy.smolvla import SmolVLA
+
+    return SmolVLA(smolvla_config(checkpoint))
+
+
+def tensors(policy, checkpoint: Checkpoint, weights) -> dict:
+    """See `families`."""
+    import torch
+
+    from vla_edge.policy.smolvla_names import from_lerobot, is_unused, lerobot_names
+
+    weights.check(lerobot_names(policy), is_unused)
+    # LeRobot runs a backbone that came with weights of its own in bfloat16, and any other in float32
+    return from_lerobot(weights, policy, torch.bfloat16 if checkpoint.config.get("load_vlm_weights") else torch.float32)
 
 
 def smolvla_config(checkpoint: Checkpoint) -> SmolVLAConfig:
@@ -20,6 +70,8 @@ def smolvla_config(checkpoint: Checkpoint) -> SmolVLAConfig:
     Raises:
         CheckpointError: an entry is missing, or the entries contradict each other.
     """
+    from vla_edge.policy.smolvla import SmolVLAConfig
+
     config, backbone, spec = checkpoint.config, checkpoint.backbone, checkpoint.spec
     text, vision = backbone["text_config"], Document(backbone.path, _VISION_DEFAULTS | backbone["vision_config"])
     text_layers = config["num_vlm_layers"] if config["num_vlm_layers"] > 0 else text.count("num_hidden_layers")
@@ -87,8 +139,6 @@ def expert_hidden(width: int) -> int:
 
 def _expert_hidden(checkpoint: Checkpoint, width: int) -> int:
     """What SmolVLA gives an expert, or the part of it that a student uses; the rest of its tensors is zero."""
-    from vla_edge.policy.checkpoint import ROBOT_FILE
-
     robot, given = read_json(checkpoint.directory / ROBOT_FILE), expert_hidden(width)
     if "expert_hidden" not in robot:
         return given

@@ -40,11 +40,13 @@ class Normalization:
         mode: which statistics are used.
         statistics: name ("mean", "std", "min", "max", "q01", ...) -> (D,) values, SI units.
         eps: keeps constant dimensions finite.
+        clip: normalized values are held within [-1, 1].
     """
 
     mode: NormalizationMode
     statistics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     eps: float = 1e-8
+    clip: bool = False
 
     def __post_init__(self):
         needed = {NormalizationMode.IDENTITY: (), NormalizationMode.MEAN_STD: ("mean", "std")}
@@ -69,7 +71,8 @@ class Normalization:
     def normalize(self, value: np.ndarray) -> np.ndarray:
         """(..., D) SI -> (..., D) float32 as the network sees it."""
         offset, scale = self.affine()
-        return ((np.asarray(value, np.float32) - offset) / scale).astype(np.float32)  # the value as LeRobot holds it
+        scaled = (np.asarray(value, np.float32) - offset) / scale  # the value as LeRobot holds it
+        return (np.clip(scaled, -1, 1) if self.clip else scaled).astype(np.float32)
 
     def unnormalize(self, value: np.ndarray) -> np.ndarray:
         """(..., D) network output -> (..., D) float64 SI."""
@@ -86,7 +89,10 @@ class CameraSpec:
         key: the checkpoint's feature, for example "observation.images.head".
         source_height, source_width: pixels of the frames the robot must deliver.
         crop: (y, x, height, width) in source pixels, taken before resizing.
-        height, width: pixels the network takes; the crop is resized into it, aspect kept, padded at the top left.
+        height, width: pixels the network takes.
+        fit: "top_left" and "centre" keep the crop's aspect and pad at the top left or around it; "letterbox" is "centre",
+            antialiased; "stretch" keeps no aspect.
+        padding: what "top_left" and "centre" pad with, as the network sees it.
     """
 
     name: str
@@ -96,6 +102,26 @@ class CameraSpec:
     crop: tuple[int, int, int, int]
     height: int
     width: int
+    fit: str = "top_left"
+    padding: float = -1.0
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """What becomes of an instruction besides the prompt's template.
+
+    Attributes:
+        lower: it is written in lower case.
+        plain: underscores and line breaks in it become spaces.
+        state_dims: so many values of the normalized state, each as one of 256 bins of [-1, 1], stand where the template
+            says {state}; 0 where it does not.
+        last: ids of tokens that end the prompt, added where the text does not end so by itself.
+    """
+
+    lower: bool = False
+    plain: bool = False
+    state_dims: int = 0
+    last: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,18 +129,20 @@ class PolicySpec:
     """Everything between the robot's messages and the network's tensors.
 
     Attributes:
-        family: "smolvla".
+        family: name of the policy's family (`policy.families`).
         joint_names: the J joints, in the checkpoint's order, of both state and action.
         cameras: in the order the network takes them.
         chunk_size: T, points per chunk.
         dt: s between points.
-        num_steps: Euler steps the checkpoint was trained to be sampled with.
+        num_steps: Euler steps the checkpoint was trained to be sampled with; 1 where there is no flow.
         max_state_dim, max_action_dim: widths the network pads state and action to.
         tokenizer_max_length: L, tokens of instruction.
         prompt: template of the text given to the tokenizer.
         relative_actions: actions are offsets to the measured positions at the observation's stamp.
         state, action: normalization of the (J,) state and the (T, J) action.
         trained_prefix: most first rows of a chunk that the policy was trained to be given and to continue; 0 for none.
+        text: what else becomes of an instruction.
+        state_names: joints of the state, where they are not those of the action.
     """
 
     family: str
@@ -131,6 +159,13 @@ class PolicySpec:
     state: Normalization
     action: Normalization
     trained_prefix: int = 0
+    text: TextSpec = TextSpec()
+    state_names: tuple[str, ...] = ()
+
+    @property
+    def read_names(self) -> tuple[str, ...]:
+        """Joints of the state."""
+        return self.state_names or self.joint_names
 
     def of_joints(self, names: Sequence[str]) -> PolicySpec:
         """As if the policy had these of its joints alone, and were no wider than they are."""
@@ -152,7 +187,7 @@ class PolicySpec:
     def to_dict(self) -> dict:
         """Plain JSON and YAML types."""
         plain = asdict(self)
-        plain["joint_names"] = list(self.joint_names)
+        plain["joint_names"], plain["state_names"] = list(self.joint_names), list(self.state_names)
         plain["cameras"] = [{**asdict(camera), "crop": list(camera.crop)} for camera in self.cameras]
         for key in ("state", "action"):
             normalization: Normalization = getattr(self, key)
@@ -160,7 +195,9 @@ class PolicySpec:
                 "mode": normalization.mode.value,
                 "statistics": {name: list(map(float, values)) for name, values in normalization.statistics.items()},
                 "eps": normalization.eps,
+                "clip": normalization.clip,
             }
+        plain["text"] = {**asdict(self.text), "last": list(self.text.last)}
         return plain
 
     @classmethod
@@ -172,6 +209,7 @@ class PolicySpec:
         """
         values = dict(plain)
         values["joint_names"] = tuple(values["joint_names"])
+        values["state_names"] = tuple(values.get("state_names", ()))
         values["cameras"] = tuple(
             CameraSpec(**{**camera, "crop": tuple(camera["crop"])}) for camera in values["cameras"]
         )
@@ -181,5 +219,8 @@ class PolicySpec:
                 NormalizationMode(entry["mode"]),
                 {name: tuple(numbers) for name, numbers in entry["statistics"].items()},
                 entry["eps"],
+                entry.get("clip", False),
             )
+        if "text" in values:
+            values["text"] = TextSpec(**{**values["text"], "last": tuple(values["text"]["last"])})
         return cls(**values)

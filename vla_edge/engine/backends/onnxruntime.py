@@ -162,6 +162,9 @@ def _unpack_fp4(path: Path) -> None:
     numbers at twice the size."""
     import onnx
 
+    seen = onnx.load(str(path), load_external_data=False).graph.initializer
+    if all(constant.data_type != onnx.TensorProto.FLOAT4E2M1 for constant in seen):
+        return  # without its constants in memory, which may be large
     model = onnx.load(str(path))
     graph = model.graph
     constants = {constant.name: constant for constant in graph.initializer}
@@ -170,8 +173,6 @@ def _unpack_fp4(path: Path) -> None:
         if node.op_type == "DequantizeLinear"
         and node.input[0] in constants and constants[node.input[0]].data_type == onnx.TensorProto.FLOAT4E2M1
     ]  # fmt: skip
-    if not packed:
-        return
     makers = {node.output[0]: node for node in graph.node}
     for node in packed:
         maker = makers[node.input[1]]

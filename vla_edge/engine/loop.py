@@ -1,0 +1,113 @@
+"""How the stages of an engine become actions: the part of a runner that differs between kinds of policies.
+
+Every tensor has one buffer for the life of the loop and the stages are bound to these buffers, so nothing is allocated
+or copied between stages, and keys and values are read in place by every later step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+import numpy as np
+
+from vla_edge.engine.backends import LoadedStage
+from vla_edge.engine.continuation import Continuation
+from vla_edge.policy.spec import PolicySpec
+from vla_edge.types import VlaEdgeError
+
+
+class RunnerError(VlaEdgeError):
+    """An engine that cannot be run as asked, or that gave a result no robot may be shown."""
+
+
+class Loop:
+    """Buffers of all stages, and the vision stage bound once for each camera.
+
+    Args:
+        stages: those of `NAMES`.
+
+    Attributes:
+        NAMES: the stages of this kind of policy, in order. READS: the one that reads what the cameras see.
+        buffers: name -> tensor. images: one (1, 3, H, W) per camera.
+        actions: (1, T, A) the last result, normalized.
+    """
+
+    NAMES: ClassVar[tuple[str, ...]]
+    READS: ClassVar[str]
+    actions: np.ndarray
+
+    def __init__(self, spec: PolicySpec, stages: Mapping[str, LoadedStage]):
+        self.spec, self.stages = spec, stages
+        interfaces = {name: stages[name].interface for name in self.NAMES}
+        tensors = [
+            tensor for name, interface in interfaces.items() if name not in ("vision", "time")
+            for tensor in (*interface.inputs, *interface.outputs)
+        ]  # fmt: skip
+        self.buffers = {tensor.name: tensor.zeros() for tensor in tensors}
+        image, tokens = interfaces["vision"].inputs[0], interfaces["vision"].outputs[0]
+        count = tokens.shape[1]
+        self.images, self._vision = [], []
+        for index in range(len(spec.cameras)):
+            part = self.buffers["image_tokens"][:, index * count : (index + 1) * count]
+            self.images.append(image.zeros())
+            self._vision.append(stages["vision"].bind({image.name: self.images[-1]}, {tokens.name: part}))
+        self._read = stages[self.READS].bind(self.buffers, self.buffers)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the flow; 1 where there is none."""
+        return 1
+
+    def set_num_steps(self, num_steps: int) -> None:
+        """Raises RunnerError: it is not possible."""
+        if num_steps != 1:
+            raise RunnerError(f"num_steps is {num_steps}, but this policy has no flow whose steps could be chosen")
+
+    def start(self, noise: np.ndarray | None, seed: int, stamp_ns: int) -> None:
+        """What the result is to start from, where it starts from noise; it continues nothing."""
+
+    def continue_(self, continuation: Continuation, target: np.ndarray) -> None:
+        """Have the result of the next `run` continue a plan; `target` (T, J) is the plan in the network's numbers.
+
+        Raises:
+            RunnerError: the policy cannot do that.
+        """
+        raise RunnerError("this policy has no flow that could continue a plan; choose another inference policy")
+
+    def run(self) -> dict[str, float]:
+        """From the input buffers to `actions`; stage -> s."""
+        begin = time.perf_counter()
+        for vision in self._vision:
+            vision()
+        seen = time.perf_counter()
+        self._read()
+        read = time.perf_counter()
+        self.act()
+        times = {"vision": seen - begin, self.READS: read - seen}
+        return times | ({self.NAMES[-1]: time.perf_counter() - read} if self.NAMES[-1] != self.READS else {})
+
+    def act(self) -> None:
+        """From what was read to `actions`."""
+        raise NotImplementedError
+
+    def inputs(self, seed: int, stamp_ns: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        """The inputs of every stage as they come up after an inference, in order; of many steps the first and last."""
+        image = self.stages["vision"].interface.inputs[0].name
+        for picture in self.images:
+            yield "vision", {image: picture.copy()}
+        yield self.READS, {name: buffer.copy() for name, buffer in self.buffers.items()}
+
+
+class DirectLoop(Loop):
+    """A policy that gives its whole chunk in one pass."""
+
+    NAMES, READS = ("vision", "act"), "act"
+
+    def __init__(self, spec: PolicySpec, stages: Mapping[str, LoadedStage]):
+        super().__init__(spec, stages)
+        self.actions = self.buffers["actions"]
+
+    def act(self) -> None:
+        """It is done."""

@@ -1,0 +1,72 @@
+"""The policy families that can be loaded, and which one a config.json describes.
+
+Each has a module with three functions:
+
+    describe(directory, config) -> Description      everything but the weights, checked
+    build(checkpoint, weights) -> nn.Module         of the checkpoint's shapes, not yet of its values
+    tensors(policy, checkpoint, weights) -> dict    values for its state dict
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from vla_edge.policy.checkpoint_files import CheckpointError, Document
+from vla_edge.policy.spec import PolicySpec
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a family's module reads of a checkpoint directory.
+
+    Attributes:
+        tokenizer_path: a Hugging Face tokenizer.json.
+        backbone: the backbone's config.json, where the family has one.
+    """
+
+    spec: PolicySpec
+    tokenizer_path: Path
+    backbone: Document | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A policy family: its name in `PolicySpec.family`, and for people with an article."""
+
+    name: str
+    title: str
+    path: str
+
+    @property
+    def module(self) -> ModuleType:
+        """With the functions above."""
+        return import_module(self.path)
+
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("smolvla", "a SmolVLA", "vla_edge.policy.smolvla_shapes"),
+        Family("pi0", "a pi0", "vla_edge.policy.pi_checkpoint"),
+        Family("pi05", "a pi0.5", "vla_edge.policy.pi_checkpoint"),
+        Family("openvla", "an OpenVLA", "vla_edge.policy.openvla_checkpoint"),
+    )
+}
+
+
+def family_of(config: Document) -> Family:
+    """LeRobot says it in `type`, Hugging Face in `model_type`, openpi by what it writes.
+
+    Raises:
+        CheckpointError: it is none that can be loaded.
+    """
+    name = config.get("type") or config.get("model_type")
+    if name is None and {"paligemma_variant", "action_horizon"} <= config.keys():
+        name = "pi0"  # or a pi0.5, which its tensors tell
+    if name not in FAMILIES:
+        known = ", ".join(repr(family) for family in FAMILIES)
+        raise CheckpointError(f"{config.path} is of type {name!r}; this version loads {known}")
+    return FAMILIES[name]

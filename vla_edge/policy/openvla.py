@@ -1,0 +1,336 @@
+"""OpenVLA (Kim et al., 2024, arXiv:2406.09246) and OpenVLA-OFT (Kim et al., 2025, arXiv:2502.19645).
+
+DINOv2 and SigLIP see the same picture, their features side by side are projected to words, and Llama reads the first
+word, the pictures and the rest of the prompt. OpenVLA then writes its action as tokens, one of 256 bins each: `prefill`
+reads the prompt into a cache of static size, `decode` adds one token to it. Only tokens of actions are ever scored, so
+the head has 256 rows and the words that are fed back are those 256. OFT reads all places of a whole chunk in one pass,
+looking in both directions, and a small network makes numbers of what it finds there: one stage, `act`.
+
+Both keep the place of each token: padding follows the prompt, and in the cache a token's place is its position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vla_edge.policy.bins import BINS, bin_values
+from vla_edge.policy.blocks import (
+    ACTIVATIONS,
+    MASKED,
+    DecoderLayer,
+    Fold,
+    RMSNorm,
+    VisionTransformer,
+    attend,
+    attend_cached,
+    rotary,
+    rotate,
+)
+from vla_edge.policy.stages import Stage, TensorSpec
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+VISION_EPS = 1e-6
+STOP = 2  # Llama's end of a sentence
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """Shapes of one vision transformer.
+
+    Attributes:
+        layers: that are run; the last of the original is not.
+        mean, std: per channel, by which pixels in [0, 1] are scaled for it.
+    """
+
+    patch_size: int
+    width: int
+    hidden: int
+    layers: int
+    heads: int
+    registers: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class OpenVLAConfig:
+    """Shapes of an OpenVLA.
+
+    Attributes:
+        towers: whose features lie side by side.
+        projector: widths of the projector's layers between the features and the words.
+        action_dim: A values of an action. chunk_size: T actions.
+        head_hidden, head_blocks: of OFT's head; 0 where actions are tokens.
+        proprio_dim: values of the state that are read, 0 where none is.
+    """
+
+    cameras: int
+    image_size: int
+    towers: tuple[TowerConfig, ...]
+    projector: tuple[int, ...]
+    vocabulary: int
+    width: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    eps: float
+    wavelength: float
+    language_length: int
+    action_dim: int
+    chunk_size: int
+    head_hidden: int = 0
+    head_blocks: int = 0
+    proprio_dim: int = 0
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one camera."""
+        return (self.image_size // self.towers[0].patch_size) ** 2
+
+    @property
+    def prompt_length(self) -> int:
+        """P: pictures, state and prompt."""
+        return self.cameras * self.image_tokens + self.language_length + bool(self.proprio_dim)
+
+    @property
+    def tokens(self) -> int:
+        """Places of one chunk."""
+        return self.chunk_size * self.action_dim
+
+
+class VisionTower(nn.Module):
+    """image (B, 3, H, W) in [-1, 1] -> image_tokens (B, N, width)."""
+
+    def __init__(self, c: OpenVLAConfig):
+        super().__init__()
+        self.encoders = nn.ModuleList(
+            VisionTransformer(
+                c.image_size, t.patch_size, t.width, t.hidden, t.layers, t.heads, VISION_EPS, "gelu", t.registers, False
+            )
+            for t in c.towers
+        )
+        widths = (sum(t.width for t in c.towers), *c.projector, c.width)
+        self.projector = nn.ModuleList(nn.Linear(*pair) for pair in zip(widths, widths[1:]))
+        for index, tower in enumerate(c.towers):
+            mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (tower.mean, tower.std))
+            # pixels come as 2 x - 1 of x in [0, 1]
+            self.register_buffer(f"scale{index}", 0.5 / std, persistent=False)
+            self.register_buffer(f"shift{index}", (0.5 - mean) / std, persistent=False)
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        seen = [
+            encoder(image * getattr(self, f"scale{i}") + getattr(self, f"shift{i}"))
+            for i, encoder in enumerate(self.encoders)
+        ]
+        x = torch.cat(seen, dim=-1)
+        for index, layer in enumerate(self.projector):
+            x = layer(x if index == 0 else ACTIVATIONS["gelu"](x))
+        return (x,)
+
+
+class Reader(nn.Module):
+    """Llama's layers, and its norm: what all stages that read share."""
+
+    def __init__(self, c: OpenVLAConfig):
+        super().__init__()
+        self.config = c
+        self.head_dim = c.width // c.heads
+        self.embedding = nn.Embedding(c.vocabulary, c.width)
+        self.layers = nn.ModuleList(
+            DecoderLayer(c.width, c.hidden, c.heads, c.kv_heads, self.head_dim, c.eps) for _ in range(c.layers)
+        )
+        self.norm = RMSNorm(c.width, c.eps)
+
+    def prompt(self, image_tokens: Tensor, lang_tokens: Tensor) -> Tensor:
+        """The first word, what comes from cameras and state, and the rest of the words: (B, P, width)."""
+        words = self.embedding(lang_tokens)
+        return torch.cat([words[:, :1], image_tokens, words[:, 1:]], dim=1)
+
+    def read(self, x: Tensor, positions: Tensor, bias: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """x (B, T, width) through all layers, and the keys and values of each, (B, KVH, T, hd)."""
+        cos, sin = rotary(positions, self.head_dim, self.config.wavelength)
+        cache = []
+        for layer in self.layers:
+            normed = layer.attention_norm(x)
+            k, v = layer.project(normed, normed)
+            cache.append((rotate(k, cos, sin), v))
+            x = layer.finish(x, attend(rotate(layer.queries(normed), cos, sin), *cache[-1], bias)[0])
+        return x, cache
+
+
+class Prefill(Reader):
+    """Prompt -> the cache with room for the tokens to come, scores of the first token, and where it will stand."""
+
+    def __init__(self, c: OpenVLAConfig):
+        super().__init__(c)
+        self.head = nn.Linear(c.width, BINS, bias=False)
+        causal = torch.triu(torch.full((c.prompt_length, c.prompt_length), MASKED), diagonal=1)
+        self.register_buffer("causal", causal[None, None], persistent=False)
+
+    def forward(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor) -> tuple[Tensor, ...]:
+        length = self.config.prompt_length
+        x = self.prompt(image_tokens, lang_tokens)
+        x, cache = self.read(x, torch.arange(length, device=x.device)[None], self.causal)
+        position = image_tokens.shape[1] + lang_mask.to(torch.int64).sum(1)
+        last = x.index_select(1, position - 1)
+        room = (0, 0, 0, self.config.tokens - 1)
+        keys, values = (torch.stack([nn.functional.pad(part, room) for part in parts]) for parts in zip(*cache))
+        return self.head(self.norm(last))[:, 0], position, keys, values
+
+    def folds(self) -> tuple[Fold, ...]:
+        return (Fold(self.norm, (self.head,)),)
+
+
+class Decode(nn.Module):
+    """One token, counted among the 256 of actions, at `position` -> scores of the next, and its keys and values."""
+
+    def __init__(self, prefill: Prefill):
+        super().__init__()
+        c = self.config = prefill.config
+        self.head_dim = prefill.head_dim
+        self.layers, self.norm, self.head = prefill.layers, prefill.norm, prefill.head
+        self.words = nn.Embedding(BINS, c.width)
+        places = torch.arange(c.prompt_length + c.tokens - 1)
+        self.register_buffer("places", places, persistent=False)
+
+    def forward(self, token: Tensor, position: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        cos, sin = rotary(position[None], self.head_dim, self.config.wavelength)
+        x = self.words(token)
+        bias = (self.places >= position).to(x.dtype)[None, None, None] * MASKED
+        new = []
+        for index, layer in enumerate(self.layers):
+            normed = layer.attention_norm(x)
+            k, v = layer.project(normed, normed)
+            new.append((rotate(k, cos, sin), v))
+            q = rotate(layer.queries(normed), cos, sin)
+            x = layer.finish(x, attend_cached(q, keys[index], values[index], *new[-1], bias))
+        new_keys, new_values = (torch.stack(parts) for parts in zip(*new))
+        return self.head(self.norm(x))[:, 0], new_keys, new_values
+
+
+class ResidualBlock(nn.Module):
+    """Norm, linear layer, ReLU, and what came in."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(self.norm(x)).relu()
+
+    def folds(self) -> tuple[Fold, ...]:
+        return (Fold(self.norm, (self.linear,)),)
+
+
+class ActionHead(nn.Module):
+    """What was found at the A places of an action (B, T, A * width) -> the action (B, T, A)."""
+
+    def __init__(self, c: OpenVLAConfig):
+        super().__init__()
+        wide = c.width * c.action_dim
+        self.norm_in, self.linear_in = nn.LayerNorm(wide), nn.Linear(wide, c.head_hidden)
+        self.blocks = nn.ModuleList(ResidualBlock(c.head_hidden) for _ in range(c.head_blocks))
+        self.norm_out, self.linear_out = nn.LayerNorm(c.head_hidden), nn.Linear(c.head_hidden, c.action_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear_in(self.norm_in(x)).relu()
+        for block in self.blocks:
+            x = block(x)
+        return self.linear_out(self.norm_out(x))
+
+    def folds(self) -> tuple[Fold, ...]:
+        return Fold(self.norm_in, (self.linear_in,)), Fold(self.norm_out, (self.linear_out,))
+
+
+class Act(Reader):
+    """Prompt (and state) -> the whole chunk at once (B, T, A), normalized."""
+
+    def __init__(self, c: OpenVLAConfig):
+        super().__init__(c)
+        self.head = ActionHead(c)
+        self.state_in = nn.Linear(c.proprio_dim, c.width) if c.proprio_dim else None
+        self.state_out = nn.Linear(c.width, c.width) if c.proprio_dim else None
+
+    def forward(
+        self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor | None = None
+    ) -> tuple[Tensor]:
+        c = self.config
+        if self.state_in is not None:
+            token = self.state_out(ACTIVATIONS["gelu"](self.state_in(state)))
+            image_tokens = torch.cat([image_tokens, token[:, None]], dim=1)
+        x = self.prompt(image_tokens, lang_tokens)
+        # the places of actions are empty, and the end of the sentence closes them
+        end = self.embedding(torch.full((x.shape[0], 1), STOP, dtype=torch.int64, device=x.device))
+        x = torch.cat([x, x.new_zeros(x.shape[0], c.tokens, c.width), end], dim=1)
+        real = x.new_ones(x.shape[0], image_tokens.shape[1])
+        words = lang_mask.to(x.dtype)
+        rest = x.new_ones(x.shape[0], c.tokens + 1)
+        mask = torch.cat([words[:, :1], real, words[:, 1:], rest], dim=1)
+        x, _ = self.read(x, mask.cumsum(1) - 1, ((1 - mask) * MASKED)[:, None, None, :])
+        # each is told by the place before it, as if it were the next word
+        last = image_tokens.shape[1] + lang_mask.to(torch.int64).sum(1) - 1
+        found = torch.cat([x.index_select(1, last), x[:, c.prompt_length : -2]], dim=1)
+        return (self.head(self.norm(found).reshape(-1, c.chunk_size, c.action_dim * c.width)),)
+
+
+class OpenVLA(nn.Module):
+    """The whole policy, made of its stages."""
+
+    def __init__(self, config: OpenVLAConfig):
+        super().__init__()
+        self.config = config
+        self.vision = VisionTower(config)
+        if config.head_hidden:
+            self.act = Act(config)
+        else:
+            self.prefill = Prefill(config)
+            self.decode = Decode(self.prefill)
+
+    def chunk(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor) -> Tensor:
+        """Normalized actions (1, T, A), differentiable: of tokens the mean of the bins by their probabilities, each
+        after the tokens that were chosen before it."""
+        c = self.config
+        if c.head_hidden:
+            return self.act(image_tokens, lang_tokens, lang_mask, state[:, : c.proprio_dim])[0]
+        scores, position, keys, values = self.prefill(image_tokens, lang_tokens, lang_mask)
+        table = torch.as_tensor(bin_values(), dtype=scores.dtype)
+        means = [scores.softmax(-1) @ table]
+        for place in range(int(position), int(position) + c.tokens - 1):
+            token = scores.argmax(-1, keepdim=True)
+            scores, new_keys, new_values = self.decode(token, torch.tensor([place]), keys, values)
+            here = (self.decode.places == place)[:, None]
+            keys, values = torch.where(here, new_keys, keys), torch.where(here, new_values, values)
+            means.append(scores.softmax(-1) @ table)
+        return torch.stack(means, dim=1).reshape(1, c.chunk_size, c.action_dim)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """vision, then prefill and decode, or act; batch 1, static shapes (see `policy.stages`)."""
+        c = self.config
+        image = TensorSpec("image", (1, 3, c.image_size, c.image_size))
+        tokens = TensorSpec("image_tokens", (1, c.image_tokens, c.width))
+        vision = Stage("vision", self.vision, (image,), (tokens,))
+        prompt = (
+            TensorSpec("image_tokens", (1, c.cameras * c.image_tokens, c.width)),
+            TensorSpec("lang_tokens", (1, c.language_length), "int64"),
+            TensorSpec("lang_mask", (1, c.language_length), "bool"),
+        )
+        if c.head_hidden:
+            state = (TensorSpec("state", (1, c.proprio_dim)),) if c.proprio_dim else ()
+            actions = TensorSpec("actions", (1, c.chunk_size, c.action_dim))
+            return vision, Stage("act", self.act, (*prompt, *state), (actions,))
+        head_dim = c.width // c.heads
+        kv = (c.layers, 1, c.kv_heads, c.prompt_length + c.tokens - 1, head_dim)
+        new = (*kv[:3], 1, head_dim)
+        position = TensorSpec("position", (1,), "int64")
+        cache = TensorSpec("cache_keys", kv), TensorSpec("cache_values", kv)
+        added = TensorSpec("new_keys", new), TensorSpec("new_values", new)
+        scores, token = TensorSpec("scores", (1, BINS)), TensorSpec("token", (1, 1), "int64")
+        return (
+            vision,
+            Stage("prefill", self.prefill, prompt, (scores, position, *cache)),
+            Stage("decode", self.decode, (token, position, *cache), (scores, *added), shares="prefill"),
+        )
