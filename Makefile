@@ -45,7 +45,7 @@ bench-compress: setup ## what every recipe costs in radians and successes (hours
 	@$(ENV)
 	python -m benchmarks.compress $(ARGS)
 
-bench-robot: setup ## ticks beside inference at 1 and 2 kHz, a million adversarial chunks (minutes): out/bench/robot.json
+bench-robot: setup ## ticks beside inference at 1 and 2 kHz, a million adversarial chunks: out/bench/robot.json
 	@$(ENV)
 	python -m benchmarks.robot $(ARGS)
 
