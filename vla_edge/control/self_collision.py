@@ -1,7 +1,7 @@
 """Slows the robot down where its parts come close to each other, and stops it before they touch.
 
-Looks along the way on which the robot would come to rest if it began to stop now. Only pairs that are coming closer count, so that a robot
-which is too close may always move apart.
+Looks along the way on which the robot would come to rest if it began to stop now. Only pairs that are coming closer
+count, so that a robot which is too close may always move apart.
 """
 
 from __future__ import annotations
