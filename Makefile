@@ -1,11 +1,7 @@
 # make demo: from nothing to a robot that moves. make test: everything that is checked. Both set up what they need.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-peers test-gpu gpu-check bench bench-compress bench-plan bench-robot \
-	bench-serving bench-replay bench-engine train demonstrations clean
-	bench-serving bench-replay bench-engine train demonstrations clean
-	bench-serving bench-replay bench-engine train demonstrations clean
-.PHONY: help setup demo test test-slow test-peers test-gpu gpu-check bench bench-compress bench-serving train demonstrations clean
-.PHONY: help setup demo test test-slow test-peers test-gpu gpu-check bench bench-compress bench-replay train demonstrations clean
+.PHONY: help setup demo test test-slow test-peers test-gpu gpu-check bench bench-compress bench-engine bench-plan \
+	bench-replay bench-robot bench-serving demonstrations train clean
 SHELL := /bin/bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
@@ -55,7 +51,7 @@ bench-plan: setup ## how far predictions are off, published latencies and this m
 	@$(ENV)
 	python -m benchmarks.plan $(ARGS)
 
-bench-robot: setup ## ticks beside inference at 1 and 2 kHz, a million adversarial chunks (minutes): out/bench/robot.json
+bench-robot: setup ## ticks beside inference at 1 and 2 kHz, a million adversarial chunks: out/bench/robot.json
 	@$(ENV)
 	python -m benchmarks.robot $(ARGS)
 
@@ -65,7 +61,7 @@ bench-serving: setup ## inference policies in the closed loop with slowed infere
 
 bench-replay: setup ## speed, memory and truth of replays, with an hour of recording (5 GB): out/bench/replay.json
 	@$(ENV)
-	python benchmarks/replay.py $(ARGS)
+	python -m benchmarks.replay $(ARGS)
 
 demonstrations: setup ## record the expert at the table: out/demonstrations
 	@$(ENV)

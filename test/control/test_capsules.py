@@ -9,8 +9,10 @@ from rig import Rig
 
 from vla_edge.control.capsules import CapsuleError, CapsuleModel
 from vla_edge.control.config import ControlConfig
+from vla_edge.control.kernel import ControlError
 from vla_edge.control.screening import RejectedChunk
 from vla_edge.robots.g1 import DRIVEN_JOINTS, g1
+from vla_edge.robots.robot import load_robot
 
 YAML = Path(__file__).parents[2] / "config" / "robots" / "g1_capsules.yaml"
 DATA = yaml.safe_load(YAML.read_text())
@@ -67,6 +69,13 @@ def test_the_order_of_joints_does_not_matter(model):
     other = CapsuleModel.from_yaml(YAML, tuple(DRIVEN_JOINTS[i] for i in order))
     posture = np.random.default_rng(2).normal(0, 0.5, (1, 15))
     np.testing.assert_allclose(other.distances(posture[:, order]), model.distances(posture), atol=1e-12)
+
+
+def test_fingers_are_covered_by_the_hands_capsule_and_change_nothing(model):
+    names = load_robot("g1+dex3").driven
+    posture = np.random.default_rng(3).normal(0, 0.3, (1, len(names)))
+    with_hands = CapsuleModel.from_yaml(YAML, names)
+    np.testing.assert_allclose(with_hands.distances(posture), model.distances(posture[:, :15]), atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +136,22 @@ def test_a_hand_sent_into_the_other_arm_stops_before_it(model):
     rig.judge()
     np.testing.assert_allclose(rig.path[-1], apart, atol=0.03)
     assert rig.kernel.nearest > 0.05
+
+
+def test_an_operator_cannot_push_the_hands_together_either_and_can_part_them(model):
+    inward = np.zeros(15)
+    inward[[2, 3, 9, 10]] = -1.2, 0.5, 1.2, 0.5
+    rig = Rig(ControlConfig(start_ramp=0.0, max_first_step=7.0), capsules=model)
+    for target, parted in ((inward, False), (np.eye(15)[1] * 0.5 - np.eye(15)[8] * 0.5, True)):
+        for _ in range(150):
+            try:
+                rig.kernel.operate(target, rig.now)
+            except ControlError as error:
+                assert "closer" in str(error) and not parted
+            rig.run(0.02)
+        rig.judge()
+        assert model.distances(rig.path[::10]).min() > 0.003
+    np.testing.assert_allclose(rig.path[-1], target, atol=0.02)
 
 
 def test_far_from_itself_the_robot_moves_as_without_a_model(model):

@@ -48,3 +48,8 @@ def test_a_tick_rate_without_a_whole_period_is_refused():
 def test_a_shortest_blend_longer_than_the_longest_is_refused():
     with pytest.raises(ControlConfigError, match="blend_time_max"):
         ControlConfig(blend_time=0.5, blend_time_max=0.2)
+
+
+def test_slowing_down_only_nearer_than_standing_is_refused():
+    with pytest.raises(ControlConfigError, match="collision_slow"):
+        ControlConfig(collision_stop=0.05, collision_slow=0.02)

@@ -50,9 +50,10 @@ class CapsuleModel:
     def __init__(self, data: Mapping, joint_names: tuple[str, ...], source: str = "capsule model"):
         bodies = _read_bodies(data, source)
         index = {body.name: i for i, body in enumerate(bodies)}
-        missing = [name for name in joint_names if name not in {body.joint for body in bodies}]
+        known = {body.joint for body in bodies} | set(data.get("covered") or ())
+        missing = [name for name in joint_names if name not in known]
         if missing:
-            raise CapsuleError(f"{source} has no body moved by joint {missing[0]!r}; add it or drive other joints")
+            raise CapsuleError(f"{source} has no body moved by joint {missing[0]!r}, nor is it covered; add it")
         capsules = data["capsules"]
         self.names = tuple(row["name"] for row in capsules)
         for row in capsules:

@@ -35,6 +35,8 @@ from vla_edge.types import NANOSECONDS, ActionChunk, JointCommand, JointState, V
 
 _LOOK_EVERY_S = 0.004
 """s between looks at the distances between parts of the robot: a hand at 2 m/s moves 8 mm meanwhile."""
+_SOON_S, _POSTURES = 0.1, 4
+"""s between the postures of a chunk that are looked at where the robot is close to itself, and how many."""
 _HARDEST_STOP = 0.95
 """Fraction of the acceleration limits that a stop into FAULT or DAMP uses."""
 
@@ -82,7 +84,7 @@ class ControlKernel:
         self._self_collision = None
         if capsules is not None:
             self._self_collision = SelfCollision(
-                capsules, config.collision_stop, config.collision_slow, deceleration,
+                capsules, config.collision_stop, config.collision_slow, deceleration, limits.jerk,
                 max(1, round(_LOOK_EVERY_S * config.tick_rate)),
             )
         self._screening = Screening(self.joint_names, limits.lower, limits.upper, limits.velocity, config)
@@ -194,6 +196,10 @@ class ControlKernel:
             entry = self._timeline.entry(spline, chunk.stamp_ns, self._grid_ns, self._pace.speed)
             command = self._state()
             self._screening.check_first_step(command[0], entry[0])
+            begin = min(int((now_ns - chunk.stamp_ns) / NANOSECONDS / chunk.dt), len(positions) - 1)
+            soon = positions[max(begin, 0) :: max(round(_SOON_S / chunk.dt), 1)][:_POSTURES]
+            if self._self_collision is not None and self._self_collision.forbids(command[0], soon):
+                raise RejectedChunk("collision", self._self_collision.reason())
         except RejectedChunk as error:
             self.counters.rejected[error.reason] += 1
             raise
@@ -218,7 +224,12 @@ class ControlKernel:
             if self.mode not in MOVING or self._held:
                 raise OperatorError(f"the controller is {'held' if self._held else f'in {self.mode.name}'}; an operator "
                                     "can take over once it is re-armed or resumed")
-            self.operator.check(target, self._limiter.position, self.mode is not Mode.OPERATOR)
+            position = self._limiter.position
+            self.operator.check(target, position, self.mode is not Mode.OPERATOR)
+            aim = np.where(np.isnan(target), position, target)[None]
+            collision = self._self_collision
+            if collision is not None and (collision.speed == 0.0 or collision.forbids(position, aim)):
+                raise OperatorError(collision.reason())
         except OperatorError as error:
             self.counters.operator_refused += 1
             raise ControlError(str(error)) from None
@@ -306,8 +317,10 @@ class ControlKernel:
     def _look_out(self, collision: SelfCollision) -> None:
         """Slow down, or brake into HOLD, where parts of the robot come close to each other."""
         if self.mode in MOVING and collision.due():
-            self._pace.allowance = collision.look(self._limiter.position, self._limiter.velocity)
-            if collision.speed == 0.0 and self._timeline.following:
+            self._pace.allowance = collision.look(self._state())
+            if collision.speed > 0.0:
+                return
+            if self._timeline.following or self.mode is Mode.OPERATOR:
                 self.counters.near_collisions += 1
                 self._brake(Event.YIELD, collision.reason())
 

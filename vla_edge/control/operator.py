@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from vla_edge.control.watchdog import Watchdog
+from vla_edge.types import VlaEdgeError
 
 
-class OperatorError(ValueError):
+class OperatorError(VlaEdgeError):
     """An operator's command that cannot be carried out."""
 
 

@@ -11,7 +11,7 @@ from vla_edge.types import NANOSECONDS, ActionChunk, VlaEdgeError
 
 REJECTIONS = (
     "joints", "shape", "finite", "dt", "future", "stale", "order", "position", "velocity", "first_step", "mode", "held",
-    "yield", "operator",
+    "yield", "operator", "collision",
 )
 """Reasons a chunk is refused for, in the order they are looked at."""
 

@@ -1,7 +1,7 @@
 """Slows the robot down where its parts come close to each other, and stops it before they touch.
 
-Looks where the robot would stand if it began to stop now. Only pairs that are coming closer count, so that a robot
-which is too close may always move apart.
+Looks along the way on which the robot would come to rest if it began to stop now. Only pairs that are coming closer
+count, so that a robot which is too close may always move apart.
 """
 
 from __future__ import annotations
@@ -9,8 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from vla_edge.control.capsules import CapsuleModel
-from vla_edge.control.spline import LEAST_STOP
+from vla_edge.control.spline import LEAST_STOP, stop_time
 
+_ALONG = np.array([0.0, 0.25, 0.5, 0.75, 1.0])[:, None]
+"""Where to look on the way to rest: thin parts may have passed each other at its end."""
+_NEAR = 0.002
+"""m beyond the stopping distance within which a robot that has stopped counts as too close."""
 _CLOSER = 1e-5
 """m by which a pair has to come closer to count."""
 
@@ -21,7 +25,7 @@ class SelfCollision:
     Args:
         model: capsules of the driven joints.
         stop, slow: m, distances at which it stands, and from which it slows down.
-        deceleration: (J,) rad/s^2 of a planned stop.
+        deceleration, jerk: (J,) rad/s^2 and rad/s^3 of a planned stop.
         every: ticks between looks.
 
     Attributes:
@@ -29,10 +33,13 @@ class SelfCollision:
         nearest: m, the smallest distance watched as of the last look.
     """
 
-    def __init__(self, model: CapsuleModel, stop: float, slow: float, deceleration: np.ndarray, every: int):
+    def __init__(
+        self, model: CapsuleModel, stop: float, slow: float, deceleration: np.ndarray, jerk: np.ndarray,
+        every: int,
+    ):
         self._model, self._stop, self._range = model, stop, max(slow - stop, 1e-6)
-        self._deceleration = deceleration
-        self._postures = np.zeros((2, len(deceleration)))
+        self._deceleration, self._jerk = deceleration, jerk
+        self._postures = np.zeros((len(_ALONG), len(deceleration)))
         self.speed, self.nearest = 1.0, float("inf")
         self._pair = 0
         self._every, self._countdown = every, 1
@@ -45,20 +52,30 @@ class SelfCollision:
         self._countdown = self._every
         return True
 
-    def look(self, position: np.ndarray, velocity: np.ndarray) -> float:
-        """Speed allowed at a command (J,) rad that moves at (J,) rad/s."""
-        postures = self._postures
-        postures[0] = position
-        # A planned stop lasts 1.5 |v| / deceleration and goes half as far as its first speed would.
-        seconds = max(float(np.max(1.5 * np.abs(velocity) / self._deceleration)), LEAST_STOP)
-        np.multiply(velocity, 0.5 * seconds, postures[1])
-        postures[1] += position
-        now, then = self._model.distances(postures)
+    def look(self, command: np.ndarray) -> float:
+        """Speed allowed at a running command (3, J): rad, rad/s, rad/s^2."""
+        position, velocity, acceleration = command
+        # How long and far the stop goes that `spline.stop_coefficients` plans.
+        seconds = stop_time(velocity, acceleration, self._deceleration, self._jerk, LEAST_STOP)
+        np.multiply(_ALONG, 0.5 * seconds * velocity + seconds * seconds / 12.0 * acceleration, self._postures)
+        self._postures += position
+        distances = self._model.distances(self._postures)
+        now, then = distances[0], distances[1:].min(axis=0)
         self.nearest = float(now.min())
         closing = np.where(then < now - _CLOSER, then, np.inf)
         self._pair = int(closing.argmin())
         self.speed = min(max((float(closing[self._pair]) - self._stop) / self._range, 0.0), 1.0)
         return self.speed
+
+    def forbids(self, position: np.ndarray, postures: np.ndarray) -> bool:
+        """Whether going from `position` (J,) rad to some `postures` (B, J) brings closer what is too close already.
+
+        Braking alone would let a robot that is sent there again and again creep on.
+        """
+        if self.nearest > self._stop + _NEAR:
+            return False
+        distances = self._model.distances(np.vstack([position, postures]))
+        return bool((distances[1:].min(axis=0) < np.minimum(distances[0], self._stop + _NEAR) - _CLOSER).any())
 
     def reason(self) -> str:
         """What the last look saw, in words."""

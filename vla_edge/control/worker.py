@@ -102,9 +102,8 @@ class Worker:
         kernel.effort_into(fields["effort"])
         self._command.post()
         if self._sink is not None:
-            command = JointCommand(
-                kernel.grid_ns + self._offset, kernel.joint_names, fields["position"], fields["velocity"], fields["effort"]
-            )
+            values = (fields["position"], fields["velocity"], fields["effort"])
+            command = JointCommand(kernel.grid_ns + self._offset, kernel.joint_names, *values)
             try:
                 self._sink(command, kernel.mode)
             except Exception as error:  # a sink that fails must not take the controller with it

@@ -35,7 +35,7 @@ CONTROL = tuple(
     for row in ControlConfig.parameters()
 )
 PARAMETERS = (
-    Parameter("robot", "g1", "'g1', 'g1:<mode>', either with '+dex3' for hands, a robot's YAML or URDF file, or URDF text"),
+    Parameter("robot", "g1", "'g1', 'g1:<mode>', either with '+dex3' for hands, a YAML or URDF file, or URDF text"),
     Parameter("robot_description", "", "URDF, its text or its file, whose limits the robot's may not exceed"),
     Parameter("joints", [""], "joints to drive, in command order; empty takes the robot's own list"),
     Parameter("sink", "joint_state", "message that joint_command carries", choices=tuple(SINKS)),

@@ -1,4 +1,4 @@
-"""A Unitree G1's LowState, and its hands' HandState, as joint_states, which is what the VLA node, the controller and the recorder listen to.
+"""A Unitree G1's LowState, and its hands' HandState, as the joint_states that the package's other nodes listen to.
 
 Read in serialized form: rclpy would make an object of each of 35 motors, 500 times a second. Needs the message package
 unitree_hg of unitree_ros2.

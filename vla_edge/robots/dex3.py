@@ -54,7 +54,9 @@ def read_hand_state(frame: bytes) -> np.ndarray:
     start, count = len(CDR_HEADER), len(_JOINTS)
     told = int.from_bytes(frame[start : start + 4], "little")
     if frame[:2] != CDR_HEADER[:2] or told != count or len(frame) < start + 4 + count * MOTOR_STATE.itemsize:
-        raise StateFrameError(f"a HandState of {told} motors in {len(frame)} bytes; a Dex3 has {count}. Is it another hand's?")
+        raise StateFrameError(
+            f"a HandState of {told} motors in {len(frame)} bytes; a Dex3 has {count}. Is it another hand's?"
+        )
     return np.frombuffer(frame, MOTOR_STATE, count, start + 4)
 
 

@@ -228,7 +228,9 @@ def check_revision(robot: Robot, mode_machine: int) -> None:
     try:
         real = g1(mode_machine)
     except RobotError as error:
-        raise RevisionError(f"the robot says mode_machine {mode_machine}, which is no 29-joint G1 known: {error}") from None
+        raise RevisionError(
+            f"the robot says mode_machine {mode_machine}, which is no 29-joint G1 known: {error}"
+        ) from None
     if robot.revision is not None and robot.revision != mode_machine:
         raise RevisionError(
             f"the robot says mode_machine {mode_machine}, the limits are for {robot.revision}; "
@@ -239,7 +241,9 @@ def check_revision(robot: Robot, mode_machine: int) -> None:
         if joint.name in _LOCKED and joint.name not in real.joint_names:
             raise RevisionError(f"joint {joint.name!r} is locked in hardware mode {mode_machine}; do not drive it")
         if joint.name in real.joint_names and joint.index != real.joint(joint.name).index:
-            raise RevisionError(f"joint {joint.name!r} has motor index {joint.index}; it is {real.joint(joint.name).index}")
+            raise RevisionError(
+                f"joint {joint.name!r} has motor index {joint.index}; it is {real.joint(joint.name).index}"
+            )
     try:
         for joint in body:
             replace(robot, joints=(joint,), driven=()).check_within(real, f"hardware mode {mode_machine}")
