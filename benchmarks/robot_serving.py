@@ -100,12 +100,13 @@ def guidance_rows(checkpoint: Path = CHECKPOINT, pairs: int = GUIDED_PAIRS) -> l
     from vla_edge.engine.runner import Runner
     from vla_edge.evaluate.bag import Bag
     from vla_edge.serve.plan import rows_from
-    from vla_edge.serve.policies.real_time_chunking import soft_mask
+    from vla_edge.serve.policies.real_time_chunking import RealTimeChunking, soft_mask
     from vla_edge.types import NANOSECONDS
 
     torch.set_num_threads(1)
     runner = Runner.from_checkpoint(checkpoint)
-    leads = {"inpaint": inpaint, **_guided(runner, checkpoint)}
+    leads = {"inpaint": (RealTimeChunking().begin, inpaint), "inpaint_throughout": (1.0, inpaint)}
+    leads |= {name: (1.0, lead) for name, lead in _guided(runner, checkpoint).items()}
     with Bag(checkpoint.parent / "calibration") as bag:
         horizon = runner.spec.chunk_size * runner.spec.dt
         seen = [frame.observation for frame in bag.frames(("head",), runner.spec.joint_names, 5.0, horizon)]
@@ -119,7 +120,7 @@ def guidance_rows(checkpoint: Path = CHECKPOINT, pairs: int = GUIDED_PAIRS) -> l
         running = runner.infer(before).chunk
         (plan, _), alone = rows_from(running, now.stamp_ns), runner.infer(now).chunk.positions
         for name in frozen:
-            continuation = Continuation(plan, weights, lead=leads[name]) if name in leads else None
+            continuation = Continuation(plan, weights, *leads[name]) if name in leads else None
             led = runner.infer(now, continuation=continuation).chunk.positions
             frozen[name].append(np.abs(led[:FROZEN] - plan[:FROZEN]).max())
             free[name].append(np.sqrt(np.mean((led[JOINED:] - alone[JOINED:]) ** 2)))
