@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "vla_edge").rglob("*.py"))
 ROS = {
     "ament_index_python", "builtin_interfaces", "cv_bridge", "diagnostic_msgs", "launch", "launch_ros",
-    "lifecycle_msgs", "rcl_interfaces", "rclpy", "rosidl_runtime_py", "sensor_msgs", "std_msgs", "std_srvs",
-    "trajectory_msgs",
+    "lifecycle_msgs", "rcl_interfaces", "rclpy", "rosgraph_msgs", "rosidl_runtime_py", "sensor_msgs", "std_msgs",
+    "std_srvs", "trajectory_msgs",
 }
 """ROS packages that vla_edge.nodes imports, by the names of package.xml."""
 ROSDEP = {
