@@ -135,7 +135,8 @@ def test_closed_loop_in_pairs_ends_with_its_answer(monkeypatch, capsys, holds, c
         return paired_run.PairedRun(result, result, margin, holds, 0.95)
 
     monkeypatch.setattr(paired_run, "run_paired", run)
-    arguments = ["closed-loop", "engine", "--against", "checkpoint", "--margin", 0.02, "--episodes", 2, "--tier", "hard"]
+    arguments = ["closed-loop", "engine", "--against", "checkpoint", "--margin", 0.02]
+    arguments += ["--episodes", 2, "--tier", "hard"]
     assert "1 of 2 against 1 on the same seeds" in printed(capsys, *arguments, code=code)
     assert (asked["first"], asked["second"], asked["margin"], asked["tier"]) == ("checkpoint", "engine", 0.02, "hard")
     assert asked["seeds"] == [100_000, 100_001]

@@ -1,4 +1,4 @@
-"""Prints the requirements of setup.py, with those of every extra, one a line; of providers only with --all."""
+"""Prints the requirements of setup.py, with those of every extra, one a line; of providers and cluster only with --all."""
 
 import sys
 
@@ -8,7 +8,7 @@ from distutils.core import run_setup
 distribution = run_setup("setup.py", stop_after="init")
 names = list(distribution.install_requires)
 for key, extra in distribution.extras_require.items():
-    if key.startswith("provider-") and "--all" not in sys.argv:
+    if (key.startswith("provider-") or key == "cluster") and "--all" not in sys.argv:
         continue
     names += [name for name in extra if name not in names]
 print("\n".join(names))

@@ -478,7 +478,8 @@ def _convert(options):
         )  # fmt: skip
     finally:
         bar.close()
-    lines = [f"{options.output}: {found.frames} frames in {found.episodes} episodes, {found.bridged} with an old picture"]
+    told = f"{found.frames} frames in {found.episodes} episodes, {found.bridged} with the picture before"
+    lines = [f"{options.output}: {told}"]
     lines += [f"  left out: {count} x {reason}" for reason, count in sorted(found.skipped.items())]
     return {"dataset": str(options.output), **vars(found)}, 0, "\n".join(lines)
 

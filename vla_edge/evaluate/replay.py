@@ -28,6 +28,10 @@ from vla_edge.types import NANOSECONDS, Observation, VlaEdgeError
 STAGE_FRAMES = 4
 
 
+class ReplayError(VlaEdgeError):
+    """An engine and a reference that cannot be compared."""
+
+
 class Policy(Protocol):
     """What is evaluated: `engine.runner.Runner`, or anything that behaves like one."""
 
@@ -150,10 +154,6 @@ def evaluate_bag(
         tally, policy, against, chosen, Path(bag).name, duration_s, skipped, tuple(warnings),
         stage_errors(policy, against, shown, chosen.seed),
     )
-
-
-class ReplayError(VlaEdgeError):
-    """An engine and a reference that cannot be compared."""
 
 
 def check_pair(engine: Policy, reference: Policy | None) -> None:

@@ -55,7 +55,9 @@ class Storage:
         for file in self.path.glob("*.db3") if self.path.is_dir() else [self.path]:
             if (lost := _lost_bytes(file)) > 0:
                 # sqlite3 takes what is missing for zeros, and would give them out as measurements.
-                raise BagError(f"{file} was cut: its last {lost} bytes are missing; repair it with `sqlite3 FILE .recover`")
+                raise BagError(
+                    f"{file} was cut: its last {lost} bytes are missing; repair it with `sqlite3 FILE .recover`"
+                )
         self._reader = _Indexed(self.path) if _looks_like_bag(self.path) else None
         problem = self._reader.open() if self._reader else "it holds no metadata.yaml"
         if problem:

@@ -121,7 +121,8 @@ class Postprocessor:
         """
         if self._spec.relative_actions:
             targets = targets - positions_by_name(joints, self._spec.joint_names)
-        return self._spec.action.normalize(targets)
+        # as the network would give it, beyond what it was shown too
+        return replace(self._spec.action, clip=False).normalize(targets)
 
 
 def positions_by_name(joints: JointState, names: tuple[str, ...]) -> np.ndarray:
