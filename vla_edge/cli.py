@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     sub = command("build", _build, "compress a checkpoint, compile it, verify it and write an engine bundle")
     sub.add_argument("checkpoint", type=Path, help="directory in LeRobot's layout")
     sub.add_argument("--recipe", default="int8", help="name of a shipped recipe, or a YAML file")
-    sub.add_argument("--backend", default="onnxruntime", help="runtime to build for")
+    sub.add_argument("--backend", default="auto", help="runtime to build for; some with commas between: the fastest")
     sub.add_argument("--output", type=Path, help="directory of the bundle; by default bundles/ beside the checkpoint")
     sub.add_argument(
         "--calibration",

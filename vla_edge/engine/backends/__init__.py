@@ -3,16 +3,24 @@
 A backend module offers
 
     version() -> str
+    precisions() -> tuple[str, ...]                         what it multiplies in on this computer, for `overview`
+    candidates(onnx) -> list[dict]                          options worth a measurement; the first is the most exact
     build(onnx, directory, stage, options) -> BuiltStage    compile one stage into `directory`
     load(path, stage, options, threads) -> LoadedStage      ready to run
     gains_by_reduced_range() -> bool                        whether 7-bit weights are faster than 8-bit ones here
+
+Options are plain types and travel in the manifest. `threads` says how many; `exact: False` marks one that rounds more
+than the file asks for (a product in bfloat16), which a build takes only where it passes verification.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
@@ -22,7 +30,16 @@ from vla_edge.policy.stages import TensorSpec
 from vla_edge.types import VlaEdgeError
 
 # name -> (module, what to install)
-BACKENDS = {"onnxruntime": ("vla_edge.engine.backends.onnxruntime", "onnxruntime")}
+BACKENDS = {
+    "onnxruntime": ("vla_edge.engine.backends.onnxruntime", "onnxruntime"),
+    "openvino": ("vla_edge.engine.backends.openvino", "openvino"),
+    "torch": ("vla_edge.engine.backends.torch", "torch"),
+    "tensorrt": ("vla_edge.engine.backends.tensorrt", "tensorrt"),
+    "tensorrt_rtx": ("vla_edge.engine.backends.tensorrt_rtx", "tensorrt-rtx"),
+}
+AUTO = "auto"
+# What `auto` chooses from. PyTorch is asked for by name: importing it alone takes longer than starting an engine.
+MEASURED = ("onnxruntime", "openvino")
 
 
 class BackendError(VlaEdgeError):
@@ -44,13 +61,11 @@ class BuiltStage:
 
     Attributes:
         file: its name within the bundle.
-        options: what `load` has to be told, plain types, chosen by measuring where there was a choice.
-        tried: variant -> ms, what the choice was made from; empty where there was none.
+        options: what `load` has to be told, plain types.
     """
 
     file: str
     options: Mapping = field(default_factory=dict)
-    tried: Mapping[str, float] = field(default_factory=dict)
 
 
 class LoadedStage(Protocol):
@@ -81,3 +96,75 @@ def get_backend(name: str) -> ModuleType:
             f"backend {name!r} needs the package {package}, which cannot be imported here ({error}); "
             f"install it with pip install {package}"
         ) from error
+
+
+def chosen_backends(wanted: str) -> tuple[str, ...]:
+    """The backends that "auto", a name, or names with commas between them stand for.
+
+    Raises:
+        BackendError: one of them is unknown or not installed; for "auto", that none is.
+    """
+    if wanted != AUTO:
+        names = tuple(dict.fromkeys(name.strip() for name in wanted.split(",")))
+        for name in names:
+            get_backend(name)
+        return names
+    problems, names = [], []
+    for name in MEASURED:
+        try:
+            get_backend(name)
+            names.append(name)
+        except BackendError as error:
+            problems.append(str(error))
+    if not names:
+        raise BackendError(f"no runtime is installed that an engine could be built for: {problems[0]}")
+    return tuple(names)
+
+
+def gain_by_reduced_range(names: Sequence[str]) -> bool:
+    """Whether weights of 7 bits are worth it for one of these backends."""
+    return any(get_backend(name).gains_by_reduced_range() for name in names)
+
+
+def place(onnx: str | Path, directory: str | Path, stage: StageInterface) -> Path:
+    """The stage's file in `directory`, sharing its blocks with `onnx` where the file system allows."""
+    target = Path(directory) / f"{stage.name}.onnx"
+    if Path(onnx).resolve() != target.resolve():
+        target.unlink(missing_ok=True)
+        try:
+            os.link(onnx, target)
+        except OSError:
+            shutil.copyfile(onnx, target)
+    return target
+
+
+def check_tensors(stage: StageInterface, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Nothing, when a file with these tensors can be `stage`; it may lack inputs that the stage does not depend on.
+
+    Raises:
+        BackendError: which tensors differ.
+    """
+    unknown = set(inputs) - {spec.name for spec in stage.inputs}
+    missing = {spec.name for spec in stage.outputs} - set(outputs)
+    if unknown or missing:
+        raise BackendError(
+            f"the file of stage {stage.name!r} has other tensors than its manifest says "
+            f"({', '.join(sorted(unknown | missing))}); build the bundle again"
+        )
+
+
+def contiguous(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
+    """Those arrays, in order, which a stage is to be bound to.
+
+    Raises:
+        ValueError: one is not contiguous.
+    """
+    for name in names:
+        if not arrays[name].flags.c_contiguous:
+            raise ValueError(f"{name} is not contiguous and cannot be bound")
+    return [arrays[name] for name in names]
+
+
+def one_line(error: Exception) -> str:
+    """A runtime's message, short enough for a sentence."""
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,94 @@
+"""Stages of a compressed policy -> files -> what runs fastest here, with what the manifest tells of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vla_edge.compress.quantize.weights import CompressedLinear, weight_fractions
+from vla_edge.engine.backends import StageInterface
+from vla_edge.engine.bundle import StageEntry
+from vla_edge.engine.choose import choose
+
+
+@dataclass(frozen=True)
+class ExportedStage:
+    """A stage as a file.
+
+    Attributes:
+        file: its ONNX. layers: what its linear layers got.
+        traced: the graph it was made of, whose markers name its layers.
+    """
+
+    interface: StageInterface
+    file: Path
+    layers: Mapping[str, CompressedLinear]
+    traced: object
+
+
+def export_stages(
+    stages, layers: Mapping[str, Mapping[str, CompressedLinear]], directory: Path, traced: MutableMapping, key: str, tell
+) -> list[ExportedStage]:
+    """Every stage as ONNX in `directory`.
+
+    Args:
+        layers: stage -> layer -> what it got. traced: graphs of earlier builds by `key` and stage, filled here.
+        tell: called with the number of stages done and the stage being exported.
+
+    Raises:
+        ExportError: a stage cannot be exported.
+    """
+    from vla_edge.engine.export import export_stage, trace
+
+    exported = []
+    for index, stage in enumerate(stages):
+        tell(index, stage.name)
+        name = f"{key} {stage.name}"
+        if name not in traced:
+            traced[name] = trace(stage)
+        mine = layers.get(stage.name, {})
+        file = export_stage(stage, mine, directory / f"{stage.name}.onnx", traced[name])
+        interface = StageInterface(stage.name, stage.inputs, stage.outputs)
+        exported.append(ExportedStage(interface, file, mine, traced[name]))
+    return exported
+
+
+def compile_stages(
+    exported: Sequence[ExportedStage],
+    directory: Path,
+    backends: Sequence[str],
+    inputs: Mapping[str, Mapping[str, np.ndarray]],
+    only_exact: bool,
+    tell,
+) -> list[StageEntry]:
+    """The fastest way of running each stage, compiled into `directory`.
+
+    Args:
+        backends: to choose from. inputs: stage -> what it is run on meanwhile.
+        only_exact: leave out ways that round more than the files ask for.
+        tell: called with the number of stages done and the stage being compiled.
+
+    Raises:
+        BackendError: nothing can run a stage.
+    """
+    entries = []
+    for index, stage in enumerate(exported):
+        name = stage.interface.name
+        tell(index, name)
+        choice = choose(stage.file, directory, stage.interface, backends, inputs.get(name), only_exact)
+        entries.append(
+            StageEntry(
+                stage.interface,
+                choice.built.file,
+                choice.backend,
+                choice.built.options,
+                weight_fractions(stage.layers),
+                {layer: compressed.describe() for layer, compressed in stage.layers.items()},
+                choice.tried,
+                choice.refused,
+            )
+        )
+    return entries
