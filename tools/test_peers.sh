@@ -8,11 +8,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # name -> the test file, and the requirements. Those that take our pins are installed with them.
 declare -A FILES=([peft]=test/policy/test_merge.py [bitsandbytes]=test/policy/test_merge.py
-    [lerobot]=test/evaluate/test_lerobot_itself.py)
+    [lerobot]=test/evaluate/test_lerobot_itself.py [openpi]=test/engine/test_remote_openpi.py)
 declare -A WANTED=([modelopt]=nvidia-modelopt [llmcompressor]=llmcompressor==0.14.0.1 [torchao]=torchao [nncf]=nncf
     [neural-compressor]="neural-compressor-pt accelerate" [peft]=peft==0.21.2 [bitsandbytes]=bitsandbytes==0.50.2
-    [lerobot]=lerobot==0.4.4)
-UNPINNED=" llmcompressor lerobot "
+    [lerobot]=lerobot==0.4.4 [openpi]=openpi-client==0.1.2)
+UNPINNED=" llmcompressor lerobot openpi "
 
 environment() {
     local name=$1 directory=.venv-peers/$1 options=(-c constraints.txt)

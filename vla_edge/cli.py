@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("checkpoint", type=Path, help="directory in LeRobot's layout")
     sub.add_argument("--recipe", default="int8", help="name of a shipped recipe, or a YAML file")
     sub.add_argument("--backend", default="auto", help="runtime to build for; some with commas between: the fastest")
+    sub.add_argument("--compute-capability", help="of the GPU to build for, as 8.6, where it is not here (tensorrt_rtx)")
     sub.add_argument("--output", type=Path, help="directory of the bundle; by default bundles/ beside the checkpoint")
     sub.add_argument(
         "--calibration",
@@ -82,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("evaluate", _evaluate, "run an engine on a recording and compare with what the robot did")
     sub.add_argument("bag", type=Path, help="rosbag2 directory or file")
-    sub.add_argument("engine", type=Path, help="bundle, or a checkpoint for full precision")
+    sub.add_argument("engine", help="bundle, checkpoint for full precision, or policy server (ws://host:port)")
     sub.add_argument("--reference", type=Path, help="checkpoint to compare with from the same noise")
     sub.add_argument("--rate", type=float, default=5.0, help="frames per second of bag; 0 takes every frame")
     sub.add_argument("--max-frames", type=int, help="stop after this many")
@@ -138,6 +139,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--frames", type=int, default=16, help="observations the error is measured on")
     sub.add_argument("--output", type=Path, default=Path("mixed.yaml"), help="recipe to write, its report beside it")
 
+    sub = command("serve", _serve, "serve an engine to other computers, in the protocol of openpi's clients")
+    sub.add_argument("engine", type=Path, help="bundle, or a checkpoint for full precision")
+    sub.add_argument("--host", default="127.0.0.1", help="interface to listen on; 0.0.0.0 for all of them")
+    sub.add_argument("--port", type=int, default=8000)
+    sub.add_argument("--api-key", help="what clients have to present")
+
     return top
 
 
@@ -156,15 +163,16 @@ def _build(options):
             progress,
             options.force,
             demonstrations=options.demonstrations,
+            compute_capability=options.compute_capability,
         )
     finally:
         progress.close()
     bundle = Bundle.load(path)
-    found = bundle.manifest["verification"]
+    found, profile = bundle.manifest["verification"], bundle.manifest["profile"]
     text = (
         f"{path}: {bundle.bytes / 1e6:.1f} MB, {bundle.description()['precision']}, "
         f"action error {100 * found['action_error_rel']:.2f} % of the motion over {found['frames']} observations, "
-        f"{bundle.manifest['profile']['total']['p50']:.1f} ms a chunk here"
+        + (f"{profile['total']['p50']:.1f} ms a chunk here" if profile else f"verified by {found['by']}, not run here")
     )
     return {"bundle": str(path), "bytes": bundle.bytes, **_manifest(bundle, layers=False)}, 0, text
 
@@ -379,6 +387,23 @@ def _bench(options):
             f"({interval[0]:.2f} to {interval[1]:.2f})"
         )
     return {"base": base, "rounds": options.rounds, "rows": rows}, 0, "\n".join(lines)
+
+
+def _serve(options):
+    import threading
+
+    from vla_edge.engine.remote.server import PolicyServer
+    from vla_edge.evaluate.replay import open_policy
+
+    runner = open_policy(options.engine)
+    runner.warm_up()
+    with PolicyServer(runner, options.host, options.port, options.api_key) as server:
+        print(f"serving {options.engine} at ws://{options.host}:{server.port}", file=sys.stderr, flush=True)
+        try:
+            threading.Event().wait()
+        except (KeyboardInterrupt, SystemExit):
+            pass
+    return {"port": server.port}, 0, "stopped"
 
 
 def _recording_beside(engine: Path) -> Path:

@@ -21,6 +21,7 @@ from vla_edge.compress.calibrate import CalibrationError
 from vla_edge.compress.recipe import Accept, RecipeError, load_recipe, parse_recipe
 from vla_edge.engine import build as building
 from vla_edge.engine.build import default_output
+from vla_edge.engine.backends import BackendError
 from vla_edge.engine.bundle import Bundle
 from vla_edge.engine.choose import label
 from vla_edge.engine.runner import Runner
@@ -121,6 +122,25 @@ def test_rounding_more_than_the_file_asks_for_is_given_up_when_it_errs_too_much(
     loose = replace(load_recipe("fp32"), accept=Accept(action_error_rel=10.0))
     path = build(checkpoint, loose, output=tmp_path / "b", calibration=data, traced=traced)
     assert not all(entry.options.get("exact", True) for entry in Bundle.load(path).stages)
+
+
+def test_an_engine_for_a_gpu_that_is_not_here_is_verified_by_another_runtime_and_not_run(
+    checkpoint, data, traced, tmp_path
+):
+    runtime = pytest.importorskip("vla_edge.engine.backends.tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    if runtime.runs_here():
+        pytest.skip("there is a GPU here")
+    to_gpu = partial(building.build, checkpoint, calibration=data, traced=traced, backend="tensorrt_rtx")
+    manifest = Bundle.load(to_gpu("int8-static", output=tmp_path / "b", compute_capability="12.0")).manifest
+    assert {stage["options"]["compute_capability"] for stage in manifest["stages"].values()} == {"12.0"}
+    assert manifest["verification"]["by"] == "onnxruntime" and manifest["profile"] == {}
+    with pytest.raises(BackendError, match="no CUDA device|needs cuda-python"):
+        Runner.from_bundle(tmp_path / "b")
+    with pytest.raises(BackendError, match="inputs rounded with steps found at run time"):
+        to_gpu("int8-dynamic", output=tmp_path / "c")
+    with pytest.raises(BackendError, match="not all can run here"):
+        building.build(checkpoint, "fp32", "onnxruntime,tensorrt_rtx", tmp_path / "c", data)
+    assert not (tmp_path / "c").exists()
 
 
 def test_a_build_that_errs_too_much_leaves_nothing(checkpoint, data, traced, tmp_path):

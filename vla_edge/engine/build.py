@@ -20,9 +20,9 @@ from pathlib import Path
 
 from vla_edge.compress.calibrate import CalibrationData, CalibrationError
 from vla_edge.compress.recipe import Recipe, load_recipe
-from vla_edge.engine.backends import AUTO, chosen_backends, gain_by_reduced_range
+from vla_edge.engine.backends import AUTO, BackendError, chosen_backends, gain_by_reduced_range, runs_here
 from vla_edge.engine.bundle import Bundle, BundleError, load_entries, writing
-from vla_edge.engine.compile import compile_stages, export_stages
+from vla_edge.engine.compile import STAND_IN, compile_ahead, compile_stages, export_stages
 from vla_edge.engine.manifest import TOKENIZER, write_manifest
 from vla_edge.engine.runner import Runner
 from vla_edge.engine.verify import VerifyError, check, compare
@@ -32,7 +32,7 @@ from vla_edge.types import Observation
 Progress = Callable[[float, str], None]
 PROFILE_REPEATS = 20
 # packages a build can do without
-OPTIONAL = ("openvino",)
+OPTIONAL = ("openvino", "tensorrt", "tensorrt-rtx")
 # of a recording, for recipes that train; far more than calibration needs
 TRAINING_FRAMES = 4000
 # Below this, PyTorch's threads wait for each other longer than they work, and far longer on a busy machine.
@@ -49,6 +49,7 @@ def build(
     force: bool = False,
     traced: MutableMapping[str, object] | None = None,
     demonstrations: Sequence[str | Path] = (),
+    compute_capability: str | None = None,
 ) -> Path:
     """Build a bundle, or find that it is there already.
 
@@ -64,6 +65,8 @@ def build(
         force: build even when the same bundle exists.
         traced: graphs of stages, filled and reused between builds of one checkpoint; tracing takes most of a build.
         demonstrations: directories that recipes with training steps train on; the recording when there are none.
+        compute_capability: of the GPU to build for where it is not here, as "8.6" (backend tensorrt_rtx); such an engine
+            is verified by another runtime on the same files.
 
     Returns:
         The bundle's directory.
@@ -78,17 +81,19 @@ def build(
     tell(0.0, "reading checkpoint and recipe")
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     backends = chosen_backends(backend)
+    if len(backends) > 1 and not all(runs_here(name) for name in backends):
+        raise BackendError(f"of {', '.join(backends)} not all can run here, so they cannot be timed; build for one alone")
     loaded = load_checkpoint(checkpoint)
     target = Path(output) if output else default_output(loaded.directory, recipe.name, backend)
     calibration = calibration_source(calibration, loaded.directory)
-    key = build_key(loaded.fingerprint, recipe, backends, calibration, demonstrations)
+    key = build_key(loaded.fingerprint, recipe, backends, calibration, demonstrations, compute_capability)
     if not force and key is not None and _is_valid(target, key):
         tell(1.0, "the bundle is there already")
         return target.expanduser().resolve()
     with writing(target) as directory:
         work = target.expanduser().resolve().with_name(f".{target.name}.training")
         job = _Build(
-            loaded, recipe, backends, directory, tell, {} if traced is None else traced, demonstrations, work
+            loaded, recipe, backends, compute_capability, directory, tell, {} if traced is None else traced, demonstrations, work
         )
         with torch_threads(loaded.weights_path.stat().st_size // 4):
             manifest = job.run(calibration)
@@ -109,7 +114,7 @@ def default_output(checkpoint: Path, recipe: str, backend: str) -> Path:
 
 
 def build_key(
-    fingerprint: str, recipe: Recipe, backends: Sequence[str], calibration, demonstrations=()
+    fingerprint: str, recipe: Recipe, backends: Sequence[str], calibration, demonstrations=(), capability=None
 ) -> str | None:
     """What a bundle is made of: with equal keys, building again gives the same. None for loose observations."""
     if isinstance(calibration, CalibrationData):
@@ -120,7 +125,7 @@ def build_key(
         return None
     machine = [platform.machine(), os.cpu_count(), gain_by_reduced_range(backends)]
     shown = [_content(Path(path)) for path in demonstrations] if recipe.trains else []
-    parts = [fingerprint, recipe.to_dict(), list(backends), data, shown, versions(), _code(), machine]
+    parts = [fingerprint, recipe.to_dict(), [*backends, capability], data, shown, versions(), _code(), machine]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -145,11 +150,17 @@ class _Build:
     checkpoint: object
     recipe: Recipe
     backends: Sequence[str]
+    compute_capability: str | None
     directory: Path
     tell: Progress
     traced: MutableMapping[str, object]
     demonstrations: Sequence[str | Path]
     work: Path
+
+    @property
+    def ahead(self) -> bool:
+        """Whether the engine is for a device that is not here."""
+        return not all(runs_here(name) for name in self.backends)
 
     def run(self, source) -> dict:
         """Everything into `self.directory`; returns the manifest."""
@@ -184,7 +195,7 @@ class _Build:
                 stages, grouped_by_stage(compressed.layers), Path(scratch), traced, checkpoint.fingerprint,
                 lambda i, name: self.tell(0.30 + 0.12 * i / len(stages), f"exporting {name}"),
             )  # fmt: skip
-            entries, engine, result = self._compile(exported, reference, data, spec, inputs)
+            entries, engine, result = self._compile(exported, reference, data, spec, inputs, Path(scratch))
         self.tell(0.93, "measuring")
         return {
             "name": f"{checkpoint.directory.parent.name or checkpoint.directory.name}-{self.recipe.name}",
@@ -196,23 +207,30 @@ class _Build:
             "recipe": self.recipe.to_dict(),
             "stages": {entry.interface.name: entry.to_dict() for entry in entries},
             "calibration": data.to_dict(),
-            "verification": result.to_dict(),
-            "profile": profile(engine, data.held_out, PROFILE_REPEATS),
+            "verification": {**result.to_dict(), "by": STAND_IN if self.ahead else "the engine itself"},
+            # what stands in for the engine's device tells nothing of its speed
+            "profile": {} if self.ahead else profile(engine, data.held_out, PROFILE_REPEATS),
             "machine": {"architecture": platform.machine(), "processors": os.cpu_count()},
             "versions": versions(),
         }
 
-    def _compile(self, exported, reference, data, spec, inputs):
+    def _compile(self, exported, reference, data, spec, inputs, scratch: Path):
         """The fastest engine that passes: entries, its runner, its verification.
 
         Ways of running that round more than the files ask for are given up when the engine errs too much with them.
         """
+
+        def tell(index: int, name: str) -> None:
+            self.tell(0.42 + 0.28 * index / len(exported), f"compiling {name}")
+
         for only_exact in (False, True):
-            entries = compile_stages(
-                exported, self.directory, self.backends, inputs, only_exact,
-                lambda i, name: self.tell(0.42 + 0.28 * i / len(exported), f"compiling {name}, timing its runtimes"),
-            )  # fmt: skip
-            engine = Runner(spec, self.directory / TOKENIZER, load_entries(entries, self.directory))
+            if self.ahead:
+                options = {} if self.compute_capability is None else {"compute_capability": self.compute_capability}
+                entries, loaded = compile_ahead(exported, self.directory, self.backends[0], options, scratch, tell)
+            else:
+                entries = compile_stages(exported, self.directory, self.backends, inputs, only_exact, tell)
+                loaded = load_entries(entries, self.directory)
+            engine = Runner(spec, self.directory / TOKENIZER, loaded)
             engine.warm_up()
             result = compare(
                 engine,

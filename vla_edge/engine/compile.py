@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from vla_edge.compress.quantize.weights import CompressedLinear, weight_fractions
-from vla_edge.engine.backends import StageInterface
+from vla_edge.engine.backends import LoadedStage, StageInterface, get_backend
 from vla_edge.engine.bundle import StageEntry
-from vla_edge.engine.choose import choose
+from vla_edge.engine.choose import Choice, choose
+
+# what verifies an engine whose device is not here
+STAND_IN = "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -78,17 +81,45 @@ def compile_stages(
     for index, stage in enumerate(exported):
         name = stage.interface.name
         tell(index, name)
-        choice = choose(stage.file, directory, stage.interface, backends, inputs.get(name), only_exact)
         entries.append(
-            StageEntry(
-                stage.interface,
-                choice.built.file,
-                choice.backend,
-                choice.built.options,
-                weight_fractions(stage.layers),
-                {layer: compressed.describe() for layer, compressed in stage.layers.items()},
-                choice.tried,
-                choice.refused,
-            )
+            _entry(stage, choose(stage.file, directory, stage.interface, backends, inputs.get(name), only_exact))
         )
     return entries
+
+
+def compile_ahead(
+    exported: Sequence[ExportedStage], directory: Path, backend: str, options: Mapping, scratch: Path, tell
+) -> tuple[list[StageEntry], dict[str, LoadedStage]]:
+    """Every stage compiled for a device that is not here, and the same computation on this computer's processor.
+
+    Args:
+        options: what the backend is told of the device. scratch: where files for this computer go.
+
+    Raises:
+        BackendError: why a stage cannot be built for that device, or what stands in for it cannot run here.
+    """
+    runtime, here = get_backend(backend), get_backend(STAND_IN)
+    entries, loaded = [], {}
+    for index, stage in enumerate(exported):
+        name = stage.interface.name
+        tell(index, name)
+        entries.append(_entry(stage, Choice(backend, runtime.build(stage.file, directory, stage.interface, options))))
+        runtime.portable(stage.file, scratch / f"{name}.portable.onnx")
+        place = scratch / "here"
+        place.mkdir(exist_ok=True)
+        built = here.build(scratch / f"{name}.portable.onnx", place, stage.interface)
+        loaded[name] = here.load(place / built.file, stage.interface, built.options)
+    return entries, loaded
+
+
+def _entry(stage: ExportedStage, choice: Choice) -> StageEntry:
+    return StageEntry(
+        stage.interface,
+        choice.built.file,
+        choice.backend,
+        choice.built.options,
+        weight_fractions(stage.layers),
+        {layer: compressed.describe() for layer, compressed in stage.layers.items()},
+        choice.tried,
+        choice.refused,
+    )

@@ -9,6 +9,11 @@ A backend module offers
     load(path, stage, options, threads) -> LoadedStage      ready to run
     gains_by_reduced_range() -> bool                        whether 7-bit weights are faster than 8-bit ones here
 
+and one that can compile for a device that is not here also
+
+    runs_here() -> bool                                     whether its device is
+    portable(onnx, path)                                    write what it computes as a file for other runtimes
+
 Options are plain types and travel in the manifest. `threads` says how many; `exact: False` marks one that rounds more
 than the file asks for (a product in bfloat16), which a build takes only where it passes verification.
 """
@@ -124,6 +129,11 @@ def chosen_backends(wanted: str) -> tuple[str, ...]:
 def gain_by_reduced_range(names: Sequence[str]) -> bool:
     """Whether weights of 7 bits are worth it for one of these backends."""
     return any(get_backend(name).gains_by_reduced_range() for name in names)
+
+
+def runs_here(name: str) -> bool:
+    """Whether what backend `name` builds can be run on this computer."""
+    return getattr(get_backend(name), "runs_here", lambda: True)()
 
 
 def place(onnx: str | Path, directory: str | Path, stage: StageInterface) -> Path:

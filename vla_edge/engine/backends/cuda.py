@@ -59,7 +59,11 @@ class CudaPython:
         if api is None:
             from cuda.bindings import runtime as api
         self._api = api
-        if self._do("cudaGetDeviceCount") < 1:
+        try:
+            count = self._do("cudaGetDeviceCount")
+        except CudaError as error:
+            raise CudaError(f"there is no CUDA device here ({error})") from error
+        if count < 1:
             raise CudaError("there is no CUDA device here")
 
     def compute_capability(self) -> str:

@@ -8,5 +8,6 @@ from vla_edge.engine.backends.tensorrt_common import TensorRt
 
 _backend = TensorRt("tensorrt", api, ahead=False)
 version, precisions, candidates = _backend.version, _backend.precisions, _backend.candidates
-build, load, runs_here = _backend.build, _backend.load, _backend.runs_here
+build, load = _backend.build, _backend.load
+runs_here, portable = _backend.runs_here, _backend.portable
 gains_by_reduced_range = _backend.gains_by_reduced_range

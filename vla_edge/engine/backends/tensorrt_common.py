@@ -104,6 +104,10 @@ class TensorRt:
         target.write_bytes(bytes(plan))
         return BuiltStage(target.name, {**options, "built_by": self.version()})
 
+    def portable(self, onnx: str | Path, path: str | Path) -> None:
+        """Write what is built of `onnx` as a file that other runtimes can run, to be held to full precision by them."""
+        Path(path).write_bytes(read(onnx).SerializeToString(deterministic=True))
+
     def load(self, path: str | Path, stage: StageInterface, options=None, threads: int | None = None) -> TensorRtStage:
         """Ready to run on the GPU.
 
