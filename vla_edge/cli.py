@@ -139,6 +139,15 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--frames", type=int, default=16, help="observations the error is measured on")
     sub.add_argument("--output", type=Path, default=Path("mixed.yaml"), help="recipe to write, its report beside it")
 
+    command("backends", _backends, "list the runtimes, and what each of them really computed on this computer")
+
+    sub = command("profile", _profile, "tell where an engine's time goes, and what holds it back on this computer")
+    sub.add_argument("bundle", type=Path)
+    sub.add_argument("--bag", type=Path, help="recording to take observations from; calibration/ beside the bundle")
+    sub.add_argument("--repeats", type=int, default=100, help="inferences")
+    sub.add_argument("--threads", type=int, help="at most this many for each stage")
+    sub.add_argument("--report", type=Path, help="HTML file to write, with a JSON file beside it")
+
     sub = command("serve", _serve, "serve an engine to other computers, in the protocol of openpi's clients")
     sub.add_argument("engine", type=Path, help="bundle, or a checkpoint for full precision")
     sub.add_argument("--host", default="127.0.0.1", help="interface to listen on; 0.0.0.0 for all of them")
@@ -387,6 +396,29 @@ def _bench(options):
             f"({interval[0]:.2f} to {interval[1]:.2f})"
         )
     return {"base": base, "rounds": options.rounds, "rows": rows}, 0, "\n".join(lines)
+
+
+def _backends(options):
+    from dataclasses import asdict
+
+    from vla_edge.engine.overview import overview, table
+
+    rows = overview()
+    return {"backends": [asdict(row) for row in rows]}, 0, table(rows)
+
+
+def _profile(options):
+    from vla_edge.compress.calibrate import load_calibration
+    from vla_edge.engine.bundle import Bundle
+    from vla_edge.engine.profile import profile_bundle
+    from vla_edge.evaluate.profile_report import summary, write_profile_report
+
+    bundle = Bundle.load(options.bundle)
+    observations = load_calibration(options.bag or _recording_beside(bundle.directory), bundle.spec).held_out
+    found = profile_bundle(bundle, observations, options.repeats, options.threads)
+    name = bundle.manifest["name"]
+    written = [str(write_profile_report(found, options.report, name))] if options.report else []
+    return {**found.to_dict(), "reports": written}, 0, "\n".join([summary(found), *written])
 
 
 def _serve(options):

@@ -23,6 +23,7 @@ from vla_edge.compress.recipe import Recipe, load_recipe
 from vla_edge.engine.backends import AUTO, BackendError, chosen_backends, gain_by_reduced_range, runs_here
 from vla_edge.engine.bundle import Bundle, BundleError, load_entries, writing
 from vla_edge.engine.compile import STAND_IN, compile_ahead, compile_stages, export_stages
+from vla_edge.engine.diverge import first_divergence, layer_errors
 from vla_edge.engine.manifest import TOKENIZER, write_manifest
 from vla_edge.engine.runner import Runner
 from vla_edge.engine.verify import VerifyError, check, compare
@@ -195,7 +196,9 @@ class _Build:
                 stages, grouped_by_stage(compressed.layers), Path(scratch), traced, checkpoint.fingerprint,
                 lambda i, name: self.tell(0.30 + 0.12 * i / len(stages), f"exporting {name}"),
             )  # fmt: skip
-            entries, engine, result = self._compile(exported, reference, data, spec, inputs, Path(scratch))
+            entries, engine, result = self._compile(
+                exported, reference, data, spec, inputs, {stage.name: stage.module for stage in stages}, Path(scratch)
+            )
         self.tell(0.93, "measuring")
         return {
             "name": f"{checkpoint.directory.parent.name or checkpoint.directory.name}-{self.recipe.name}",
@@ -214,7 +217,20 @@ class _Build:
             "versions": versions(),
         }
 
-    def _compile(self, exported, reference, data, spec, inputs, scratch: Path):
+    def _locate(self, name: str, modules, exported, entries, inputs, scratch: Path) -> tuple[str, float] | None:
+        """The layer in which stage `name` diverges first, and by how much; None where it cannot be found."""
+        stage = next(stage for stage in exported if stage.interface.name == name)
+        entry = next(entry for entry in entries if entry.interface.name == name)
+        backend, options = (STAND_IN, {}) if self.ahead else (entry.backend, entry.options)
+        try:
+            errors = layer_errors(
+                modules[name], stage.file, stage.traced, stage.interface, backend, options, inputs[name], scratch
+            )
+        except BackendError:
+            return None
+        return first_divergence(errors)
+
+    def _compile(self, exported, reference, data, spec, inputs, modules, scratch: Path):
         """The fastest engine that passes: entries, its runner, its verification.
 
         Ways of running that round more than the files ask for are given up when the engine errs too much with them.
@@ -239,8 +255,12 @@ class _Build:
                 progress=lambda f: self.tell(0.70 + 0.22 * f, "comparing with full precision"),
             )
             rounded = any(not entry.options.get("exact", True) for entry in entries)
+
+            def locate(name: str, entries=entries):
+                return self._locate(name, modules, exported, entries, inputs, scratch)
+
             try:
-                check(result, self.recipe.accept)
+                check(result, self.recipe.accept, None if rounded else locate)
             except VerifyError:
                 if not rounded:
                     raise
