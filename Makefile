@@ -1,6 +1,6 @@
 # make demo: from nothing to a robot that moves. make test: everything that is checked. Both set up what they need.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-peers test-gpu gpu-check bench bench-compress train demonstrations clean
+.PHONY: help setup demo test test-slow test-peers test-gpu gpu-check bench bench-engine bench-compress train demonstrations clean
 SHELL := /bin/bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
@@ -40,6 +40,10 @@ test-gpu gpu-check: setup ## the tests that need a CUDA device
 bench: setup ## speed and size of this checkout on this machine: out/bench/core.json
 	@$(ENV)
 	python -m benchmarks.core $(ARGS)
+
+bench-engine: setup ## engines against PyTorch and each other, also at SmolVLA-450M's size: out/bench/engine.json
+	@$(ENV)
+	python -m benchmarks.engine $(ARGS)
 
 bench-compress: setup ## what every recipe costs in radians and successes (hours): out/bench/compress.json
 	@$(ENV)

