@@ -143,9 +143,27 @@ def test_an_engine_for_a_gpu_that_is_not_here_is_verified_by_another_runtime_and
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")],
+    ids=["python", "torch"],
+)
+def test_running_out_of_memory_is_a_named_error_and_leaves_nothing(checkpoint, data, tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(building, "export_stages", fail)
+    with pytest.raises(BackendError, match="not enough memory to build.*copy the bundle"):
+        build(checkpoint, "fp32", output=tmp_path / "b", calibration=data)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(building, "export_stages", lambda *_: (_ for _ in ()).throw(RuntimeError("another mistake")))
+    with pytest.raises(RuntimeError, match="another mistake"):
+        build(checkpoint, "fp32", output=tmp_path / "b", calibration=data)
+
+
 def test_a_build_that_errs_too_much_leaves_nothing(checkpoint, data, traced, tmp_path):
     strict = replace(load_recipe("int8"), accept=Accept(action_error_rel=1e-9))
-    with pytest.raises(VerifyError, match="too far from full precision.*diverges first in stage .*, there in layer .* by"):
+    with pytest.raises(VerifyError, match="too far from full precision.*diverges first, or most, in stage .*, there in layer .* by"):
         build(checkpoint, strict, output=tmp_path / "strict", calibration=data, traced=traced)
     assert not list(tmp_path.iterdir())
 

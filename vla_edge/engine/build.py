@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
@@ -96,7 +97,7 @@ def build(
         job = _Build(
             loaded, recipe, backends, compute_capability, directory, tell, {} if traced is None else traced, demonstrations, work
         )
-        with torch_threads(loaded.weights_path.stat().st_size // 4):
+        with torch_threads(loaded.weights_path.stat().st_size // 4), enough_memory(loaded.directory):
             manifest = job.run(calibration)
         write_manifest(directory, {**manifest, "build_key": key})
         shutil.rmtree(work, ignore_errors=True)
@@ -279,6 +280,24 @@ def torch_threads(parameters: int):
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def enough_memory(checkpoint: Path):
+    """Makes one named error of the several ways in which memory runs out.
+
+    Raises:
+        BackendError: it has.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("allocate memory|out of memory", str(error), re.I):
+            raise
+        raise BackendError(
+            f"there is not enough memory to build an engine of {checkpoint}; close other programs, or build it on a "
+            "computer with more and copy the bundle"
+        ) from error
 
 
 def calibration_source(calibration, checkpoint: Path):

@@ -155,7 +155,7 @@ def check(
         if limit is not None and not (value <= limit if side == "above" else value >= limit):
             stage = first_diverging_stage(result)
             layer = None if locate is None or stage is None else locate(stage)
-            where = "" if stage is None else f"; it diverges first in stage {stage}"
+            where = "" if stage is None else f"; it diverges first, or most, in stage {stage}"
             where += "" if layer is None else f", there in layer {layer[0]} by {100 * layer[1]:.1f} %"
             raise VerifyError(
                 f"the engine is too far from full precision: {name} is {value:.4g}, {side} the recipe's {limit:g} "
