@@ -67,8 +67,10 @@ def policy_rows(name: str, options) -> list[Row]:
     plain = replace(load_recipe("fp32"), accept=Accept())
     traced: dict = {}
     wanted = {"auto": (ungated, "auto"), **{backend: (ungated, backend) for backend in SINGLES}}
-    wanted["torch_bf16"] = (plain, "torch")
-    runners, paths, missing = {"eager_fp32": Runner.from_checkpoint(checkpoint)}, {}, {}
+    if not options.no_torch:
+        wanted["torch_bf16"] = (plain, "torch")
+    runners, paths = {"eager_fp32": Runner.from_checkpoint(checkpoint)}, {}
+    missing = {"torch_bf16": "left out (--no-torch)"} if options.no_torch else {}
     for label, (recipe, backend) in wanted.items():
         target = options.output / "bundles" / f"{name}-{label}"
         try:
@@ -140,7 +142,8 @@ def decode_rows(rounds: int) -> list[Row]:
         turns = take_turns({"decode": lambda _: timed(step), "read": lambda _: read_speed()}, rounds)
     seconds, speed = float(np.median(turns["decode"])), float(np.median(turns["read"]))
     note = (
-        f"{DECODE_LAYERS} layers, {weights / 1e6:.0f} MB, {1e3 * seconds:.1f} ms by {label(choice.backend, choice.built.options)}, "
+        f"{DECODE_LAYERS} layers, {weights / 1e6:.0f} MB, {1e3 * seconds:.1f} ms by "
+        f"{label(choice.backend, choice.built.options)}, "
         f"{weights / seconds / 1e9:.1f} of {speed / 1e9:.1f} GB/s; tried {dict(choice.tried)}"
     )
     absent = "llama.cpp takes whole models in GGUF; single products of it were not timed"
@@ -162,15 +165,19 @@ def _memory_row(name: str, bundle: Path) -> Row:
 
     opened = Bundle.load(bundle)
     packages = {entry.backend for entry in opened.stages}
-    imports = "import sys; from vla_edge.engine.backends import get_backend; from vla_edge.engine.runner import Runner; "
+    imports = (
+        "import sys; from vla_edge.engine.backends import get_backend; from vla_edge.engine.runner import Runner; "
+    )
     imports += f"[get_backend(name) for name in {sorted(packages)!r}]; "
     peak = "from vla_edge.engine.profile import peak_bytes; print(peak_bytes())"
     idle = _printed(imports + peak)
     busy = _printed(imports + f"runner = Runner.from_bundle({str(bundle)!r}); runner.warm_up(2); " + peak)
-    tensors = {spec.name: spec for entry in opened.stages for spec in (*entry.interface.inputs, *entry.interface.outputs)}
+    tensors = {
+        spec.name: spec for entry in opened.stages for spec in (*entry.interface.inputs, *entry.interface.outputs)
+    }
     activations = sum(spec.zeros().nbytes for spec in tensors.values())
-    note = f"{busy / 1e6:.0f} MB, {idle / 1e6:.0f} before loading; bundle {opened.bytes / 1e6:.1f} and tensors between stages "
-    note += f"{activations / 1e6:.1f} MB"
+    note = f"{busy / 1e6:.0f} MB, {idle / 1e6:.0f} before loading; bundle {opened.bytes / 1e6:.1f} and tensors between "
+    note += f"stages {activations / 1e6:.1f} MB"
     limit = ("<=", 1.3) if POLICIES[name] is not None else (None, None)
     return Row(f"peak_memory_ratio.{name}", (busy - idle) / (opened.bytes + activations), "", *limit, 1, None, note)
 
@@ -189,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--starts", type=int, default=5, help="cold starts")
+    parser.add_argument("--no-torch", action="store_true", help="leave out PyTorch in bfloat16, which has to compile")
     parser.add_argument("--no-decode", action="store_true", help="leave out the 4-bit products of a 7B model")
     parser.add_argument("--output", type=Path, default=DIRECTORY)
     return parser

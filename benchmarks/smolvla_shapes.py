@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-WORDS = "touch the red green cube ball with your left right hand".split()
+WORDS = ["touch", "the", "red", "green", "cube", "ball", "with", "your", "left", "right", "hand"]
 JOINTS = tuple(f"joint_{index}" for index in range(6))
 # lerobot/smolvla_base and its backbone, SmolVLM2-500M
 SIZES = {

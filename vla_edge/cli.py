@@ -57,7 +57,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("checkpoint", type=Path, help="directory in LeRobot's layout")
     sub.add_argument("--recipe", default="int8", help="name of a shipped recipe, or a YAML file")
     sub.add_argument("--backend", default="auto", help="runtime to build for; some with commas between: the fastest")
-    sub.add_argument("--compute-capability", help="of the GPU to build for, as 8.6, where it is not here (tensorrt_rtx)")
+    sub.add_argument(
+        "--compute-capability", help="of the GPU to build for, as 8.6, where it is not here (tensorrt_rtx)"
+    )
     sub.add_argument("--output", type=Path, help="directory of the bundle; by default bundles/ beside the checkpoint")
     sub.add_argument(
         "--calibration",

@@ -39,11 +39,19 @@ def test_a_stage_is_held_back_by_the_ceiling_it_is_at(milliseconds, done, label,
 
 def test_figures_are_of_one_call():
     once, often = stage_figures(12.0, 1, work(flops=1e9), MACHINE), stage_figures(120.0, 10, work(flops=1e9), MACHINE)
-    assert often.ms == pytest.approx(12.0) and often.flops_per_s == pytest.approx(once.flops_per_s) == pytest.approx(1e9 / 0.012)
+    assert often.ms == pytest.approx(12.0) and often.flops_per_s == pytest.approx(once.flops_per_s) == pytest.approx(
+        1e9 / 0.012
+    )
 
 
 def parts(preprocess=1.0, vision=10.0, prefix=10.0, denoise=10.0, postprocess=0.1, tail=1.2):
-    rows = {"preprocess": preprocess, "vision": vision, "prefix": prefix, "denoise": denoise, "postprocess": postprocess}
+    rows = {
+        "preprocess": preprocess,
+        "vision": vision,
+        "prefix": prefix,
+        "denoise": denoise,
+        "postprocess": postprocess,
+    }
     rows["total"] = sum(rows.values())
     return {name: {"p50": value, "p95": value, "p99": value * tail} for name, value in rows.items()}
 

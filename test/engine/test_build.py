@@ -20,8 +20,8 @@ from tiny import make_observations
 from vla_edge.compress.calibrate import CalibrationError
 from vla_edge.compress.recipe import Accept, RecipeError, load_recipe, parse_recipe
 from vla_edge.engine import build as building
-from vla_edge.engine.build import default_output
 from vla_edge.engine.backends import BackendError
+from vla_edge.engine.build import default_output
 from vla_edge.engine.bundle import Bundle
 from vla_edge.engine.choose import label
 from vla_edge.engine.runner import Runner
@@ -163,7 +163,9 @@ def test_running_out_of_memory_is_a_named_error_and_leaves_nothing(checkpoint, d
 
 def test_a_build_that_errs_too_much_leaves_nothing(checkpoint, data, traced, tmp_path):
     strict = replace(load_recipe("int8"), accept=Accept(action_error_rel=1e-9))
-    with pytest.raises(VerifyError, match="too far from full precision.*diverges first, or most, in stage .*, there in layer .* by"):
+    with pytest.raises(
+        VerifyError, match="too far from full precision.*diverges first, or most, in stage .*, there in layer .* by"
+    ):
         build(checkpoint, strict, output=tmp_path / "strict", calibration=data, traced=traced)
     assert not list(tmp_path.iterdir())
 

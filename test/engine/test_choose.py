@@ -52,7 +52,9 @@ def contest(monkeypatch, tmp_path, only_exact=False, **runtimes):
 
 
 def test_the_fastest_wins_and_every_time_is_told(monkeypatch, tmp_path):
-    found = contest(monkeypatch, tmp_path, a=Pretended({"s": 0.03}), b=Pretended({"s": 0.002}, {"s": 0.02, "compile": True}))
+    found = contest(
+        monkeypatch, tmp_path, a=Pretended({"s": 0.03}), b=Pretended({"s": 0.002}, {"s": 0.02, "compile": True})
+    )
     assert (found.backend, found.built.options["s"]) == ("b", 0.002)
     assert (tmp_path / "s.bin").read_text() == str(found.built.options), "only the winner's file is left"
     assert [path.name for path in tmp_path.iterdir()] == ["s.bin"]

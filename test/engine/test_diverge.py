@@ -64,6 +64,8 @@ def test_a_failed_gate_names_the_first_stage_and_layer_and_asks_for_the_layer_th
 
     check(verification(vision=0.5), Accept(), locate)
     assert not asked
-    with pytest.raises(VerifyError, match="diverges first, or most, in stage vision, there in layer layers.3.up by 31.0 %"):
+    with pytest.raises(
+        VerifyError, match="diverges first, or most, in stage vision, there in layer layers.3.up by 31.0 %"
+    ):
         check(verification(vision=0.5), Accept(action_error_rel=0.03), locate)
     assert asked == ["vision"]

@@ -13,7 +13,17 @@ from vla_edge.policy.stages import TensorSpec
 
 pytest.importorskip("openvino", reason="openvino is not installed")
 runtime = get_backend("openvino")
-PRECISIONS = ("float32", "float16", "lowrank", "int8", "fp8", "nvfp4", "int8 static", "int8 dynamic", "int8 static scaled")
+PRECISIONS = (
+    "float32",
+    "float16",
+    "lowrank",
+    "int8",
+    "fp8",
+    "nvfp4",
+    "int8 static",
+    "int8 dynamic",
+    "int8 static scaled",
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +94,9 @@ def test_binding_reads_and_writes_in_place_and_keeps_the_memory_alive(toy, tmp_p
             np.testing.assert_array_equal(buffers[name], value)
     with pytest.raises(ValueError, match="x is not contiguous"):
         loaded.bind(buffers | {"x": np.asfortranarray(np.tile(buffers["x"], (2, 1, 1)))}, buffers)
-    lone = loaded.bind({name: value.copy() for name, value in toy_inputs().items()}, {s.name: s.zeros() for s in stage.outputs})
+    lone = loaded.bind(
+        {name: value.copy() for name, value in toy_inputs().items()}, {s.name: s.zeros() for s in stage.outputs}
+    )
     [np.empty(buffers["x"].shape, np.float32).fill(np.nan) for _ in range(50)]
     lone()
 

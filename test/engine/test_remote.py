@@ -55,7 +55,9 @@ def test_the_answer_is_what_the_runner_gives_here(server):
         assert 0 < theirs.timing.stages["remote"] <= theirs.timing.total
     shuffled = replace(
         OBSERVATION,
-        joints=replace(OBSERVATION.joints, names=OBSERVATION.joints.names[::-1], position=OBSERVATION.joints.position[::-1]),
+        joints=replace(
+            OBSERVATION.joints, names=OBSERVATION.joints.names[::-1], position=OBSERVATION.joints.position[::-1]
+        ),
     )
     np.testing.assert_allclose(remote.infer(shuffled).chunk.positions, remote.infer(OBSERVATION).chunk.positions)
 
@@ -103,8 +105,8 @@ class Evil:
         msgpack.packb(msgpack.ExtType(5, b"x")),
     ],
     ids=[
-        "empty", "no msgpack", "cut", "random", "pickle", "text", "deep", "object array", "huge shape", "negative shape",
-        "no dtype", "extension",
+        "empty", "no msgpack", "cut", "random", "pickle", "text", "deep", "object array", "huge shape",
+        "negative shape", "no dtype", "extension",
     ],
 )  # fmt: skip
 def test_a_frame_that_is_no_message_ends_its_connection_only(server, frame):

@@ -1,4 +1,4 @@
-"""Every precision we write is built ahead of time for GPUs that have it, with no GPU at hand, or refused with the reason.
+"""Every precision we write is built ahead of time for GPUs that have it, with no GPU at hand, or refused with reasons.
 
 Tensor cores differ by generation: 8.6 stands for Orin's precisions, 8.9 has FP8, 12.0 has FP4 as well. What is built
 cannot be run here; that the numbers are right is held by the other runtimes of the same files.

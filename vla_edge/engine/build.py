@@ -67,8 +67,8 @@ def build(
         force: build even when the same bundle exists.
         traced: graphs of stages, filled and reused between builds of one checkpoint; tracing takes most of a build.
         demonstrations: directories that recipes with training steps train on; the recording when there are none.
-        compute_capability: of the GPU to build for where it is not here, as "8.6" (backend tensorrt_rtx); such an engine
-            is verified by another runtime on the same files.
+        compute_capability: of the GPU to build for where it is not here, as "8.6" (backend tensorrt_rtx); another
+            runtime verifies such an engine, on the same files.
 
     Returns:
         The bundle's directory.
@@ -84,7 +84,9 @@ def build(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     backends = chosen_backends(backend)
     if len(backends) > 1 and not all(runs_here(name) for name in backends):
-        raise BackendError(f"of {', '.join(backends)} not all can run here, so they cannot be timed; build for one alone")
+        raise BackendError(
+            f"of {', '.join(backends)} not all can run here, so they cannot be timed; build for one alone"
+        )
     loaded = load_checkpoint(checkpoint)
     target = Path(output) if output else default_output(loaded.directory, recipe.name, backend)
     calibration = calibration_source(calibration, loaded.directory)
@@ -95,7 +97,15 @@ def build(
     with writing(target) as directory:
         work = target.expanduser().resolve().with_name(f".{target.name}.training")
         job = _Build(
-            loaded, recipe, backends, compute_capability, directory, tell, {} if traced is None else traced, demonstrations, work
+            loaded,
+            recipe,
+            backends,
+            compute_capability,
+            directory,
+            tell,
+            {} if traced is None else traced,
+            demonstrations,
+            work,
         )
         with torch_threads(loaded.weights_path.stat().st_size // 4), enough_memory(loaded.directory):
             manifest = job.run(calibration)
@@ -292,7 +302,8 @@ def enough_memory(checkpoint: Path):
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not re.search("allocate memory|out of memory", str(error), re.I):
+        told = re.search("allocate memory|out of memory", str(error), re.IGNORECASE)
+        if not isinstance(error, MemoryError) and not told:
             raise
         raise BackendError(
             f"there is not enough memory to build an engine of {checkpoint}; close other programs, or build it on a "

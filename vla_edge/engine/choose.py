@@ -1,8 +1,8 @@
 """Which runtime, and which of its ways, is fastest for one stage on this computer: found by running all of them.
 
 Every contender is built, held to the most exact one on the same inputs, and timed in turn with the others. No runtime
-wins everywhere: one is faster for single rows, another for a whole image, and a stage that is small enough is fastest on
-one thread.
+wins everywhere: one is faster for single rows, another for a whole image, and a stage that is small enough is fastest
+on one thread.
 """
 
 from __future__ import annotations

@@ -33,7 +33,12 @@ class ExportedStage:
 
 
 def export_stages(
-    stages, layers: Mapping[str, Mapping[str, CompressedLinear]], directory: Path, traced: MutableMapping, key: str, tell
+    stages,
+    layers: Mapping[str, Mapping[str, CompressedLinear]],
+    directory: Path,
+    traced: MutableMapping,
+    key: str,
+    tell,
 ) -> list[ExportedStage]:
     """Every stage as ONNX in `directory`.
 

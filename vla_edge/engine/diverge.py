@@ -82,7 +82,9 @@ def _outputs_of_layers(module, stage: StageInterface, inputs) -> dict[str, np.nd
         return keep
 
     hooks = [
-        layer.register_forward_hook(hook(name)) for name, layer in module.named_modules() if isinstance(layer, nn.Linear)
+        layer.register_forward_hook(hook(name))
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear)
     ]
     try:
         with torch.no_grad():

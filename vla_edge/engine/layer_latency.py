@@ -1,7 +1,7 @@
 """How long each layer takes in each precision on this machine: what a budget of milliseconds is spent by.
 
-Every distinct product (shape, rows, precision) is run alone through the fastest of the runtimes that the engine is for. What is not a
-layer (attention, norms, activations, pre- and post-processing) is the rest of a whole engine in float32.
+Every distinct product (shape, rows, precision) is run alone through the fastest of the runtimes that the engine is for.
+What is not a layer (attention, norms, activations, pre- and post-processing) is the rest of a whole engine in float32.
 """
 
 from __future__ import annotations

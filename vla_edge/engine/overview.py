@@ -47,7 +47,9 @@ def overview() -> list[Overview]:
     try:
         files = _probes()
     except ImportError as error:
-        raise VlaEdgeError(f"trying the runtimes needs {error.name}; install it with pip install {error.name}") from error
+        raise VlaEdgeError(
+            f"trying the runtimes needs {error.name}; install it with pip install {error.name}"
+        ) from error
     return [_try(name, files) for name in BACKENDS]
 
 
@@ -59,7 +61,9 @@ def table(rows: list[Overview]) -> str:
         if row.version is None:
             lines.append(f"{row.name:14}{'-':14}{row.missing}")
         else:
-            lines.append(f"{row.name:14}{row.version:14}{', '.join(row.ran) or '-':{wide}}{', '.join(row.built)}".rstrip())
+            lines.append(
+                f"{row.name:14}{row.version:14}{', '.join(row.ran) or '-':{wide}}{', '.join(row.built)}".rstrip()
+            )
     for row in rows:
         lines += [f"  {row.name} has no {precision}: {why[:120]}" for precision, why in row.refused.items()]
     return "\n".join(lines)

@@ -22,9 +22,7 @@ _STEP, _ZERO = 2 / 255, 128
 
 def product_interface(rows: int, inputs: int, outputs: int) -> StageInterface:
     """x (1, rows, inputs) -> y (1, rows, outputs)."""
-    return StageInterface(
-        "product", (TensorSpec("x", (1, rows, inputs)),), (TensorSpec("y", (1, rows, outputs)),)
-    )
+    return StageInterface("product", (TensorSpec("x", (1, rows, inputs)),), (TensorSpec("y", (1, rows, outputs)),))
 
 
 def in_precision(weight: np.ndarray, precision: str, group: int) -> CompressedLinear:

@@ -102,7 +102,7 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 
 def _host(bundle, observations: Sequence[Observation], repeats: int) -> dict[str, dict[str, float]]:
-    """What surrounds the network, each alone: its first camera's image as JPEG, resized; the instruction; the actions."""
+    """What surrounds the network, each alone: an image of its first camera, the instruction, the actions."""
     import cv2
 
     from vla_edge.observe.image import decode_compressed

@@ -159,8 +159,8 @@ def check(
             where += "" if layer is None else f", there in layer {layer[0]} by {100 * layer[1]:.1f} %"
             raise VerifyError(
                 f"the engine is too far from full precision: {name} is {value:.4g}, {side} the recipe's {limit:g} "
-                f"({result.frames} observations, action error {100 * result.action_error_rel:.2f} % of the motion{where}"
-                "); keep more layers in higher precision or change accept"
+                f"({result.frames} observations, action error {100 * result.action_error_rel:.2f} % of the motion"
+                f"{where}); keep more layers in higher precision or change accept"
             )
 
 

@@ -15,8 +15,7 @@ class Work:
     """Of one call.
 
     Attributes:
-        flops: precision of the products ("float32", "int8") -> floating-point or integer operations of layers; a product
-            and its sum are two.
+        flops: precision of the products ("float32", "int8") -> operations of layers; a product and its sum are two.
         attention_flops: of products of two computed tensors.
         weight_bytes: of all constants, as stored. cache_bytes: of inputs whose names begin with prefix_.
         other_bytes: of the other inputs, and of outputs.
@@ -67,7 +66,7 @@ def stage_work(path: str | Path) -> Work | None:
     for node in graph.node:
         if node.op_type not in PRODUCTS:
             continue
-        left, right, out = (shapes.get(name) for name in (*node.input[:2], node.output[0]))
+        left, out = shapes.get(node.input[0]), shapes.get(node.output[0])
         if not left or not out:
             continue
         operations = 2.0 * math.prod(out) * left[-1]

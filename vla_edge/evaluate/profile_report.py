@@ -8,8 +8,8 @@ from vla_edge.engine.profile import Profile
 from vla_edge.evaluate.page import Page, table, write_json
 
 FOOTER = (
-    "Shares of the roofline compare the time taken with the least that this computer's measured speed of products and of "
-    "reading memory allows. Times of single parts do not add up to the total's percentiles. No network needed."
+    "Shares of the roofline compare the time taken with the least that this computer's measured speed of products and "
+    "of reading memory allows. Times of single parts do not add up to the total's percentiles. No network needed."
 )
 
 

@@ -45,7 +45,9 @@ def open_cuda() -> Cuda:
             return provider()
         except ImportError:
             continue
-    raise CudaError("a TensorRT engine needs cuda-python or pycuda to reach the GPU; install it with pip install cuda-python")
+    raise CudaError(
+        "a TensorRT engine needs cuda-python or pycuda to reach the GPU; install it with pip install cuda-python"
+    )
 
 
 class CudaPython:

@@ -1,7 +1,7 @@
 """A stage file as a PyTorch module: standard ONNX operators, weights dequantized when it is loaded.
 
-Nothing but the file's data is read, so a bundle needs no pickle, no exported program and no compiled library. Shapes are
-static: what the file computes of shapes is computed while tracing.
+Nothing but the file's data is read, so a bundle needs no pickle, no exported program and no compiled library. Shapes
+are static: what the file computes of shapes is computed while tracing.
 """
 
 from __future__ import annotations

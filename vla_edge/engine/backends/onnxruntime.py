@@ -70,7 +70,7 @@ def build(onnx: str | Path, directory: str | Path, stage: StageInterface, option
     """Put the file into `directory`.
 
     Args:
-        options: `threads`, `fold_weights`, `fuse_bias`, `provider` as in `candidates`; those not given are as in its first.
+        options: `threads`, `fold_weights`, `fuse_bias`, `provider`; those not given as in the first candidate.
 
     Raises:
         BackendError: the runtime cannot load the file.

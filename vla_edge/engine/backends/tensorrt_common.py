@@ -78,7 +78,9 @@ class TensorRt:
         model = read(onnx)
         reasons = refusals(model, _number(wanted))
         if reasons:
-            raise BackendError(f"stage {stage.name!r} cannot be built by {self.name} for {wanted}: {'; '.join(reasons)}")
+            raise BackendError(
+                f"stage {stage.name!r} cannot be built by {self.name} for {wanted}: {'; '.join(reasons)}"
+            )
         trt, logger = self._api, self._log()
         builder = trt.Builder(logger)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -117,7 +119,8 @@ class TensorRt:
         options = options or {}
         if options.get("built_by", self.version()) != self.version():
             raise BackendError(
-                f"{path} was built by {self.name} {options['built_by']}, here is {self.version()}; build the bundle again"
+                f"{path} was built by {self.name} {options['built_by']}, here is {self.version()}; build the bundle "
+                "again"
             )
         cuda = self.device()
         here, wanted = cuda.compute_capability(), options.get("compute_capability")

@@ -46,7 +46,7 @@ def read(path: str | Path):
 
 
 def refusals(model, capability: int) -> list[str]:
-    """Why TensorRT will not build `model` for `capability` (87 for Orin's 8.7); empty when nothing is known against it."""
+    """Why TensorRT will not build `model` for `capability` (87 for Orin's 8.7); empty when nothing is known."""
     import onnx
 
     kinds = onnx.TensorProto
@@ -68,7 +68,9 @@ def refusals(model, capability: int) -> list[str]:
         if node.op_type == "DequantizeLinear" and node.input[0] in stored and node.input[1] in stored:
             steps = onnx.numpy_helper.to_array(stored[node.input[1]]).astype(np.float32)
             if stored[node.input[0]].data_type == kinds.INT8 and (steps <= 0).any():
-                reasons.append(f"{node.input[1]} holds scales that are not positive: turn them and their weights around")
+                reasons.append(
+                    f"{node.input[1]} holds scales that are not positive: turn them and their weights around"
+                )
     for name, constant in stored.items():
         if constant.data_type in (kinds.INT4, kinds.FLOAT4E2M1) and int(np.prod(constant.dims)) % 2:
             reasons.append(f"{name} holds an odd number of 4-bit values: keep that layer in another precision")

@@ -1,9 +1,9 @@
 """PyTorch: eager in full precision, the reference that every build is compared with; and a backend of bundles.
 
 As a backend it reads the stage's file (see `onnx_torch`) and runs it eagerly or through `torch.compile`, in float32 or
-with products in bfloat16, on the CPU or on a CUDA or ROCm device, there as one graph of kernels. Compiled code is made on
-the machine that runs it, never shipped. Its OpenMP threads wait by spinning unless OMP_WAIT_POLICY is PASSIVE when the
-process starts.
+with products in bfloat16, on the CPU or on a CUDA or ROCm device, there as one graph of kernels. Compiled code is made
+on the machine that runs it, never shipped. Its OpenMP threads wait by spinning unless OMP_WAIT_POLICY is PASSIVE when
+the process starts.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ def precisions() -> tuple[str, ...]:
 
 
 def candidates(onnx: str | Path) -> list[dict]:
-    """Eager, and compiled where there is a C++ compiler; in float32 and bfloat16; on a CUDA device where there is one."""
-    compiled = [False, True] if shutil.which("g++") or shutil.which("clang++") else [False]
-    ways: list[dict] = [{"compile": way} for way in compiled]
-    ways += [{"compile": way, "precision": "bf16", "exact": False} for way in compiled]
-    found = [{"threads": threads, **way} for way in ways for threads in threads_worth_trying()]
+    """Eager, in float32 and bfloat16; compiled where there is a C++ compiler; on a CUDA device where there is one."""
+    threads = threads_worth_trying()
+    ways: list[dict] = [{}, {"precision": "bf16", "exact": False}]
+    found = [{"threads": number, **way} for way in ways for number in threads]
+    if shutil.which("g++") or shutil.which("clang++"):  # for all threads only: compiling takes most of a minute
+        found += [{"threads": threads[-1], "compile": True, **way} for way in ways]
     if torch.cuda.is_available():
         found.append({"device": "cuda", "threads": 1, "precision": "bf16", "exact": False})
     return found
@@ -47,7 +48,7 @@ def build(onnx: str | Path, directory: str | Path, stage: StageInterface, option
     """Put the file into `directory`.
 
     Args:
-        options: `threads`, `compile`, `precision` ("f32", "bf16"), `device`; those not given: eager, float32, one thread.
+        options: `threads`, `compile`, `precision` ("f32", "bf16"), `device`; by default eager, float32, one thread.
 
     Raises:
         BackendError: the file holds an operator that is not known here.

@@ -1,6 +1,8 @@
 """An engine on another computer, over the protocol of openpi's policy servers: websockets carrying msgpack.
 
-    messages.py  values <-> bytes        server.py  our engines for any openpi client        client.py  a server as a runner
+    messages.py  values <-> bytes
+    server.py    our engines for any client of openpi's
+    client.py    a server as a runner
 
 A connection begins with the server's metadata; then each observation is answered by actions, and a text frame is an
 error. Nothing in a message is code: arrays travel as type, shape and bytes, and other types are refused.

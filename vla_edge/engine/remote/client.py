@@ -134,7 +134,9 @@ class RemoteRunner:
         except InvalidURI as error:
             raise RemoteError(f"{self._uri!r} is no address of a policy server; write ws://host:port") from error
         except InvalidHandshake as error:
-            raise RemoteError(f"the server at {self._uri} refuses the connection ({error}); check its API key") from error
+            raise RemoteError(
+                f"the server at {self._uri} refuses the connection ({error}); check its API key"
+            ) from error
         except (OSError, TimeoutError, WebSocketException) as error:
             self._drop()
             raise RemoteError(f"there is no policy server at {self._uri} ({error}); start one there") from error

@@ -141,8 +141,8 @@ class PolicyServer:
             raise RemoteError(f"{STATE} holds no numbers") from error
         if state.shape != (len(spec.joint_names),) or not np.isfinite(state).all():
             raise RemoteError(
-                f"{STATE} has shape {state.shape}; send {len(spec.joint_names)} finite positions in rad, in the order of "
-                "the metadata's joint_names"
+                f"{STATE} has shape {state.shape}; send {len(spec.joint_names)} finite positions in rad, in the order "
+                "of the metadata's joint_names"
             )
         if not isinstance(observed[PROMPT], str):
             raise RemoteError(f"{PROMPT} is no text")
