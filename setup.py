@@ -24,6 +24,12 @@ EXTRAS = {
     "sim": ["mujoco", "fast-simplification"],
     # torque against gravity from a URDF; from MJCF, mujoco is enough
     "gravity": ["pin"],
+    # engines on other computers, and ours for them
+    "remote": ["websockets", "msgpack"],
+    # runtimes beside ONNX Runtime; TensorRT itself and pycuda come with a robot's system
+    "runtime-openvino": ["openvino"],
+    "runtime-tensorrt-rtx": ["tensorrt-rtx"],
+    "runtime-cuda": ["cuda-bindings"],
     # other libraries' algorithms behind our recipes; make setup leaves them out
     "provider-modelopt": ["nvidia-modelopt"],
     "provider-llmcompressor": ["llmcompressor"],

@@ -1,4 +1,4 @@
-"""Builds an engine bundle: ros2 launch vla_edge build.launch.py checkpoint:=... recipe:=int8 backend:=onnxruntime."""
+"""Builds an engine bundle: ros2 launch vla_edge build.launch.py checkpoint:=... recipe:=int8 backend:=auto."""
 
 from vla_edge.nodes.build_node import PARAMETERS
 from vla_edge.nodes.launching import arguments, default_checkpoint, description, ends_with, node, values

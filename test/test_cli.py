@@ -39,7 +39,7 @@ def robot(tmp_path_factory):
 def bundle(robot):
     """Built by the command itself, with nothing but the checkpoint named."""
     assert main(["build", str(robot / "checkpoint")]) == 0
-    return robot / "bundles" / "int8-onnxruntime"
+    return robot / "bundles" / "int8-auto"
 
 
 def printed(capsys, *arguments, code: int = 0):

@@ -1,5 +1,7 @@
-"""Prints the requirements of setup.py, with those of every extra, one a line; of providers and cluster only with --all."""
+"""Prints the requirements of setup.py, with those of every extra, one a line; of providers, of runtimes and of a cluster
+only with --all, and OpenVINO where it has wheels."""
 
+import platform
 import sys
 
 from setuptools.dist import Distribution  # noqa: F401  (before distutils: setuptools brings its own)
@@ -8,7 +10,8 @@ from distutils.core import run_setup
 distribution = run_setup("setup.py", stop_after="init")
 names = list(distribution.install_requires)
 for key, extra in distribution.extras_require.items():
-    if (key.startswith("provider-") or key == "cluster") and "--all" not in sys.argv:
+    here = key == "runtime-openvino" and platform.machine() == "x86_64"
+    if key.startswith(("provider-", "runtime-", "cluster")) and not here and "--all" not in sys.argv:
         continue
     names += [name for name in extra if name not in names]
 print("\n".join(names))

@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # The test file of each; without one it has no tests.
 declare -A FILES=([peft]=test/policy/test_merge.py [bitsandbytes]=test/policy/test_merge.py
     [lerobot]=test/evaluate/test_lerobot_itself.py [ruckig]=test/control/test_limits_peer.py
-    [pinocchio]=test/control/test_gravity.py [dask]=test/evaluate/test_suite.py)
+    [pinocchio]=test/control/test_gravity.py [dask]=test/evaluate/test_suite.py [openpi]=test/engine/test_remote_openpi.py)
 for provider in modelopt llmcompressor torchao nncf neural-compressor; do
     FILES[$provider]=test/compress/test_providers.py
 done

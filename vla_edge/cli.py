@@ -60,7 +60,10 @@ def parser() -> argparse.ArgumentParser:
     sub = command("build", _build, "compress a checkpoint, compile it, verify it and write an engine bundle")
     sub.add_argument("checkpoint", type=Path, help="directory in LeRobot's layout")
     sub.add_argument("--recipe", default="int8", help="name of a shipped recipe, or a YAML file")
-    sub.add_argument("--backend", default="onnxruntime", help="runtime to build for")
+    sub.add_argument("--backend", default="auto", help="runtime to build for; some with commas between: the fastest")
+    sub.add_argument(
+        "--compute-capability", help="of the GPU to build for, as 8.6, where it is not here (tensorrt_rtx)"
+    )
     sub.add_argument("--output", type=Path, help="directory of the bundle; by default bundles/ beside the checkpoint")
     sub.add_argument(
         "--calibration",
@@ -117,9 +120,9 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("evaluate", _evaluate, "run engines on recordings and compare with what the robot did")
     sub.add_argument("bag", type=Path, nargs="?", help="rosbag2 directory or file, ROS 1 bag or LeRobot dataset")
-    sub.add_argument("engine", type=Path, nargs="?", help="bundle, or a checkpoint for full precision")
+    sub.add_argument("engine", nargs="?", help="bundle, checkpoint for full precision, or policy server (ws://host:port)")
     sub.add_argument("--bag", dest="bags", type=Path, nargs="+", default=[], metavar="BAG", help="further recordings")
-    sub.add_argument("--engine", dest="engines", type=Path, nargs="+", default=[], metavar="ENGINE", help="more")
+    sub.add_argument("--engine", dest="engines", nargs="+", default=[], metavar="ENGINE", help="more")
     sub.add_argument("--reference", type=Path, help="checkpoint to compare with from the same noise")
     sub.add_argument("--accept", type=Path, help="YAML file of limits; the shipped config/accept.yaml by default")
     sub.add_argument("--rate", type=float, default=5.0, help="frames per second of bag; 0 takes every frame")
@@ -198,6 +201,21 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--frames", type=int, default=16, help="observations the error is measured on")
     sub.add_argument("--output", type=Path, default=Path("mixed.yaml"), help="recipe to write, its report beside it")
 
+    command("backends", _backends, "list the runtimes, and what each of them really computed on this computer")
+
+    sub = command("profile", _profile, "tell where an engine's time goes, and what holds it back on this computer")
+    sub.add_argument("bundle", type=Path)
+    sub.add_argument("--bag", type=Path, help="recording to take observations from; calibration/ beside the bundle")
+    sub.add_argument("--repeats", type=int, default=100, help="inferences")
+    sub.add_argument("--threads", type=int, help="at most this many for each stage")
+    sub.add_argument("--report", type=Path, help="HTML file to write, with a JSON file beside it")
+
+    sub = command("serve", _serve, "serve an engine to other computers, in the protocol of openpi's clients")
+    sub.add_argument("engine", type=Path, help="bundle, or a checkpoint for full precision")
+    sub.add_argument("--host", default="127.0.0.1", help="interface to listen on; 0.0.0.0 for all of them")
+    sub.add_argument("--port", type=int, default=8000)
+    sub.add_argument("--api-key", help="what clients have to present")
+
     return top
 
 
@@ -216,15 +234,16 @@ def _build(options):
             progress,
             options.force,
             demonstrations=options.demonstrations,
+            compute_capability=options.compute_capability,
         )
     finally:
         progress.close()
     bundle = Bundle.load(path)
-    found = bundle.manifest["verification"]
+    found, profile = bundle.manifest["verification"], bundle.manifest["profile"]
     text = (
         f"{path}: {bundle.bytes / 1e6:.1f} MB, {bundle.description()['precision']}, "
         f"action error {100 * found['action_error_rel']:.2f} % of the motion over {found['frames']} observations, "
-        f"{bundle.manifest['profile']['total']['p50']:.1f} ms a chunk here"
+        + (f"{profile['total']['p50']:.1f} ms a chunk here" if profile else f"verified by {found['by']}, not run here")
     )
     return {"bundle": str(path), "bytes": bundle.bytes, **_manifest(bundle, layers=False)}, 0, text
 
@@ -590,6 +609,46 @@ def _bench(options):
             f"({interval[0]:.2f} to {interval[1]:.2f})"
         )
     return {"base": base, "rounds": options.rounds, "rows": rows}, 0, "\n".join(lines)
+
+
+def _backends(options):
+    from dataclasses import asdict
+
+    from vla_edge.engine.overview import overview, table
+
+    rows = overview()
+    return {"backends": [asdict(row) for row in rows]}, 0, table(rows)
+
+
+def _profile(options):
+    from vla_edge.compress.calibrate import load_calibration
+    from vla_edge.engine.bundle import Bundle
+    from vla_edge.engine.profile import profile_bundle
+    from vla_edge.evaluate.profile_report import summary, write_profile_report
+
+    bundle = Bundle.load(options.bundle)
+    observations = load_calibration(options.bag or _recording_beside(bundle.directory), bundle.spec).held_out
+    found = profile_bundle(bundle, observations, options.repeats, options.threads)
+    name = bundle.manifest["name"]
+    written = [str(write_profile_report(found, options.report, name))] if options.report else []
+    return {**found.to_dict(), "reports": written}, 0, "\n".join([summary(found), *written])
+
+
+def _serve(options):
+    import threading
+
+    from vla_edge.engine.remote.server import PolicyServer
+    from vla_edge.evaluate.replay import open_policy
+
+    runner = open_policy(options.engine)
+    runner.warm_up()
+    with PolicyServer(runner, options.host, options.port, options.api_key) as server:
+        print(f"serving {options.engine} at ws://{options.host}:{server.port}", file=sys.stderr, flush=True)
+        try:
+            threading.Event().wait()
+        except (KeyboardInterrupt, SystemExit):
+            pass
+    return {"port": server.port}, 0, "stopped"
 
 
 def _recording_beside(engine: Path) -> Path:

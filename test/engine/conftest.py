@@ -33,9 +33,8 @@ def bundle(checkpoint, data, traced, tmp_path_factory):
     """Directory of an int8 bundle of the tiny checkpoint; not to be changed."""
     from vla_edge.engine.build import build
 
-    return build(
-        checkpoint, "int8", output=tmp_path_factory.mktemp("bundles") / "int8", calibration=data, traced=traced
-    )
+    output = tmp_path_factory.mktemp("bundles") / "int8"
+    return build(checkpoint, "int8", "onnxruntime", output, data, traced=traced)
 
 
 @pytest.fixture(scope="session")

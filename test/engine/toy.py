@@ -9,8 +9,9 @@ from vla_edge.compress.quantize.formats import number_format
 from vla_edge.compress.quantize.ranges import RangeObserver, calibrate
 from vla_edge.compress.quantize.rtn import round_to_nearest
 from vla_edge.compress.quantize.weights import ActivationQuant, CompressedLinear, QuantizedWeight
+from vla_edge.engine.backends import StageInterface
 from vla_edge.engine.export import as_it_is, linear_layers
-from vla_edge.policy.stages import Stage
+from vla_edge.policy.stages import Stage, TensorSpec
 
 # format of the weights, and after a space what happens to the inputs, or that other libraries rounded
 PRECISIONS = (
@@ -19,6 +20,29 @@ PRECISIONS = (
     "int4 foreign", "int8 static foreign", "int8 dynamic foreign",
 )  # fmt: skip
 GROUPS = {"int4": 8, "nvfp4": 16}
+
+
+def interface(stage: Stage) -> StageInterface:
+    return StageInterface(stage.name, stage.inputs, stage.outputs)
+
+
+def even_stage() -> Stage:
+    """Two layers of even widths: some runtimes take 4-bit constants of an even number of values only."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    module = nn.ModuleDict({"up": nn.Linear(64, 48), "down": nn.Linear(48, 16, bias=False)})
+
+    class Even(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = module
+
+        def forward(self, x):
+            return (self.layers["down"](self.layers["up"](x).tanh()),)
+
+    return Stage("even", Even().eval(), (TensorSpec("x", (1, 8, 64)),), (TensorSpec("y", (1, 8, 16)),))
 
 
 def toy_inputs() -> dict[str, np.ndarray]:

@@ -77,4 +77,5 @@ def bundle(checkpoint, tmp_path_factory):
 
     from vla_edge.engine.build import build
 
-    return build(checkpoint, "fp32", output=tmp_path_factory.mktemp("bundles") / "fp32", calibration=observations(24))
+    output = tmp_path_factory.mktemp("bundles") / "fp32"
+    return build(checkpoint, "fp32", "onnxruntime", output, calibration=observations(24))

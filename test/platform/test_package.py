@@ -27,8 +27,12 @@ ROSDEP = {
 (python3-zstandard, python3-lz4) ends `rosdep install` before it has installed anything."""
 PYPI = {
     "cv2": "opencv-python-headless", "yaml": "pyyaml", "PIL": "pillow", "modelopt": "nvidia-modelopt",
-    "neural_compressor": "neural-compressor-pt", "pinocchio": "pin",
+    "neural_compressor": "neural-compressor-pt", "pinocchio": "pin", "tensorrt_rtx": "tensorrt-rtx",
+    "cuda": "cuda-bindings",
 }  # fmt: skip
+
+SYSTEM = {"tensorrt", "pycuda"}
+"""What comes with a robot's system (JetPack), and no index has."""
 
 
 def imports(path: Path) -> set[str]:
@@ -67,7 +71,7 @@ def test_versions_agree():
 
 def test_every_import_is_a_declared_dependency():
     wanted = set().union(*map(imports, SOURCES))
-    known = {name.replace("-", "_") for name in declared()} | ROS | set(PYPI)
+    known = {name.replace("-", "_") for name in declared()} | ROS | SYSTEM | set(PYPI)
     assert {PYPI[name] for name in wanted & set(PYPI)} <= declared()
     assert wanted - known == set(), "declare it in setup.py"
     package = ElementTree.parse(ROOT / "package.xml").getroot()

@@ -1,4 +1,7 @@
-"""What takes most of an inference's time, and what to do about it: one table."""
+"""What takes most of an inference's time, and what to do about it: one table, for plans and for measurements.
+
+The rule for plans is here, that for measured engines in `stage_figures`.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,22 @@ if TYPE_CHECKING:
     from vla_edge.engine.architectures import Architecture
     from vla_edge.engine.workload import Workload
 
-FLOW_STEPS = "flow steps"
+FLOW_STEPS, SMALL_OPERATORS = "flow steps", "small operators"
 # From this share of the time on, the number of calls is what to change, before anything inside of one.
 REPEATED = 0.5
 
 LEVERS = {
-    WEIGHTS: "fewer bits per weight (int4 where it is int8, int8 where it is 16)",
-    COMPUTE: "products in fewer bits (int8 or fp8 inputs, not weights alone), or fewer vision tokens",
-    ATTENTION: "fewer vision tokens, or a runtime with fused attention",
-    CACHE: "the cache of keys and values in 8 or 4 bits, or fewer vision tokens",
+    WEIGHTS: "fewer bits per weight: int4-awq, or mixed by vla-edge sensitivity",
+    COMPUTE: "products in fewer bits (int8 or fp8 inputs, not weights alone), fewer of them (prune-structured, low rank), or "
+    "fewer vision tokens",
+    ATTENTION: "fewer vision tokens (prune_tokens, smaller images), or a runtime with fused attention",
+    CACHE: "the cache of keys and values in 8 or 4 bits (kv_cache), or fewer vision tokens",
     POINTWISE: "a runtime that fuses norms, activations and rounding into the products",
-    SCHEDULING: "a recorded graph (CUDA graph), or a runtime with fewer and larger kernels",
-    HOST: "pictures resized once and by the processor that decodes them, fewer or smaller cameras",
-    FLOW_STEPS: "fewer flow steps (a recipe with few_steps trains for it)",
+    SMALL_OPERATORS: "fewer, larger operators: another runtime for this stage (--backend auto), one thread",
+    SCHEDULING: "a recorded graph (CUDA graph) or fewer and larger kernels; processors of its own: priority, isolated cores, "
+    "stay_awake",
+    HOST: "less work outside the network: the crop done by the camera, pictures resized once, fewer or smaller cameras",
+    FLOW_STEPS: "fewer flow steps: num_steps at run time, or a recipe with few_steps that trains for it",
 }
 """Bottleneck -> the lever to pull next."""
 DECODING = "decode several tokens in a pass: parallel decoding, or speculative with a draft"

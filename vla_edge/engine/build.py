@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,13 +21,20 @@ from pathlib import Path
 
 from vla_edge.compress.calibrate import CalibrationData, CalibrationError
 from vla_edge.compress.recipe import Recipe, load_recipe
-from vla_edge.engine.bundle import Bundle, BundleError, StageEntry, writing
+from vla_edge.engine.backends import AUTO, BackendError, chosen_backends, gain_by_reduced_range, runs_here
+from vla_edge.engine.bundle import Bundle, BundleError, load_entries, writing
+from vla_edge.engine.compile import STAND_IN, compile_ahead, compile_stages, export_stages
+from vla_edge.engine.diverge import first_divergence, layer_errors
 from vla_edge.engine.manifest import TOKENIZER, write_manifest
+from vla_edge.engine.runner import Runner
+from vla_edge.engine.verify import VerifyError, check, compare
 from vla_edge.files import sha256
 from vla_edge.types import Observation
 
 Progress = Callable[[float, str], None]
 PROFILE_REPEATS = 20
+# packages a build can do without
+OPTIONAL = ("openvino", "tensorrt", "tensorrt-rtx")
 # of a recording, for recipes that train; far more than calibration needs
 TRAINING_FRAMES = 4000
 # Below this, PyTorch's threads wait for each other longer than they work, and far longer on a busy machine.
@@ -35,19 +44,22 @@ PARAMETERS_WORTH_THREADS = 50_000_000
 def build(
     checkpoint: str | Path,
     recipe: str | Path | Recipe = "int8",
-    backend: str = "onnxruntime",
+    backend: str = AUTO,
     output: str | Path | None = None,
     calibration: str | Path | CalibrationData | Iterable[Observation] | None = None,
     progress: Progress | None = None,
     force: bool = False,
     traced: MutableMapping[str, object] | None = None,
     demonstrations: Sequence[str | Path] = (),
+    compute_capability: str | None = None,
 ) -> Path:
     """Build a bundle, or find that it is there already.
 
     Args:
         checkpoint: directory in LeRobot's layout.
         recipe: name of a shipped one, a file, or a `Recipe`.
+        backend: name of a runtime, names with commas between them, or "auto" for those that are installed; of several,
+            each stage gets the one that runs it fastest here.
         output: directory of the bundle; `default_output` when None.
         calibration: bag, LeRobot dataset, demonstrations, or observations; the directory `calibration` beside the
             checkpoint when None.
@@ -55,6 +67,8 @@ def build(
         force: build even when the same bundle exists.
         traced: graphs of stages, filled and reused between builds of one checkpoint; tracing takes most of a build.
         demonstrations: directories that recipes with training steps train on; the recording when there are none.
+        compute_capability: of the GPU to build for where it is not here, as "8.6" (backend tensorrt_rtx); another
+            runtime verifies such an engine, on the same files.
 
     Returns:
         The bundle's directory.
@@ -63,26 +77,37 @@ def build(
         CheckpointError, RecipeError, CalibrationError, DemonstrationError, TrainingError, BagError, ExportError,
             BackendError, VerifyError, BundleError: what is wrong, where and what to do; nothing is left behind.
     """
-    from vla_edge.engine.backends import get_backend
     from vla_edge.policy.checkpoint import load_checkpoint
 
     tell = progress or (lambda fraction, step: None)
     tell(0.0, "reading checkpoint and recipe")
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    runtime = get_backend(backend)
+    backends = chosen_backends(backend)
+    if len(backends) > 1 and not all(runs_here(name) for name in backends):
+        raise BackendError(
+            f"of {', '.join(backends)} not all can run here, so they cannot be timed; build for one alone"
+        )
     loaded = load_checkpoint(checkpoint)
     target = Path(output) if output else default_output(loaded.directory, recipe.name, backend)
     calibration = calibration_source(calibration, loaded.directory)
-    key = build_key(loaded.fingerprint, recipe, backend, calibration, demonstrations)
+    key = build_key(loaded.fingerprint, recipe, backends, calibration, demonstrations, compute_capability)
     if not force and key is not None and _is_valid(target, key):
         tell(1.0, "the bundle is there already")
         return target.expanduser().resolve()
     with writing(target) as directory:
         work = target.expanduser().resolve().with_name(f".{target.name}.training")
         job = _Build(
-            loaded, recipe, backend, runtime, directory, tell, {} if traced is None else traced, demonstrations, work
+            loaded,
+            recipe,
+            backends,
+            compute_capability,
+            directory,
+            tell,
+            {} if traced is None else traced,
+            demonstrations,
+            work,
         )
-        with torch_threads(loaded.bytes // 4):
+        with torch_threads(loaded.bytes // 4), enough_memory(loaded.directory):
             manifest = job.run(calibration)
         write_manifest(directory, {**manifest, "build_key": key})
         shutil.rmtree(work, ignore_errors=True)
@@ -93,26 +118,26 @@ def build(
 def default_output(checkpoint: Path, recipe: str, backend: str) -> Path:
     """`bundles/<recipe>-<backend>` beside the checkpoint, or in the user's cache when that cannot be written."""
     beside = checkpoint.parent
-    name = f"{recipe}-{backend}"
+    name = f"{recipe}-{backend.replace(',', '+')}"
     if os.access(beside, os.W_OK):
         return beside / "bundles" / name
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "vla_edge" / "bundles" / beside.name / name
 
 
-def build_key(fingerprint: str, recipe: Recipe, backend: str, calibration, demonstrations=()) -> str | None:
+def build_key(
+    fingerprint: str, recipe: Recipe, backends: Sequence[str], calibration, demonstrations=(), capability=None
+) -> str | None:
     """What a bundle is made of: with equal keys, building again gives the same. None for loose observations."""
-    from vla_edge.engine.backends import get_backend
-
     if isinstance(calibration, CalibrationData):
         data = calibration.identity
     elif isinstance(calibration, (str, Path)):
         data = _content(Path(calibration))
     else:
         return None
-    machine = [platform.machine(), os.cpu_count(), get_backend(backend).gains_by_reduced_range()]
+    machine = [platform.machine(), os.cpu_count(), gain_by_reduced_range(backends)]
     shown = [_content(Path(path)) for path in demonstrations] if recipe.trains else []
-    parts = [fingerprint, recipe.to_dict(), backend, data, shown, versions(), _code(), machine]
+    parts = [fingerprint, recipe.to_dict(), [*backends, capability], data, shown, versions(), _code(), machine]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -121,11 +146,12 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version()}
-    for package in ("vla_edge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy"):
+    for package in ("vla_edge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", *OPTIONAL):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "source"
+            if package not in OPTIONAL:
+                found[package] = "source"
     return found
 
 
@@ -135,21 +161,25 @@ class _Build:
 
     checkpoint: object
     recipe: Recipe
-    backend: str
-    runtime: object
+    backends: Sequence[str]
+    compute_capability: str | None
     directory: Path
     tell: Progress
     traced: MutableMapping[str, object]
     demonstrations: Sequence[str | Path]
     work: Path
 
+    @property
+    def ahead(self) -> bool:
+        """Whether the engine is for a device that is not here."""
+        return not all(runs_here(name) for name in self.backends)
+
     def run(self, source) -> dict:
         """Everything into `self.directory`; returns the manifest."""
         from vla_edge.compress.calibrate import load_calibration
         from vla_edge.compress.pipeline import carry_out
+        from vla_edge.compress.plan import grouped_by_stage
         from vla_edge.engine.profile import profile
-        from vla_edge.engine.runner import Runner
-        from vla_edge.engine.verify import check, compare
         from vla_edge.policy.checkpoint import load_policy
 
         checkpoint = self.checkpoint
@@ -162,25 +192,24 @@ class _Build:
             recording = load_calibration(source, checkpoint.spec, frames=TRAINING_FRAMES).observations
         compressed = carry_out(
             self.recipe, policy, checkpoint, data, lambda fraction, step: self.tell(0.05 + 0.25 * fraction, step),
-            self.runtime.gains_by_reduced_range(), self.demonstrations, recording, self.work,
+            gain_by_reduced_range(self.backends), self.demonstrations, recording, self.work,
         )  # fmt: skip
         spec = replace(checkpoint.spec, num_steps=compressed.num_steps)
-        stages = compressed.policy.stages()
-        entries = self._compile(stages, compressed.layers)
         shutil.copyfile(checkpoint.tokenizer_path, self.directory / TOKENIZER)
-        loaded = {
-            entry.interface.name: self.runtime.load(self.directory / entry.file, entry.interface, entry.options)
-            for entry in entries
-        }
-        engine = Runner(spec, self.directory / TOKENIZER, loaded)
-        engine.warm_up()
-        result = compare(
-            engine,
-            reference,
-            data.held_out,
-            progress=lambda f: self.tell(0.70 + 0.22 * f, "comparing with full precision"),
-        )
-        check(result, self.recipe.accept)
+        stages = compressed.policy.stages()
+        # a stage that was trained or made smaller is a graph of its own
+        traced = {} if self.recipe.reshapes or self.recipe.trains else self.traced
+        inputs: dict = {}
+        for name, tensors in Runner.from_policy(compressed.policy, checkpoint).stage_inputs(data.held_out[0]):
+            inputs.setdefault(name, tensors)
+        with tempfile.TemporaryDirectory(prefix=".exported-", dir=self.directory) as scratch:
+            exported = export_stages(
+                stages, grouped_by_stage(compressed.layers), Path(scratch), traced, checkpoint.fingerprint,
+                lambda i, name: self.tell(0.30 + 0.12 * i / len(stages), f"exporting {name}"),
+            )  # fmt: skip
+            entries, engine, result = self._compile(
+                exported, reference, data, spec, inputs, {stage.name: stage.module for stage in stages}, Path(scratch)
+            )
         self.tell(0.93, "measuring")
         return {
             "name": f"{checkpoint.directory.parent.name or checkpoint.directory.name}-{self.recipe.name}",
@@ -193,43 +222,62 @@ class _Build:
             "stages": {entry.interface.name: entry.to_dict() for entry in entries},
             "cache": {"bytes": cache_bytes(stages), "full_precision_bytes": cache_bytes(policy.stages())},
             "calibration": data.to_dict(),
-            "verification": result.to_dict(),
-            "profile": profile(engine, data.held_out, PROFILE_REPEATS),
+            "verification": {**result.to_dict(), "by": STAND_IN if self.ahead else "the engine itself"},
+            # what stands in for the engine's device tells nothing of its speed
+            "profile": {} if self.ahead else profile(engine, data.held_out, PROFILE_REPEATS),
             "machine": {"architecture": platform.machine(), "processors": os.cpu_count()},
             "versions": versions(),
         }
 
-    def _compile(self, stages, compressed) -> list[StageEntry]:
-        from vla_edge.compress.plan import grouped_by_stage
-        from vla_edge.compress.quantize.weights import weight_fractions
-        from vla_edge.engine.backends import StageInterface
-        from vla_edge.engine.export import ConstantStore, export_stage, trace
-
-        layers = grouped_by_stage(compressed)
-        # a stage that was trained or made smaller is a graph of its own
-        traced = {} if self.recipe.reshapes or self.recipe.trains else self.traced
-        entries, store = [], ConstantStore(self.directory)
-        for index, stage in enumerate(stages):
-            self.tell(0.30 + 0.40 * index / len(stages), f"exporting and compiling {stage.name}")
-            mine = layers.get(stage.shares or stage.name, {})
-            key = f"{self.checkpoint.fingerprint} {stage.name}"
-            if key not in traced:
-                traced[key] = trace(stage)
-            file = export_stage(stage, mine, self.directory / f"{stage.name}.onnx", traced[key], store)
-            interface = StageInterface(stage.name, stage.inputs, stage.outputs)
-            built = self.runtime.build(file, self.directory, interface, None)
-            entries.append(
-                StageEntry(
-                    interface,
-                    built.file,
-                    self.backend,
-                    built.options,
-                    weight_fractions(mine),
-                    {name: layer.describe() for name, layer in mine.items()},
-                    built.tried,
-                )
+    def _locate(self, name: str, modules, exported, entries, inputs, scratch: Path) -> tuple[str, float] | None:
+        """The layer in which stage `name` diverges first, and by how much; None where it cannot be found."""
+        stage = next(stage for stage in exported if stage.interface.name == name)
+        entry = next(entry for entry in entries if entry.interface.name == name)
+        backend, options = (STAND_IN, {}) if self.ahead else (entry.backend, entry.options)
+        try:
+            errors = layer_errors(
+                modules[name], stage.file, stage.traced, stage.interface, backend, options, inputs[name], scratch
             )
-        return entries
+        except BackendError:
+            return None
+        return first_divergence(errors)
+
+    def _compile(self, exported, reference, data, spec, inputs, modules, scratch: Path):
+        """The fastest engine that passes: entries, its runner, its verification.
+
+        Ways of running that round more than the files ask for are given up when the engine errs too much with them.
+        """
+
+        def tell(index: int, name: str) -> None:
+            self.tell(0.42 + 0.28 * index / len(exported), f"compiling {name}")
+
+        for only_exact in (False, True):
+            if self.ahead:
+                options = {} if self.compute_capability is None else {"compute_capability": self.compute_capability}
+                entries, loaded = compile_ahead(exported, self.directory, self.backends[0], options, scratch, tell)
+            else:
+                entries = compile_stages(exported, self.directory, self.backends, inputs, only_exact, tell)
+                loaded = load_entries(entries, self.directory)
+            engine = Runner(spec, self.directory / TOKENIZER, loaded)
+            engine.warm_up()
+            result = compare(
+                engine,
+                reference,
+                data.held_out,
+                progress=lambda f: self.tell(0.70 + 0.22 * f, "comparing with full precision"),
+            )
+            rounded = any(not entry.options.get("exact", True) for entry in entries)
+
+            def locate(name: str, entries=entries):
+                return self._locate(name, modules, exported, entries, inputs, scratch)
+
+            try:
+                check(result, self.recipe.accept, None if rounded else locate)
+            except VerifyError:
+                if not rounded:
+                    raise
+                continue
+            return entries, engine, result
 
 
 def cache_bytes(stages) -> int:
@@ -248,6 +296,25 @@ def torch_threads(parameters: int):
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def enough_memory(checkpoint: Path):
+    """Makes one named error of the several ways in which memory runs out.
+
+    Raises:
+        BackendError: it has.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        told = re.search("allocate memory|out of memory", str(error), re.IGNORECASE)
+        if not isinstance(error, MemoryError) and not told:
+            raise
+        raise BackendError(
+            f"there is not enough memory to build an engine of {checkpoint}; close other programs, or build it on a "
+            "computer with more and copy the bundle"
+        ) from error
 
 
 def calibration_source(calibration, checkpoint: Path):

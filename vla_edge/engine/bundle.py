@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from vla_edge.engine.backends import StageInterface
+from vla_edge.engine.backends import LoadedStage, StageInterface, get_backend
 from vla_edge.engine.manifest import MANIFEST, TOKENIZER, BundleError, read_manifest
 from vla_edge.files import sha256, whole_directory
 from vla_edge.policy.spec import PolicySpec
 from vla_edge.policy.stages import TensorSpec
 
-__all__ = ["Bundle", "BundleError", "StageEntry", "writing"]
+__all__ = ["Bundle", "BundleError", "StageEntry", "load_entries", "writing"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class StageEntry:
         file: relative to the bundle. backend, options: how to load it.
         precision: precision of the weights -> share of them.
         layers: layer -> shape and what it got.
-        tried: ways of running it -> ms, what `options` were chosen from.
+        tried: ways of running it -> ms, what `backend` and `options` were chosen from. refused: way -> why it was not.
     """
 
     interface: StageInterface
@@ -41,6 +41,7 @@ class StageEntry:
     precision: Mapping[str, float]
     layers: Mapping[str, Mapping]
     tried: Mapping[str, float] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
         """Plain types for the manifest."""
@@ -53,6 +54,7 @@ class StageEntry:
             "backend": self.backend,
             "options": dict(self.options),
             "tried_ms": dict(self.tried),
+            "refused": dict(self.refused),
             "precision": {name: round(share, 4) for name, share in self.precision.items()},
             **tensors,
             "layers": {name: dict(row) for name, row in self.layers.items()},
@@ -73,6 +75,7 @@ class StageEntry:
             plain["precision"],
             plain["layers"],
             plain.get("tried_ms", {}),
+            plain.get("refused", {}),
         )
 
 
@@ -157,6 +160,20 @@ class Bundle:
             "digest": manifest["digest"][:12],
             "checkpoint": manifest["checkpoint"]["fingerprint"][:12],
         }
+
+
+def load_entries(entries: Sequence[StageEntry], directory: Path, threads: int | None = None) -> dict[str, LoadedStage]:
+    """Stage -> ready to run.
+
+    Raises:
+        BackendError: a runtime is not installed, or cannot load its stage.
+    """
+    return {
+        entry.interface.name: get_backend(entry.backend).load(
+            directory / entry.file, entry.interface, entry.options, threads
+        )
+        for entry in entries
+    }
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """How long each layer takes in each precision on this machine: what a budget of milliseconds is spent by.
 
-Every distinct product (shape, rows, precision) is run alone through the runtime that the engine is for. What is not a
-layer (attention, norms, activations, pre- and post-processing) is the rest of a whole engine in float32.
+Every distinct product (shape, rows, precision) is run alone through the fastest of the runtimes that the engine is for.
+What is not a layer (attention, norms, activations, pre- and post-processing) is the rest of a whole engine in float32.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,8 @@ import numpy as np
 
 from vla_edge.compress.apply import Tell, compress_layer
 from vla_edge.compress.steps import Keep, Quantize, Storage
+from vla_edge.engine.backends import AUTO, StageInterface, chosen_backends, gain_by_reduced_range, get_backend
+from vla_edge.engine.choose import choose
 from vla_edge.types import Observation
 
 _RUNS = 30
@@ -44,7 +46,7 @@ def measure_layers(
     observation: Observation,
     whole_ms: float,
     options: Mapping[str, Storage],
-    backend: str = "onnxruntime",
+    backend: str = AUTO,
     tell: Tell = lambda fraction, what: None,
 ) -> LayerLatency:
     """Every layer in every precision, alone.
@@ -53,19 +55,16 @@ def measure_layers(
         modules, runner: of a policy in PyTorch. observation: one it can be shown, which tells how often each layer runs
             and on how many rows.
         whole_ms: of a chunk by the same runtime with every layer in float32.
-        options: how to store a layer; by name.
+        options: how to store a layer; by name. backend: name or names of the runtimes to choose from, for each product.
 
     Raises:
         ExportError, BackendError: a layer cannot be exported, or run.
     """
-    from vla_edge.engine.backends import get_backend
-
-    runtime = get_backend(backend)
     seen = _calls(modules, runner, observation)
     known: dict[tuple, float] = {}
     plain = Keep(("*",))
     with tempfile.TemporaryDirectory() as directory:
-        timer = _Timer(runtime, Path(directory))
+        timer = _Timer(chosen_backends(backend), Path(directory))
         found, floats = {}, 0.0
         for number, (name, module) in enumerate(modules.items()):
             tell(number / len(modules), f"timing {name}")
@@ -104,28 +103,28 @@ def _calls(modules: Mapping[str, object], runner, observation: Observation) -> d
 class _Timer:
     """Milliseconds of one product, as part of a longer run."""
 
-    def __init__(self, runtime, directory: Path):
-        self._runtime, self._directory = runtime, directory
+    def __init__(self, backends: Sequence[str], directory: Path):
+        self._backends, self._directory = backends, directory
         self._traced: dict[tuple, object] = {}
 
     def __call__(self, module, rows: int, step: Storage) -> float:
-        from vla_edge.engine.backends import StageInterface
         from vla_edge.engine.export import export_stage, trace
 
         copies = min(_MOST_COPIES, -(-_BYTES // (4 * module.weight.numel())))
         stage = _stage(module, rows, copies)
         if isinstance(step, Quantize):  # how values are chosen does not change how long they take
             step = replace(step, method="rtn")
-        layer = compress_layer("layer", module, step, reduce_range=self._runtime.gains_by_reduced_range())
+        layer = compress_layer("layer", module, step, reduce_range=gain_by_reduced_range(self._backends))
         key = (module.in_features, module.out_features, module.bias is not None, rows)
         if key not in self._traced:
             self._traced[key] = trace(stage)
         layers = {f"copies.{i}": layer for i in range(copies)}
         file = export_stage(stage, layers, self._directory / "layer.onnx", self._traced[key])
         interface = StageInterface(stage.name, stage.inputs, stage.outputs)
-        built = self._runtime.build(file, self._directory, interface, None)
-        loaded = self._runtime.load(self._directory / built.file, interface, built.options)
         inputs = {spec.name: np.random.default_rng(0).standard_normal(spec.shape, np.float32) for spec in stage.inputs}
+        choice = choose(file, self._directory, interface, self._backends, inputs)
+        built = choice.built
+        loaded = get_backend(choice.backend).load(self._directory / built.file, interface, built.options)
         run = loaded.bind(inputs, {spec.name: spec.zeros() for spec in stage.outputs})
         times = []
         for _ in range(_RUNS):

@@ -1,14 +1,43 @@
-"""Where an inference spends its time, stage by stage."""
+"""Where an inference spends its time: stage by stage, the host's own work, and how near the machine's ceilings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from vla_edge.types import Observation
 
 PERCENTILES = (50, 95, 99)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """An engine on this computer.
+
+    Attributes:
+        parts: preprocess, each stage (all its calls), postprocess, total -> "p50", "p95", "p99" ms and n.
+        host: image decode, resize, tokenization, post-processing, each alone -> the same.
+        stages: stage -> figures against the roofline, of those whose files tell their work.
+        roofline: of this computer.
+        peak_bytes: most memory of this process so far. bundle_bytes: of the engine's files.
+        bottleneck, lever: what holds a chunk back, and what to do.
+    """
+
+    parts: Mapping[str, Mapping[str, float]]
+    host: Mapping[str, Mapping[str, float]]
+    stages: Mapping[str, object]
+    roofline: object
+    peak_bytes: int
+    bundle_bytes: int
+    bottleneck: str
+    lever: str
+
+    def to_dict(self) -> dict:
+        """Plain types."""
+        return asdict(self)
 
 
 def profile(runner, observations: Sequence[Observation], repeats: int = 30) -> dict[str, dict[str, float]]:
@@ -26,7 +55,83 @@ def profile(runner, observations: Sequence[Observation], repeats: int = 30) -> d
     return {name: summary(milliseconds) for name, milliseconds in rows.items()}
 
 
+def profile_bundle(
+    bundle, observations: Sequence[Observation], repeats: int = 100, threads: int | None = None, roofline=None
+) -> Profile:
+    """Everything about the engine in `bundle` (an `engine.bundle.Bundle`) on this computer.
+
+    Args:
+        observations: that its policy can be shown. roofline: measured before; measured here when None.
+
+    Raises:
+        BackendError, RunnerError, ObservationError: the engine cannot be run here, or on these observations.
+    """
+    from vla_edge.engine.bottleneck import LEVERS
+    from vla_edge.engine.stage_figures import chunk_bottleneck, stage_figures
+    from vla_edge.engine.roofline import measure_roofline
+    from vla_edge.engine.runner import Runner
+    from vla_edge.engine.work import stage_work
+
+    runner = Runner.from_bundle(bundle.directory, threads=threads)
+    parts = profile(runner, observations, repeats)
+    peak = peak_bytes()  # before the measurements below need memory of their own
+    host = _host(bundle, observations, repeats)
+    roofline = measure_roofline() if roofline is None else roofline
+    calls = {"vision": len(bundle.spec.cameras), "denoise": runner.num_steps}
+    stages = {}
+    for entry in bundle.stages:
+        name = entry.interface.name
+        work = stage_work(bundle.directory / entry.file)
+        if work is not None and name in parts:
+            stages[name] = stage_figures(parts[name]["p50"], calls.get(name, 1), work, roofline)
+    label = chunk_bottleneck(parts, stages)
+    return Profile(parts, host, stages, roofline, peak, bundle.bytes, label, LEVERS[label])
+
+
+def peak_bytes() -> int:
+    """Most memory this process has had."""
+    import resource
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def summary(values: Sequence[float]) -> dict[str, float]:
     """p50, p95, p99 and n of `values`."""
     points = np.percentile(values, PERCENTILES)
     return {**{f"p{p}": round(float(point), 3) for p, point in zip(PERCENTILES, points)}, "n": len(values)}
+
+
+def _host(bundle, observations: Sequence[Observation], repeats: int) -> dict[str, dict[str, float]]:
+    """What surrounds the network, each alone: an image of its first camera, the instruction, the actions."""
+    import cv2
+
+    from vla_edge.observe.image import decode_compressed
+    from vla_edge.policy.preprocess import Postprocessor, Preprocessor
+    from vla_edge.policy.tokenize import InstructionTokenizer
+
+    spec = bundle.spec
+    camera, observation = spec.cameras[0], observations[0]
+    tokenizer = InstructionTokenizer(bundle.tokenizer_path, spec.tokenizer_max_length, spec.prompt)
+    prepare, finish = Preprocessor(spec, tokenizer), Postprocessor(spec)
+    picture = observation.images[camera.name]
+    _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    actions = np.zeros((1, spec.chunk_size, spec.max_action_dim), np.float32)
+    work = {
+        "image decode": lambda: decode_compressed(jpeg.tobytes(), format="jpeg"),
+        "image resize": lambda: prepare.image(observation, camera),
+        "tokenization": lambda: tokenizer(observation.instruction),
+        "post-processing": lambda: finish(actions, observation.joints),
+    }
+    return {name: summary(_times(call, repeats)) for name, call in work.items()}
+
+
+def _times(call: Callable[[], object], repeats: int) -> list[float]:
+    """ms of each repetition."""
+    call()
+    found = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        call()
+        found.append(1e3 * (time.perf_counter() - begin))
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from vla_edge.engine.profile import summary
 from vla_edge.types import Observation
 
 RESAMPLES = 2000
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -31,27 +33,38 @@ class Lap:
         return {name: summary(values) for name, values in rows.items()}
 
 
+def take_turns(
+    calls: Mapping[str, Callable[[int], Result]], rounds: int, progress: Callable[[float], None] | None = None
+) -> dict[str, list[Result]]:
+    """What each call gives, `rounds` times in turn; a call is told the round.
+
+    Before each that counts its call is made once for nothing: thread pools that still spin after another's turn have
+    calmed down by then.
+    """
+    results: dict[str, list[Result]] = {name: [] for name in calls}
+    for index in range(rounds):
+        for name, call in calls.items():
+            call(index)
+            results[name].append(call(index))
+        if progress is not None:
+            progress((index + 1) / rounds)
+    return results
+
+
 def race(
     runners: Mapping[str, object],
     observations: Sequence[Observation],
     rounds: int = 30,
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, Lap]:
-    """Time whole inferences of each runner, `rounds` times in turn.
-
-    Before each timed inference its runner makes one that does not count: thread pools that still spin after another
-    engine's turn have calmed down by then.
-    """
+    """Time whole inferences of each runner, `rounds` times in turn."""
     for runner in runners.values():
         runner.warm_up()
-    timings: dict[str, list] = {name: [] for name in runners}
-    for index in range(rounds):
-        observation = observations[index % len(observations)]
-        for name, runner in runners.items():
-            runner.infer(observation)
-            timings[name].append(runner.infer(observation).timing)
-        if progress is not None:
-            progress((index + 1) / rounds)
+
+    def lap(runner):
+        return lambda index: runner.infer(observations[index % len(observations)]).timing
+
+    timings = take_turns({name: lap(runner) for name, runner in runners.items()}, rounds, progress)
     return {
         name: Lap(
             1e3 * np.array([timing.total for timing in laps]),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_edge.engine.backends import LoadedStage, get_backend
+from vla_edge.engine.backends import LoadedStage
 from vla_edge.engine.continuation import Continuation
 from vla_edge.engine.flow_loop import FlowLoop
 from vla_edge.engine.loop import DirectLoop, Loop, RunnerError
@@ -87,14 +87,10 @@ class Runner:
         Raises:
             BundleError, BackendError, RunnerError: the bundle is not valid, or cannot be run here.
         """
-        from vla_edge.engine.bundle import Bundle
+        from vla_edge.engine.bundle import Bundle, load_entries
 
         bundle = Bundle.load(path)
-        stages = {}
-        for entry in bundle.stages:
-            backend = get_backend(entry.backend)
-            file = bundle.directory / entry.file
-            stages[entry.interface.name] = backend.load(file, entry.interface, entry.options, threads)
+        stages = load_entries(bundle.stages, bundle.directory, threads)
         return cls(bundle.spec, bundle.tokenizer_path, stages, bundle.description(), num_steps)
 
     @classmethod

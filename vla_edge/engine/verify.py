@@ -18,6 +18,8 @@ from vla_edge.policy.preprocess import positions_by_name
 from vla_edge.types import Observation, VlaEdgeError
 
 STAGE_FRAMES = 8
+# relative L2 of a stage's output, given full precision's inputs: what others allow for 8 bits
+STAGE_LIMIT = 0.1
 
 
 class VerifyError(VlaEdgeError):
@@ -130,11 +132,16 @@ def compare_stages(engine, reference, observations: Sequence[Observation], seed:
     return worst
 
 
-def check(result: Verification, accept: Accept) -> None:
+def check(
+    result: Verification, accept: Accept, locate: Callable[[str], tuple[str, float] | None] | None = None
+) -> None:
     """Nothing, when `result` is within the limits.
 
+    Args:
+        locate: stage -> the layer in which it diverges first, and by how much (see `diverge`); asked on failure only.
+
     Raises:
-        VerifyError: by which figure it is not, and where the error is largest.
+        VerifyError: by which figure it is not, and where the engine leaves the policy first.
     """
     joint, joint_error = max(result.per_joint.items(), key=lambda entry: entry[1])
     figures = (
@@ -146,12 +153,23 @@ def check(result: Verification, accept: Accept) -> None:
     for name, value, limit, side in figures:
         # written so that NaN fails
         if limit is not None and not (value <= limit if side == "above" else value >= limit):
-            stage = max(result.stages, key=lambda s: max(row["relative_l2"] for row in result.stages[s].values()))
+            stage = first_diverging_stage(result)
+            layer = None if locate is None or stage is None else locate(stage)
+            where = "" if stage is None else f"; it diverges first, or most, in stage {stage}"
+            where += "" if layer is None else f", there in layer {layer[0]} by {100 * layer[1]:.1f} %"
             raise VerifyError(
                 f"the engine is too far from full precision: {name} is {value:.4g}, {side} the recipe's {limit:g} "
-                f"({result.frames} observations, action error {100 * result.action_error_rel:.2f} % of the motion; "
-                f"stage {stage} errs most); keep more layers in higher precision or change accept"
+                f"({result.frames} observations, action error {100 * result.action_error_rel:.2f} % of the motion"
+                f"{where}); keep more layers in higher precision or change accept"
             )
+
+
+def first_diverging_stage(result: Verification) -> str | None:
+    """The first stage, in the order of computation, with an output beyond STAGE_LIMIT; where none is, the one that errs
+    most. None when no stage can be compared."""
+    worst = {name: max(row["relative_l2"] for row in outputs.values()) for name, outputs in result.stages.items()}
+    beyond = [name for name, error in worst.items() if not error <= STAGE_LIMIT]
+    return beyond[0] if beyond else max(worst, key=worst.__getitem__, default=None)
 
 
 def _run(stage: LoadedStage, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from vla_edge.engine.remote import is_address
 from vla_edge.evaluate.bag import Bag, BagError
 from vla_edge.evaluate.contract import TopicContract
 from vla_edge.evaluate.evaluation import Evaluation
@@ -66,16 +67,21 @@ class ReplayOptions:
 
 
 def open_policy(source: Policy | str | Path, threads: int | None = None) -> Policy:
-    """A runner for an engine bundle or a checkpoint directory; a runner is returned as it is.
+    """A runner for an engine bundle, a checkpoint directory or a policy server's address; a runner as it is.
 
     Args:
         threads: of an engine; the backend's choice when None.
 
     Raises:
         BundleError, CheckpointError: the directory is neither a valid bundle nor a valid checkpoint.
+        RemoteError: there is no policy server at that address.
     """
     if not isinstance(source, (str, Path)):
         return source
+    if is_address(str(source)):
+        from vla_edge.engine.remote.client import RemoteRunner
+
+        return RemoteRunner(str(source))
     from vla_edge.engine.runner import Runner
 
     bundle = (Path(source) / "manifest.yaml").exists()

@@ -13,7 +13,7 @@ from vla_edge.nodes.run import run_once
 PARAMETERS = (
     Parameter("checkpoint", "", "directory of the checkpoint"),
     Parameter("recipe", "int8", "name of a shipped recipe, or a recipe file"),
-    Parameter("backend", "onnxruntime", "runtime the engine is built for"),
+    Parameter("backend", "auto", "runtime the engine is built for; auto measures which is fastest, stage by stage"),
     Parameter("output", "", "directory of the bundle; empty puts it beside the checkpoint or into the user's cache"),
     Parameter("calibration", "", "bag the activation ranges come from; empty takes the checkpoint's own"),
     Parameter("demonstrations", "", "recording that recipes with training train on; empty takes the calibration bag"),

@@ -5,6 +5,7 @@ The arithmetic is LeRobot's (`resize_with_pad`, `NormalizerProcessorStep`), held
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import numpy as np

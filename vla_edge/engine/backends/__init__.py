@@ -3,16 +3,29 @@
 A backend module offers
 
     version() -> str
+    precisions() -> tuple[str, ...]                         what it multiplies in on this computer, for `overview`
+    candidates(onnx) -> list[dict]                          options worth a measurement; the first is the most exact
     build(onnx, directory, stage, options) -> BuiltStage    compile one stage into `directory`
     load(path, stage, options, threads) -> LoadedStage      ready to run
     gains_by_reduced_range() -> bool                        whether 7-bit weights are faster than 8-bit ones here
+
+and one that can compile for a device that is not here also
+
+    runs_here() -> bool                                     whether its device is
+    portable(onnx, path)                                    write what it computes as a file for other runtimes
+
+Options are plain types and travel in the manifest. `threads` says how many; `exact: False` marks one that rounds more
+than the file asks for (a product in bfloat16), which a build takes only where it passes verification.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
@@ -22,7 +35,16 @@ from vla_edge.policy.stages import TensorSpec
 from vla_edge.types import VlaEdgeError
 
 # name -> (module, what to install)
-BACKENDS = {"onnxruntime": ("vla_edge.engine.backends.onnxruntime", "onnxruntime")}
+BACKENDS = {
+    "onnxruntime": ("vla_edge.engine.backends.onnxruntime", "onnxruntime"),
+    "openvino": ("vla_edge.engine.backends.openvino", "openvino"),
+    "torch": ("vla_edge.engine.backends.torch", "torch"),
+    "tensorrt": ("vla_edge.engine.backends.tensorrt", "tensorrt"),
+    "tensorrt_rtx": ("vla_edge.engine.backends.tensorrt_rtx", "tensorrt-rtx"),
+}
+AUTO = "auto"
+# What `auto` chooses from. PyTorch is asked for by name: importing it alone takes longer than starting an engine.
+MEASURED = ("onnxruntime", "openvino")
 
 
 class BackendError(VlaEdgeError):
@@ -44,13 +66,11 @@ class BuiltStage:
 
     Attributes:
         file: its name within the bundle.
-        options: what `load` has to be told, plain types, chosen by measuring where there was a choice.
-        tried: variant -> ms, what the choice was made from; empty where there was none.
+        options: what `load` has to be told, plain types.
     """
 
     file: str
     options: Mapping = field(default_factory=dict)
-    tried: Mapping[str, float] = field(default_factory=dict)
 
 
 class LoadedStage(Protocol):
@@ -81,3 +101,102 @@ def get_backend(name: str) -> ModuleType:
             f"backend {name!r} needs the package {package}, which cannot be imported here ({error}); "
             f"install it with pip install {package}"
         ) from error
+
+
+def chosen_backends(wanted: str) -> tuple[str, ...]:
+    """The backends that "auto", a name, or names with commas between them stand for.
+
+    Raises:
+        BackendError: one of them is unknown or not installed; for "auto", that none is.
+    """
+    if wanted != AUTO:
+        names = tuple(dict.fromkeys(name.strip() for name in wanted.split(",")))
+        for name in names:
+            get_backend(name)
+        return names
+    problems, names = [], []
+    for name in MEASURED:
+        try:
+            get_backend(name)
+            names.append(name)
+        except BackendError as error:
+            problems.append(str(error))
+    if not names:
+        raise BackendError(f"no runtime is installed that an engine could be built for: {problems[0]}")
+    return tuple(names)
+
+
+def gain_by_reduced_range(names: Sequence[str]) -> bool:
+    """Whether weights of 7 bits are worth it for one of these backends."""
+    return any(get_backend(name).gains_by_reduced_range() for name in names)
+
+
+def runs_here(name: str) -> bool:
+    """Whether what backend `name` builds can be run on this computer."""
+    return getattr(get_backend(name), "runs_here", lambda: True)()
+
+
+def place(onnx: str | Path, directory: str | Path, stage: StageInterface) -> Path:
+    """The stage's file in `directory`, with the constants beside it, sharing blocks where the file system allows."""
+    target = Path(directory) / f"{stage.name}.onnx"
+    share(onnx, target)
+    for name in beside(onnx):
+        share(Path(onnx).with_name(name), target.with_name(name))
+    return target
+
+
+def share(file: str | Path, target: Path) -> None:
+    """`target` with the content of `file`, and its blocks where the file system allows."""
+    if Path(file).resolve() == target.resolve():
+        return
+    target.unlink(missing_ok=True)
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
+
+
+def beside(onnx: str | Path) -> set[str]:
+    """Names of the files that hold large constants of a stage's file, see `export.ConstantStore`."""
+    import onnx as format
+
+    model = format.load(str(onnx), load_external_data=False)
+    return {
+        entry.value
+        for constant in model.graph.initializer
+        if constant.data_location == format.TensorProto.EXTERNAL
+        for entry in constant.external_data
+        if entry.key == "location"
+    }
+
+
+def check_tensors(stage: StageInterface, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Nothing, when a file with these tensors can be `stage`; it may lack inputs that the stage does not depend on.
+
+    Raises:
+        BackendError: which tensors differ.
+    """
+    unknown = set(inputs) - {spec.name for spec in stage.inputs}
+    missing = {spec.name for spec in stage.outputs} - set(outputs)
+    if unknown or missing:
+        raise BackendError(
+            f"the file of stage {stage.name!r} has other tensors than its manifest says "
+            f"({', '.join(sorted(unknown | missing))}); build the bundle again"
+        )
+
+
+def contiguous(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
+    """Those arrays, in order, which a stage is to be bound to.
+
+    Raises:
+        ValueError: one is not contiguous.
+    """
+    for name in names:
+        if not arrays[name].flags.c_contiguous:
+            raise ValueError(f"{name} is not contiguous and cannot be bound")
+    return [arrays[name] for name in names]
+
+
+def one_line(error: Exception) -> str:
+    """A runtime's message, short enough for a sentence."""
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,206 @@
+"""Engines against PyTorch and against each other, at the policy's own size and at SmolVLA-450M's.
+
+    python benchmarks/engine.py                    everything; wants a quiet machine, 12 GB of memory, half an hour
+    python benchmarks/engine.py --policies shipped
+
+Whole inferences (image to joint targets, all flow steps), in turn in one process, so that only ratios of one run count.
+Weights of SmolVLA-450M's shapes are random: they are as fast as trained ones and mean nothing. Writes
+out/bench/engine.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+from bench_file import DIRECTORY, Row, table, write  # noqa: E402
+from core import cold_start  # noqa: E402
+from smolvla_shapes import observations, write_smolvla  # noqa: E402
+
+SINGLES = ("onnxruntime", "openvino")
+POLICIES = {"shipped": None, "smolvla450_1cam": 1, "smolvla450_2cam": 2}
+# weights of a 7B model's feed-forward layers, more of them than the last-level cache holds
+DECODE_LAYERS, DECODE_SHAPES, GROUP = 8, ((11008, 4096), (4096, 11008)), 128
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Takes all figures; returns 0 when every limit is met."""
+    options = _parser().parse_args(arguments)
+    rows: list[Row] = []
+    for name in options.policies:
+        rows += policy_rows(name, options)
+    if not options.no_decode:
+        rows += decode_rows(options.rounds)
+    path = write("engine", rows, options.output)
+    print(table(rows))
+    print(path)
+    return 0 if all(row.met is not False for row in rows) else 1
+
+
+def policy_rows(name: str, options) -> list[Row]:
+    """Speed, size in memory and start of one policy's engines."""
+    import torch
+
+    from vla_edge.compress.calibrate import collect, load_calibration
+    from vla_edge.compress.recipe import Accept, load_recipe
+    from vla_edge.engine.backends import BackendError
+    from vla_edge.engine.build import build
+    from vla_edge.engine.race import race, speedup
+    from vla_edge.engine.runner import Runner
+    from vla_edge.policy.checkpoint import load_checkpoint
+
+    torch.set_num_threads(options.threads)
+    if POLICIES[name] is None:
+        checkpoint = options.checkpoint
+        data = load_calibration(checkpoint.resolve().parent / "calibration", load_checkpoint(checkpoint).spec)
+    else:
+        checkpoint = write_smolvla(options.output / name / "checkpoint", POLICIES[name])
+        data = collect(observations(load_checkpoint(checkpoint).spec, 6), name, frames=3, held_out=2)
+    ungated = replace(load_recipe(options.recipe), accept=Accept())
+    plain = replace(load_recipe("fp32"), accept=Accept())
+    traced: dict = {}
+    wanted = {"auto": (ungated, "auto"), **{backend: (ungated, backend) for backend in SINGLES}}
+    if not options.no_torch:
+        wanted["torch_bf16"] = (plain, "torch")
+    runners, paths = {"eager_fp32": Runner.from_checkpoint(checkpoint)}, {}
+    missing = {"torch_bf16": "left out (--no-torch)"} if options.no_torch else {}
+    for label, (recipe, backend) in wanted.items():
+        target = options.output / "bundles" / f"{name}-{label}"
+        try:
+            print(f"{name}: building {label}", file=sys.stderr)
+            paths[label] = build(checkpoint, recipe, backend, target, data, traced=traced)
+            runners[label] = Runner.from_bundle(paths[label], threads=options.threads)
+        except BackendError as error:
+            missing[label] = str(error)
+    laps = race(runners, data.held_out, options.rounds)
+    medians = {label: float(np.median(lap.total_ms)) for label, lap in laps.items()}
+    told = f"{options.threads} threads, recipe {options.recipe}, medians: " + ", ".join(
+        f"{label} {ms:.1f} ms" for label, ms in medians.items()
+    )
+
+    def ratio(row: str, slow: str, fast: str, limit: float | None) -> Row:
+        if slow in missing or fast in missing:
+            return Row(row, None, "", None, None, 0, None, missing.get(slow) or missing[fast])
+        value, interval = speedup(laps[slow].total_ms, laps[fast].total_ms)
+        return Row(row, value, "", limit and ">=", limit, options.rounds, interval, f"{told}; bootstrap interval")
+
+    singles = [label for label in SINGLES if label in medians]
+    best_single = min(singles, key=medians.__getitem__)
+    lerobot = "LeRobot is not part of this environment; make test-peers installs it beside"
+    rows = [
+        ratio(f"speedup_vs_eager_fp32.{name}", "eager_fp32", "auto", 5.0),
+        ratio(f"speedup_vs_torch_bf16.{name}", "torch_bf16", "auto", 1.7),
+        Row(f"speedup_vs_lerobot.{name}", None, "", None, None, 0, None, lerobot),
+        # equal is as good: two builds of one choice differ by noise
+        ratio(f"mixed_vs_best_single.{name}", best_single, "auto", 0.97),
+        _rate(f"chunk_rate_hz.{name}", laps["auto"].total_ms, 3.0 if name == "smolvla450_1cam" else None, told),
+    ]
+    if POLICIES[name] is not None:
+        few = Runner.from_bundle(paths["auto"], num_steps=4, threads=options.threads)
+        lap = race({"four": few}, data.held_out, options.rounds)["four"]
+        note = "four flow steps; no token is pruned and no frame cached"
+        rows.append(_rate(f"chunk_rate_hz.{name}_4_steps", lap.total_ms, 5.0 if POLICIES[name] == 1 else None, note))
+    del runners
+    rows.append(_memory_row(name, paths["auto"]))
+    starts = [cold_start(paths["auto"]) for _ in range(options.starts)]
+    note = "new process to the end of its first inference, compiled models cached; smallest to largest"
+    spread = (min(starts), max(starts))
+    limit = ("<=", 3.0) if name == "shipped" else (None, None)
+    rows.append(Row(f"cold_start_s.{name}", float(np.median(starts)), "s", *limit, len(starts), spread, note))
+    return rows
+
+
+def decode_rows(rounds: int) -> list[Row]:
+    """Single-row products with 4-bit weights that have to come from memory."""
+    from vla_edge.engine.backends import AUTO, chosen_backends, get_backend
+    from vla_edge.engine.choose import choose, label
+    from vla_edge.engine.product import chain_file, in_precision, product_interface
+    from vla_edge.engine.race import take_turns
+    from vla_edge.engine.roofline import read_speed, timed
+
+    rng = np.random.default_rng(0)
+    layers = []
+    for index in range(DECODE_LAYERS):
+        shape = DECODE_SHAPES[index % 2]
+        layers.append(in_precision(rng.normal(0, shape[1] ** -0.5, shape).astype(np.float32), "int4 weights", GROUP))
+    stage = product_interface(1, 4096, 4096)
+    inputs = {"x": rng.normal(size=(1, 1, 4096)).astype(np.float32)}
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "given.onnx"
+        file.write_bytes(chain_file(layers, 1))
+        weights = file.stat().st_size
+        choice = choose(file, directory, stage, chosen_backends(AUTO), inputs)
+        loaded = get_backend(choice.backend).load(Path(directory) / choice.built.file, stage, choice.built.options)
+        step = loaded.bind(inputs, {spec.name: spec.zeros() for spec in stage.outputs})
+        turns = take_turns({"decode": lambda _: timed(step), "read": lambda _: read_speed()}, rounds)
+    seconds, speed = float(np.median(turns["decode"])), float(np.median(turns["read"]))
+    note = (
+        f"{DECODE_LAYERS} layers, {weights / 1e6:.0f} MB, {1e3 * seconds:.1f} ms by "
+        f"{label(choice.backend, choice.built.options)}, "
+        f"{weights / seconds / 1e9:.1f} of {speed / 1e9:.1f} GB/s; tried {dict(choice.tried)}"
+    )
+    absent = "llama.cpp takes whole models in GGUF; single products of it were not timed"
+    return [
+        Row("int4_decode_bandwidth_fraction", weights / seconds / speed, "", ">=", 0.8, rounds, None, note),
+        Row("int4_decode_vs_llama_cpp", None, "", None, None, 0, None, absent),
+    ]
+
+
+def _rate(name: str, milliseconds: np.ndarray, limit: float | None, note: str) -> Row:
+    rate = 1e3 / float(np.median(milliseconds))
+    spread = tuple(1e3 / float(p) for p in np.percentile(milliseconds, [95, 5]))
+    return Row(name, rate, "Hz", limit and ">=", limit, len(milliseconds), spread, f"{note}; 5 to 95 % of inferences")
+
+
+def _memory_row(name: str, bundle: Path) -> Row:
+    """What a process with the engine has at most, over one with everything imported and nothing loaded."""
+    from vla_edge.engine.bundle import Bundle
+
+    opened = Bundle.load(bundle)
+    packages = {entry.backend for entry in opened.stages}
+    imports = (
+        "import sys; from vla_edge.engine.backends import get_backend; from vla_edge.engine.runner import Runner; "
+    )
+    imports += f"[get_backend(name) for name in {sorted(packages)!r}]; "
+    peak = "from vla_edge.engine.profile import peak_bytes; print(peak_bytes())"
+    idle = _printed(imports + peak)
+    busy = _printed(imports + f"runner = Runner.from_bundle({str(bundle)!r}); runner.warm_up(2); " + peak)
+    tensors = {
+        spec.name: spec for entry in opened.stages for spec in (*entry.interface.inputs, *entry.interface.outputs)
+    }
+    activations = sum(spec.zeros().nbytes for spec in tensors.values())
+    note = f"{busy / 1e6:.0f} MB, {idle / 1e6:.0f} before loading; bundle {opened.bytes / 1e6:.1f} and tensors between "
+    note += f"stages {activations / 1e6:.1f} MB"
+    limit = ("<=", 1.3) if POLICIES[name] is not None else (None, None)
+    return Row(f"peak_memory_ratio.{name}", (busy - idle) / (opened.bytes + activations), "", *limit, 1, None, note)
+
+
+def _printed(program: str) -> int:
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-c", program], check=True, cwd=root, capture_output=True, timeout=300)
+    return int(done.stdout)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--checkpoint", type=Path, default=Path("engines/g1_tabletop/checkpoint"))
+    parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=list(POLICIES))
+    parser.add_argument("--recipe", default="int8")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--starts", type=int, default=5, help="cold starts")
+    parser.add_argument("--no-torch", action="store_true", help="leave out PyTorch in bfloat16, which has to compile")
+    parser.add_argument("--no-decode", action="store_true", help="leave out the 4-bit products of a 7B model")
+    parser.add_argument("--output", type=Path, default=DIRECTORY)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""A profile covers the network and the host, and is told to people and machines."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vla_edge.cli import main
+from vla_edge.engine.bottleneck import LEVERS
+from vla_edge.engine.bundle import Bundle
+from vla_edge.engine.profile import profile_bundle
+from vla_edge.engine.roofline import Roofline
+from vla_edge.evaluate.profile_report import summary, write_profile_report
+
+
+@pytest.fixture(scope="module")
+def found(bundle, data):
+    machine = Roofline(1e10, {"float32": 1e11, "int8": 4e11})
+    return profile_bundle(Bundle.load(bundle), data.held_out, repeats=4, roofline=machine)
+
+
+def test_every_part_of_an_inference_and_of_the_hosts_work_is_timed(found, bundle):
+    assert set(found.parts) == {"preprocess", "vision", "prefix", "denoise", "postprocess", "total"}
+    assert set(found.host) == {"image decode", "image resize", "tokenization", "post-processing"}
+    assert all(row["n"] == 4 and row["p50"] <= row["p99"] for row in (*found.parts.values(), *found.host.values()))
+    assert found.bundle_bytes == Bundle.load(bundle).bytes < found.peak_bytes
+
+
+def test_stages_are_held_against_the_roofline(found):
+    assert set(found.stages) == {"vision", "prefix", "denoise"} and found.stages["denoise"].calls == 3
+    assert all(0 < figures.of_roofline <= 1 and figures.bottleneck in LEVERS for figures in found.stages.values())
+    assert found.lever == LEVERS[found.bottleneck]
+
+
+def test_it_is_told_as_text_page_and_json(found, tmp_path):
+    text = summary(found)
+    assert f"held back by {found.bottleneck}" in text and "image decode" in text
+    page = write_profile_report(found, tmp_path / "p.html", "tiny")
+    assert found.lever in page.read_text()
+    assert json.loads((tmp_path / "p.json").read_text())["parts"]["total"]["n"] == 4
+
+
+def test_the_command_says_what_is_missing(tmp_path, capsys, bundle):
+    assert main(["profile", str(tmp_path)]) == 2
+    assert "is no engine bundle" in capsys.readouterr().err
+    assert main(["profile", str(bundle), "--bag", str(tmp_path / "no_bag")]) == 2
+    assert "no_bag" in capsys.readouterr().err

@@ -1,0 +1,13 @@
+"""TensorRT for RTX: builds ahead of time for GPUs that are not here. See `tensorrt_common`."""
+
+from __future__ import annotations
+
+import tensorrt_rtx as api
+
+from vla_edge.engine.backends.tensorrt_common import TensorRt
+
+_backend = TensorRt("tensorrt_rtx", api, ahead=True)
+version, precisions, candidates = _backend.version, _backend.precisions, _backend.candidates
+build, load = _backend.build, _backend.load
+runs_here, portable = _backend.runs_here, _backend.portable
+gains_by_reduced_range = _backend.gains_by_reduced_range

@@ -1,0 +1,173 @@
+"""Which runtime, and which of its ways, is fastest for one stage on this computer: found by running all of them.
+
+Every contender is built, held to the most exact one on the same inputs, and timed in turn with the others. No runtime
+wins everywhere: one is faster for single rows, another for a whole image, and a stage that is small enough is fastest
+on one thread.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from vla_edge.engine.backends import BackendError, BuiltStage, LoadedStage, StageInterface, get_backend, share
+from vla_edge.engine.race import take_turns
+from vla_edge.evaluate.metrics import cosine
+
+# The controller needs a core too: twice the threads are worth it when they save at least this share of the time.
+SAVING_PER_DOUBLING = 0.2
+# Rounding more than the file asks for is worth it when it saves at least this share.
+SAVING_BY_ROUNDING = 0.1
+# How far a contender may be from the most exact one: bfloat16 passes, a wrong kernel does not.
+LEAST_COSINE, MOST_RELATIVE_L2 = 0.999, 0.05
+FEWEST, ROUNDS, SECONDS, HEAT_SECONDS = 3, 15, 20.0, 0.3
+# Those that cost more than the best by this factor in the heats are not in the final.
+CUT = 1.5
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The fastest contender, compiled.
+
+    Attributes:
+        backend: its runtime. built: its file, and what `load` has to be told.
+        tried: contender -> ms, of all that were timed. refused: contender -> why it was not.
+    """
+
+    backend: str
+    built: BuiltStage
+    tried: Mapping[str, float] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Contender:
+    backend: str
+    options: Mapping
+    built: BuiltStage
+    directory: Path
+    stage: LoadedStage | None = None
+    seconds: float = np.inf
+
+    @property
+    def cost(self) -> float:
+        """Seconds, as they weigh on a computer that has more to do."""
+        share = (1 - SAVING_PER_DOUBLING) ** np.log2(self.options.get("threads", 1))
+        return self.seconds / share / (1 if self.options.get("exact", True) else 1 - SAVING_BY_ROUNDING)
+
+
+def choose(
+    onnx: str | Path,
+    directory: str | Path,
+    stage: StageInterface,
+    backends: Sequence[str],
+    inputs: Mapping[str, np.ndarray] | None = None,
+    only_exact: bool = False,
+) -> Choice:
+    """Build `stage` with what is fastest here.
+
+    Args:
+        onnx: the stage's file. directory: where the compiled file goes.
+        backends: names of those to choose from, the one to trust first.
+        inputs: what the stage is run on; zeros when None.
+        only_exact: leave out ways that round more than the file asks for.
+
+    Raises:
+        BackendError: nothing can run the stage; why the first could not.
+    """
+    inputs = inputs or {spec.name: spec.zeros() for spec in stage.inputs}
+    contenders: dict[str, _Contender] = {}
+    refused: dict[str, str] = {}
+    yardstick: dict[str, np.ndarray] | None = None
+    with tempfile.TemporaryDirectory(prefix=".choosing-", dir=directory) as scratch:
+        for backend in backends:
+            runtime = get_backend(backend)
+            for options in runtime.candidates(onnx):
+                if only_exact and not options.get("exact", True):
+                    continue
+                name = label(backend, options)
+                place = Path(scratch) / str(len(contenders) + len(refused))
+                place.mkdir()
+                try:
+                    built = runtime.build(onnx, place, stage, options)
+                    loaded = runtime.load(place / built.file, stage, built.options)
+                    found = loaded.run(inputs)
+                    _check(found, yardstick)
+                    contender = _Contender(backend, options, built, place, loaded)
+                    once = _run_in_turn({name: contender}, stage, inputs, 1)[name][0]
+                    rounds = int(np.clip(HEAT_SECONDS / (2 * once), FEWEST, ROUNDS))
+                    contender.seconds = min(_run_in_turn({name: contender}, stage, inputs, rounds)[name])
+                except BackendError as error:
+                    refused[name] = str(error)
+                    continue
+                yardstick = found if yardstick is None else yardstick
+                contenders[name] = contender
+                _forget_slow(contenders)
+        if not contenders:
+            raise BackendError(next(iter(refused.values())))
+        final = {name: c for name, c in contenders.items() if c.stage is not None}
+        if len(final) > 1:
+            once = 2 * sum(c.seconds for c in final.values())
+            rounds = int(np.clip(SECONDS / once, FEWEST, ROUNDS))
+            for name, seconds in _run_in_turn(final, stage, inputs, rounds).items():
+                final[name].seconds = float(np.percentile(seconds, 25))
+        best = min(final.values(), key=lambda c: c.cost)
+        for file in best.directory.iterdir():  # what was built, and large constants that it reads
+            share(file, Path(directory) / file.name)
+    tried = {name: round(1e3 * c.seconds, 3) for name, c in contenders.items()}
+    return Choice(best.backend, best.built, tried, refused)
+
+
+def label(backend: str, options: Mapping) -> str:
+    """A way of running a stage, in words."""
+    threads = options.get("threads", 1)
+    words = [f"{backend} on {options.get('device') or options.get('provider') or 'cpu'}"]
+    words += [str(options["precision"])] if options.get("precision", "f32") != "f32" else []
+    words += ["compiled"] if options.get("compile") else []
+    words += ["unpacked weights"] if options.get("fold_weights") else []
+    words += ["inputs in int8"] if options.get("dynamic") else []
+    return ", ".join([*words, f"{threads} thread{'s' if threads > 1 else ''}"])
+
+
+def _forget_slow(contenders: Mapping[str, _Contender]) -> None:
+    """Unload those that cannot win any more: a large stage is not in memory once for each of them."""
+    least = min(contender.cost for contender in contenders.values())
+    for contender in contenders.values():
+        if contender.cost > CUT * least:
+            contender.stage = None
+
+
+def _run_in_turn(contenders, stage: StageInterface, inputs, rounds: int) -> dict[str, list[float]]:
+    """Contender -> seconds of each round."""
+
+    def timed(contender: _Contender):
+        step = contender.stage.bind(inputs, {spec.name: spec.zeros() for spec in stage.outputs})
+
+        def lap(index: int) -> float:
+            begin = time.perf_counter()
+            step()
+            return time.perf_counter() - begin
+
+        return lap
+
+    return take_turns({name: timed(contender) for name, contender in contenders.items()}, rounds)
+
+
+def _check(found: Mapping[str, np.ndarray], yardstick: Mapping[str, np.ndarray] | None) -> None:
+    for name, value in found.items():
+        if not np.isfinite(value).all():
+            raise BackendError(f"output {name} is not finite")
+        if yardstick is None:
+            continue
+        expected = yardstick[name].astype(np.float64)
+        distance = float(np.linalg.norm(value - expected) / (np.linalg.norm(expected) or 1.0))
+        alike = cosine(value, expected)
+        if not (alike >= LEAST_COSINE and distance <= MOST_RELATIVE_L2):
+            raise BackendError(
+                f"output {name} differs from the most exact contender's: cosine {alike:.5f}, relative L2 {distance:.3g}"
+            )

@@ -1,0 +1,130 @@
+"""Stages of a compressed policy -> files -> what runs fastest here, with what the manifest tells of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vla_edge.compress.quantize.weights import CompressedLinear, weight_fractions
+from vla_edge.engine.backends import LoadedStage, StageInterface, get_backend
+from vla_edge.engine.bundle import StageEntry
+from vla_edge.engine.choose import Choice, choose
+
+# what verifies an engine whose device is not here
+STAND_IN = "onnxruntime"
+
+
+@dataclass(frozen=True)
+class ExportedStage:
+    """A stage as a file.
+
+    Attributes:
+        file: its ONNX. layers: what its linear layers got.
+        traced: the graph it was made of, whose markers name its layers.
+    """
+
+    interface: StageInterface
+    file: Path
+    layers: Mapping[str, CompressedLinear]
+    traced: object
+
+
+def export_stages(
+    stages,
+    layers: Mapping[str, Mapping[str, CompressedLinear]],
+    directory: Path,
+    traced: MutableMapping,
+    key: str,
+    tell,
+) -> list[ExportedStage]:
+    """Every stage as ONNX in `directory`.
+
+    Args:
+        layers: stage -> layer -> what it got. traced: graphs of earlier builds by `key` and stage, filled here.
+        tell: called with the number of stages done and the stage being exported.
+
+    Raises:
+        ExportError: a stage cannot be exported.
+    """
+    from vla_edge.engine.export import ConstantStore, export_stage, trace
+
+    exported, store = [], ConstantStore(directory)
+    for index, stage in enumerate(stages):
+        tell(index, stage.name)
+        name = f"{key} {stage.name}"
+        if name not in traced:
+            traced[name] = trace(stage)
+        mine = layers.get(stage.shares or stage.name, {})
+        file = export_stage(stage, mine, directory / f"{stage.name}.onnx", traced[name], store)
+        interface = StageInterface(stage.name, stage.inputs, stage.outputs)
+        exported.append(ExportedStage(interface, file, mine, traced[name]))
+    return exported
+
+
+def compile_stages(
+    exported: Sequence[ExportedStage],
+    directory: Path,
+    backends: Sequence[str],
+    inputs: Mapping[str, Mapping[str, np.ndarray]],
+    only_exact: bool,
+    tell,
+) -> list[StageEntry]:
+    """The fastest way of running each stage, compiled into `directory`.
+
+    Args:
+        backends: to choose from. inputs: stage -> what it is run on meanwhile.
+        only_exact: leave out ways that round more than the files ask for.
+        tell: called with the number of stages done and the stage being compiled.
+
+    Raises:
+        BackendError: nothing can run a stage.
+    """
+    entries = []
+    for index, stage in enumerate(exported):
+        name = stage.interface.name
+        tell(index, name)
+        entries.append(
+            _entry(stage, choose(stage.file, directory, stage.interface, backends, inputs.get(name), only_exact))
+        )
+    return entries
+
+
+def compile_ahead(
+    exported: Sequence[ExportedStage], directory: Path, backend: str, options: Mapping, scratch: Path, tell
+) -> tuple[list[StageEntry], dict[str, LoadedStage]]:
+    """Every stage compiled for a device that is not here, and the same computation on this computer's processor.
+
+    Args:
+        options: what the backend is told of the device. scratch: where files for this computer go.
+
+    Raises:
+        BackendError: why a stage cannot be built for that device, or what stands in for it cannot run here.
+    """
+    runtime, here = get_backend(backend), get_backend(STAND_IN)
+    entries, loaded = [], {}
+    for index, stage in enumerate(exported):
+        name = stage.interface.name
+        tell(index, name)
+        entries.append(_entry(stage, Choice(backend, runtime.build(stage.file, directory, stage.interface, options))))
+        runtime.portable(stage.file, scratch / f"{name}.portable.onnx")
+        place = scratch / "here"
+        place.mkdir(exist_ok=True)
+        built = here.build(scratch / f"{name}.portable.onnx", place, stage.interface)
+        loaded[name] = here.load(place / built.file, stage.interface, built.options)
+    return entries, loaded
+
+
+def _entry(stage: ExportedStage, choice: Choice) -> StageEntry:
+    return StageEntry(
+        stage.interface,
+        choice.built.file,
+        choice.backend,
+        choice.built.options,
+        weight_fractions(stage.layers),
+        {layer: compressed.describe() for layer, compressed in stage.layers.items()},
+        choice.tried,
+        choice.refused,
+    )

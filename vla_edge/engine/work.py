@@ -1,0 +1,99 @@
+"""What one call of a stage has to do, read from its file: products, and bytes that have to come from memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+PRODUCTS = ("MatMul", "Gemm", "MatMulInteger")
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one call.
+
+    Attributes:
+        flops: precision of the products ("float32", "int8") -> operations of layers; a product and its sum are two.
+        attention_flops: of products of two computed tensors.
+        weight_bytes: of all constants, as stored. cache_bytes: of inputs whose names begin with prefix_.
+        other_bytes: of the other inputs, and of outputs.
+    """
+
+    flops: Mapping[str, float]
+    attention_flops: float
+    weight_bytes: int
+    cache_bytes: int
+    other_bytes: int
+
+    @property
+    def all_flops(self) -> float:
+        return sum(self.flops.values()) + self.attention_flops
+
+    @property
+    def all_bytes(self) -> int:
+        return self.weight_bytes + self.cache_bytes + self.other_bytes
+
+
+def stage_work(path: str | Path) -> Work | None:
+    """Of a stage file; None for a compiled plan, which tells nothing of it.
+
+    Raises:
+        ImportError: onnx is not installed.
+    """
+    import onnx
+
+    path = Path(path)
+    if path.suffix != ".onnx":
+        return None
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
+    graph = model.graph
+    shapes = {v.name: _shape(v) for v in (*graph.value_info, *graph.input, *graph.output)}
+    constants = {constant.name: constant for constant in graph.initializer}
+    shapes |= {name: tuple(constant.dims) for name, constant in constants.items()}
+    makers = {output: node for node in graph.node for output in node.output}
+
+    def constant_like(name: str) -> bool:
+        return name in constants or (name in makers and all(constant_like(i) for i in makers[name].input if i))
+
+    def rounded(name: str) -> bool:
+        node = makers.get(name)
+        return node is not None and node.op_type == "DequantizeLinear"
+
+    flops: dict[str, float] = {}
+    attention = 0.0
+    for node in graph.node:
+        if node.op_type not in PRODUCTS:
+            continue
+        left, out = shapes.get(node.input[0]), shapes.get(node.output[0])
+        if not left or not out:
+            continue
+        operations = 2.0 * math.prod(out) * left[-1]
+        if not constant_like(node.input[1]):
+            attention += operations
+            continue
+        both = rounded(node.input[0]) and rounded(node.input[1])
+        kind = "int8" if node.op_type == "MatMulInteger" or both else "float32"
+        flops[kind] = flops.get(kind, 0.0) + operations
+    cache = [value for value in graph.input if value.name.startswith("prefix_")]
+    rest = [value for value in graph.input if not value.name.startswith("prefix_")]
+    return Work(
+        flops,
+        attention,
+        sum(_bytes(c.dims, c.data_type) for c in graph.initializer),
+        sum(_bytes(_shape(v), v.type.tensor_type.elem_type) for v in cache),
+        sum(_bytes(_shape(v), v.type.tensor_type.elem_type) for v in (*rest, *graph.output)),
+    )
+
+
+def _shape(value) -> tuple[int, ...]:
+    return tuple(dimension.dim_value for dimension in value.type.tensor_type.shape.dim)
+
+
+def _bytes(shape, kind: int) -> int:
+    import onnx
+
+    bits = 4 if kind in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1) else None
+    size = math.prod(shape)
+    return -(-size // 2) if bits else size * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
