@@ -9,7 +9,7 @@ import pytest
 from vla_edge.cli import main
 from vla_edge.engine.bottleneck import LEVERS
 from vla_edge.engine.bundle import Bundle
-from vla_edge.engine.profile import profile_bundle
+from vla_edge.engine.profile import peak_bytes, profile_bundle
 from vla_edge.engine.roofline import Roofline
 from vla_edge.evaluate.profile_report import summary, write_profile_report
 
@@ -46,3 +46,14 @@ def test_the_command_says_what_is_missing(tmp_path, capsys, bundle):
     assert "is no engine bundle" in capsys.readouterr().err
     assert main(["profile", str(bundle), "--bag", str(tmp_path / "no_bag")]) == 2
     assert "no_bag" in capsys.readouterr().err
+
+
+def test_the_memory_of_a_process_is_its_own():
+    """And not that of the larger one it was started by."""
+    import subprocess
+    import sys
+
+    ballast = bytearray(200_000_000)
+    program = "from vla_edge.engine.profile import peak_bytes; print(peak_bytes())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert 1_000_000 < int(done.stdout) < len(ballast) < peak_bytes()
