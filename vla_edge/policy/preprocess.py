@@ -5,7 +5,7 @@ The arithmetic is LeRobot's (`resize_with_pad`, `NormalizerProcessorStep`), held
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 
