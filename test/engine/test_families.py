@@ -66,7 +66,7 @@ def test_in_fewer_bits_every_stage_is_close_and_verified(family, tmp_path, name)
     manifest = Bundle.load(build(directory, recipe, output=tmp_path / "b", calibration=data, traced=traced)).manifest
     assert manifest["verification"]["frames"] == 4 and manifest["profile"]["total"]["n"] > 0
     errors = [row["relative_l2"] for stage in manifest["verification"]["stages"].values() for row in stage.values()]
-    assert 0 < max(errors) < {"int8": 0.3, "int4-awq": 1.0}[name]
+    assert 0 < max(errors) < {"int8": 0.6, "int4-awq": 1.0}[name]
     bits = {kind for stage in manifest["stages"].values() for kind in stage["precision"]}
     assert bits == ({"int4", "int8"} if name == "int4-awq" else {"int8"})
 

@@ -6,7 +6,7 @@ The arithmetic is LeRobot's (`resize_with_pad`, `NormalizerProcessorStep`), held
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 
