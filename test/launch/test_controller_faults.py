@@ -22,7 +22,8 @@ from vla_edge.robots.g1 import DRIVEN_JOINTS
 
 @pytest.fixture
 def arms(start, peer):
-    arms = Arms(start, peer)
+    # Starting a source takes the processors; that must not look like a robot that fell silent.
+    arms = Arms(start, peer, joint_state_timeout=5.0)
     yield arms
     arms.robot.close()
 
