@@ -52,6 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
     bar, bundles, missing, traced = Bar(), {}, [], {}
     for name in options.recipes:
         recipe = load_recipe(name)
+        built = options.bundles / recipe.name if options.bundles else None
+        if built is not None and (built / "manifest.yaml").is_file():
+            bundles[recipe.name] = built
+            continue
         if recipe.trains and not shown:
             why = f"no demonstrations in {options.demonstrations}; make demonstrations records them"
             missing.append(Row(f"success_drop_points.{recipe.name}", None, "points", note=why))
@@ -105,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--recipes", nargs="+", default=list(LIMITS))
+    parser.add_argument("--bundles", type=Path, help="directory of bundles by recipe, to act with as they are")
     parser.add_argument("--demonstrations", type=Path, default=DEMONSTRATIONS, help="for recipes that train")
     parser.add_argument("--episodes", type=int, default=EPISODES, help="fewer only to try this out")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
