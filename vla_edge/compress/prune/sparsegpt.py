@@ -31,9 +31,7 @@ def sparsegpt(
     rows, columns = weight.shape
     if two_of_four and columns % FOUR:
         raise ValueError(f"2:4 needs inputs in fours, and there are {columns}")
-    hessian = torch.from_numpy(np.asarray(second_moment, np.float64))
-    silent = hessian.diagonal() <= 0
-    factor = inverse_factor(hessian, silent, damping).float()
+    factor = inverse_factor(torch.from_numpy(np.asarray(second_moment, np.float32)), damping)
     left = torch.from_numpy(np.array(weight.T, np.float32, order="C"))  # (in, out): a row is one input's weights
     scale = factor.diagonal()[:, None]
     for begin in range(0, columns, BLOCK):

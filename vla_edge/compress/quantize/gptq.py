@@ -42,11 +42,10 @@ def gptq(
     seen = scales.astype(np.float32).reshape(rows, -1) * np.float32(whole)
     steps = torch.from_numpy(np.repeat(seen, group or columns, axis=1).T.copy())
     left = torch.from_numpy(np.array(weight.T, np.float32, order="C"))  # (in, out): a row is one input's weights
-    hessian = torch.from_numpy(np.asarray(second_moment, np.float64))
-    energy = hessian.diagonal().clone()
-    silent = energy <= 0
+    moment = torch.from_numpy(np.asarray(second_moment, np.float32))
+    energy = moment.diagonal()
     order = torch.argsort(energy, descending=True, stable=True) if activation_order else torch.arange(columns)
-    factor = inverse_factor(hessian[order][:, order], silent[order], damping).float()
+    factor = inverse_factor(moment, damping, order)
     left, steps = left[order], steps[order]
     stays = None if keep is None else torch.from_numpy(np.array(keep.T, order="C"))[order]
     values = torch.empty(columns, rows)
@@ -64,19 +63,25 @@ def gptq(
     return QuantizedWeight(restored.T.contiguous().numpy(), scales, grid.name, group, whole)
 
 
-def inverse_factor(hessian, silent, damping: float):
-    """Upper Cholesky factor of the inverse, float64; damping is raised until the matrix is positive definite."""
+def inverse_factor(moment, damping: float, order=None):
+    """Upper Cholesky factor of the inverse of (in, in) `moment`, float32, computed in float64 with two matrices at a time
+    in memory. Silent inputs get the mean of the diagonal; damping is raised until the matrix is positive definite.
+
+    Args:
+        order: of the inputs; as they are when None.
+    """
     import torch
 
-    mean = hessian.diagonal().mean().clamp_min(1e-30)
-    hessian = hessian.clone()
-    hessian.diagonal()[silent] = mean
+    moment = moment if order is None else moment[order].T[order]  # symmetric
+    energy = moment.diagonal().double()
+    mean, silent = energy.mean().clamp_min(1e-30), energy <= 0
     while True:
-        damped = hessian.clone()
-        damped.diagonal().add_(damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        factor = moment.double()
+        factor.diagonal()[silent] = mean
+        factor.diagonal().add_(damping * mean)
+        factor, failed = torch.linalg.cholesky_ex(factor)
         if not failed:
-            factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
             if not failed:
-                return factor
+                return factor.float()
         damping = max(10 * damping, 1e-6)
