@@ -148,7 +148,7 @@ def _guided(runner, checkpoint: Path) -> dict:
     def believed(t: float):
         """x -> A(x) for the observation that the runner is at."""
         condition = runner.stages["time"].run({"time": np.array([t], np.float32)})["time_condition"]
-        fixed = [torch.from_numpy(np.array(value)) for value in (condition, *(runner._buffers[name] for name in cache))]
+        fixed = [torch.from_numpy(np.array(value)) for value in (condition, *(runner._loop.buffers[name] for name in cache))]
         return lambda x: x - t * denoise(x, *fixed)[0]
 
     def transposed(x, error, t):

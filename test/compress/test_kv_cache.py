@@ -122,7 +122,7 @@ def test_the_files_compute_what_the_policy_computes_in_pytorch(loaded, data, tmp
         ours.infer(observation)
         engine.infer(observation)
         for spec in crossing["prefix"].interface.outputs:
-            a, b = ours._buffers[spec.name], engine._buffers[spec.name]
+            a, b = ours._loop.buffers[spec.name], engine._loop.buffers[spec.name]
             assert a.dtype == b.dtype == spec.dtype and a.nbytes == b.nbytes
             # a number between two points of a grid may fall either way
             assert (np.abs(a.astype(float) - b.astype(float)) > 2e-3).mean() < 0.02, spec.name

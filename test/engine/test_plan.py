@@ -341,10 +341,11 @@ def test_what_is_known_to_go_wrong_on_orin_is_said_and_not_refused(orin):
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8", "int4", "fp8", "fp8 static", "nvfp4"])
 def test_refusals_of_hardware_are_those_of_tensorrts_builder(tmp_path, orin, precision, capability):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    from test_tensorrt_rtx import plan as built
+    from test_tensorrt_rtx import builds
     from toy import compressed
     from torch import nn
 
+    from vla_edge.engine.backends.tensorrt_plan import read
     from vla_edge.engine.export import export_stage
     from vla_edge.engine.refusals import refuse
     from vla_edge.policy.stages import Stage, TensorSpec
@@ -362,7 +363,7 @@ def test_refusals_of_hardware_are_those_of_tensorrts_builder(tmp_path, orin, pre
     weights, _, static = precision.partition(" ")
     planned = {"vision.layer": LayerPrecision(weights, weights if static else None, group=8)}
     refused = refuse(planned, replace(orin, capability=capability), "tensorrt")
-    assert (refused is None) == (built(path, f"SM{capability}") is not None), refused
+    assert (refused is None) == builds(read(path), capability), refused
 
 
 def test_an_engine_that_does_not_fit_is_refused():
@@ -394,8 +395,9 @@ def test_recipes_that_shapes_do_not_tell_about_are_refused(orin):
         plan_of("pi0", "prune-structured", orin)
     with pytest.raises(RecipeError, match="give a rank"):
         plan_of("pi0", "lowrank", orin)
+    elsewhere = parse_recipe({"name": "elsewhere", "steps": [{"keep": {"targets": ["denoise"], "dtype": "float16"}}]})
     with pytest.raises(RecipeError, match="matches no layer"):
-        plan_of("openvla-7b", "groot", orin)
+        plan_of("openvla-7b", elsewhere, orin)
 
 
 def test_products_of_which_no_speed_is_known_are_not_guessed(orin):
