@@ -17,6 +17,7 @@ PARAMETERS = (
     Parameter("output", "", "directory of the bundle; empty puts it beside the checkpoint or into the user's cache"),
     Parameter("calibration", "", "bag the activation ranges come from; empty takes the checkpoint's own"),
     Parameter("demonstrations", "", "recording that recipes with training train on; empty takes the calibration bag"),
+    Parameter("compute_capability", "", "of the GPU to build for where it is not here, as 8.6 (backend tensorrt_rtx)"),
     Parameter("force", False, "build even when the same bundle is there"),
 )
 
@@ -52,6 +53,7 @@ def build(node: Node) -> int:
         calibration=values.calibration or None,
         force=values.force,
         demonstrations=[values.demonstrations] if values.demonstrations else [],
+        compute_capability=values.compute_capability or None,
         progress=Progress(),
     )
     node.get_logger().info(f"engine bundle ready: {bundle}")
