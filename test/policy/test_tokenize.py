@@ -81,7 +81,7 @@ def test_braces_in_an_instruction_are_only_text(path):
 def test_the_same_instruction_is_tokenized_once(tokenizer, monkeypatch):
     encoded = []
     encode = tokenizer._encode
-    monkeypatch.setattr(tokenizer, "_encode", lambda text: encoded.append(text) or encode(text))
+    monkeypatch.setattr(tokenizer, "_encode", lambda *said: encoded.append(said) or encode(*said))
     first, again = tokenizer("touch the red cube"), tokenizer("touch the red cube")
     assert first[0] is again[0] and len(encoded) == 1
     assert tokenizer("touch the green cube")[0].tolist() != first[0].tolist()
