@@ -5,10 +5,11 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# The test file of each; without one it has no tests.
+# The test files of each; without one it has no tests.
 declare -A FILES=([peft]=test/policy/test_merge.py [bitsandbytes]=test/policy/test_merge.py
     [lerobot]=test/evaluate/test_lerobot_itself.py [ruckig]=test/control/test_limits_peer.py
-    [pinocchio]=test/control/test_gravity.py [dask]=test/evaluate/test_suite.py [openpi]=test/engine/test_remote_openpi.py)
+    [pinocchio]=test/control/test_gravity.py [dask]=test/evaluate/test_suite.py [openpi]=test/engine/test_remote_openpi.py
+    [tensorrt]="test/engine/test_tensorrt_rtx.py test/engine/test_tensorrt_runtime.py test/engine/test_plan.py test/engine/test_build.py")
 for provider in modelopt llmcompressor torchao nncf neural-compressor; do
     FILES[$provider]=test/compress/test_providers.py
 done
@@ -23,7 +24,8 @@ for name in "${names[@]}"; do
     echo "test-peers: $name"
     report=out/ci/peers-$name.xml
     python=$(tools/peer_environment.sh "$name") &&
-        "$python" -m pytest -m peers -q "${FILES[$name]}" --junitxml="$report" &&
+        # shellcheck disable=SC2086
+        "$python" -m pytest -m peers -q ${FILES[$name]} --junitxml="$report" &&
         # A library that cannot be imported skips its tests: nothing would have been seen.
         .venv/bin/python tools/check_tests_ran.py --any "$report" || failed+=("$name")
 done

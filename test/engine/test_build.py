@@ -124,6 +124,7 @@ def test_rounding_more_than_the_file_asks_for_is_given_up_when_it_errs_too_much(
     assert not all(entry.options.get("exact", True) for entry in Bundle.load(path).stages)
 
 
+@pytest.mark.peers
 def test_an_engine_for_a_gpu_that_is_not_here_is_verified_by_another_runtime_and_not_run(
     checkpoint, data, traced, tmp_path
 ):

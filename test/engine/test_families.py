@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from vla_edge.compress.calibrate import collect
 from vla_edge.compress.recipe import Accept, RecipeError, load_recipe, parse_recipe
-from vla_edge.engine.build import build
+from vla_edge.engine import build as building
 from vla_edge.engine.bundle import Bundle
 from vla_edge.engine.runner import Runner
 from vla_edge.policy.checkpoint import load_checkpoint
@@ -20,6 +21,7 @@ from vla_edge.types import JointState, Observation
 SAVED = Path(__file__).parents[1] / "parity"
 CHECKPOINTS = {"pi0": "pi/pi0", "pi05": "pi/pi05", "openvla": "openvla/openvla", "oft": "openvla/oft"}
 
+build = partial(building.build, backend="onnxruntime")  # which is fastest is not the question here
 
 SLOW = ("pi05", "oft")  # each takes as long again as what it differs little from
 

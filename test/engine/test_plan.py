@@ -337,6 +337,7 @@ def test_what_is_known_to_go_wrong_on_orin_is_said_and_not_refused(orin):
     assert "trained" in plan_of("openvla-7b", "bf16", orin, decoding="parallel").cautions[0]
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("capability", [86, 89, 120])
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8", "int4", "fp8", "fp8 static", "nvfp4"])
 def test_refusals_of_hardware_are_those_of_tensorrts_builder(tmp_path, orin, precision, capability):

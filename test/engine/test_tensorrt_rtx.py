@@ -15,6 +15,7 @@ from vla_edge.engine.backends import BackendError, get_backend
 from vla_edge.engine.backends.tensorrt_plan import read, refusals, two_to_four
 from vla_edge.engine.export import export_stage, trace
 
+pytestmark = pytest.mark.peers
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 runtime = get_backend("tensorrt_rtx")
 

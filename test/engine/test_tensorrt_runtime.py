@@ -79,6 +79,7 @@ def test_a_damaged_plan_or_one_with_other_tensors_is_a_backend_error(plan):
         backend(FakeRuntimeApi())[1].load(plan, STAGE, OPTIONS)
 
 
+@pytest.mark.peers
 def test_the_real_cuda_python_without_a_device_is_a_named_error():
     pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
     try:

@@ -14,13 +14,16 @@ from vla_edge.compress.mixed import Choice, Measured, choose, to_recipe
 from vla_edge.compress.plan import plan_layers
 from vla_edge.compress.recipe import Accept, Recipe, RecipeError, load_recipe
 from vla_edge.compress.sensitivity import FAST_OPTIONS, OPTIONS, Sensitivity, Trial, measure
-from vla_edge.engine.backends import AUTO, chosen_backends, gain_by_reduced_range
+from vla_edge.engine.backends import chosen_backends, gain_by_reduced_range
 from vla_edge.engine.build import Progress, build, calibration_source, torch_threads
 from vla_edge.engine.bundle import Bundle
 from vla_edge.engine.layer_latency import measure_layers
 from vla_edge.engine.runner import Runner
 from vla_edge.engine.trace import policy_layers
 from vla_edge.policy.checkpoint import load_checkpoint
+
+RUNTIME = "onnxruntime"
+"""What layers are timed on under a budget of time: all on one, since a stage runs on one."""
 
 
 def search(
@@ -67,7 +70,7 @@ def search(
         stages, runner = policy.stages(), Runner.from_policy(policy, loaded)
         modules = policy_layers(stages)
         options = OPTIONS if max_ms is None else FAST_OPTIONS
-        reduce_range = gain_by_reduced_range(chosen_backends(AUTO))
+        reduce_range = gain_by_reduced_range(chosen_backends(RUNTIME))
         groups = {group.names[0]: [modules[name] for name in group.names] for group in input_groups(modules, stages)}
         seen = weighed_inputs(
             policy, loaded, groups, fitted, lambda f: tell(0.1 * f, "recording what reaches the layers")
@@ -83,7 +86,7 @@ def search(
         if max_ms is not None:
             whole = _milliseconds(loaded, load_recipe("fp32"), data)
             timed = measure_layers(
-                modules, runner, observations[0], whole, options, AUTO, lambda f, what: tell(0.7 + 0.2 * f, what)
+                modules, runner, observations[0], whole, options, RUNTIME, lambda f, what: tell(0.7 + 0.2 * f, what)
             )
             found = replace(found, milliseconds=timed.milliseconds, rest_ms=timed.rest_ms)
         choice = choose(found, max_bits, max_error_rel, max_ms)
@@ -113,5 +116,5 @@ def search(
 def _milliseconds(loaded, recipe: Recipe, data) -> float:
     """Of a chunk, in an engine of its own."""
     with tempfile.TemporaryDirectory() as directory:
-        path = build(loaded.directory, replace(recipe, accept=Accept()), AUTO, Path(directory) / "engine", data)
+        path = build(loaded.directory, replace(recipe, accept=Accept()), RUNTIME, Path(directory) / "engine", data)
         return Bundle.load(path).manifest["profile"]["total"]["p50"]
