@@ -229,7 +229,7 @@ def ours(network: Network, method: str) -> None:
             return network.folds
 
     class Stage:
-        name, module = "network", Folding()
+        name, module, shares = "network", Folding(), None
 
     class Runner:
         num_steps = 1
