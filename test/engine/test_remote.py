@@ -148,7 +148,8 @@ def test_only_who_has_the_key_is_let_in():
         for key in (None, "secre", "Secret"):
             with pytest.raises(RemoteError, match="refuses the connection.*check its API key"):
                 RemoteRunner(address(running), api_key=key)
-        assert urllib.request.urlopen(f"http://127.0.0.1:{running.port}/healthz", timeout=5).read() == b"OK\n"
+        healthy = address(running).replace("ws:", "http:") + "/healthz"
+        assert urllib.request.urlopen(healthy, timeout=5).read() == b"OK\n"
 
 
 def impostor(*answers):
