@@ -211,6 +211,8 @@ class Decode(nn.Module):
         new_keys, new_values = (torch.stack(parts) for parts in zip(*new))
         return self.head(self.norm(x))[:, 0], new_keys, new_values
 
+    folds = Prefill.folds  # of the very same norm: a graph traced once has to take what a recipe makes of it
+
 
 class ResidualBlock(nn.Module):
     """Norm, linear layer, ReLU, and what came in."""
