@@ -2,7 +2,6 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-peers test-gpu gpu-check bench bench-compress bench-engine bench-plan \
 	bench-replay bench-robot bench-serving demonstrations train clean
-	bench-replay bench-robot bench-serving demonstrations train clean
 SHELL := /bin/bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
@@ -43,12 +42,11 @@ bench: setup ## speed and size of this checkout on this machine: out/bench/core.
 	@$(ENV)
 	python -m benchmarks.core $(ARGS)
 
-bench-compress: setup ## what every recipe costs, ours against other libraries (hours): out/bench/compress.json
 bench-engine: setup ## engines against PyTorch and each other, also at SmolVLA-450M's size: out/bench/engine.json
 	@$(ENV)
 	python -m benchmarks.engine $(ARGS)
 
-bench-compress: setup ## what every recipe costs in radians and successes (hours): out/bench/compress.json
+bench-compress: setup ## what every recipe costs in radians and successes, ours against other libraries (hours): out/bench/compress.json
 	@$(ENV)
 	python -m benchmarks.algorithms
 	python -m benchmarks.compress $(ARGS)
