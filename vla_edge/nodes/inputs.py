@@ -58,11 +58,8 @@ class ObservationInputs:
         self.received: Counter[str] = Counter()
         self.last_problem = ""
         # Joints are looked up at the stamp of a frame, which takes longer to arrive: a few at a time are soon enough.
-        self._streams = [
-            StreamThread(
-                [Stream(node, JointState, "joint_states", self._on_joints, qos.STREAM)], 0.01, "joint_states", priority
-            )
-        ]
+        self._joints = Stream(node, JointState, "joint_states", self._on_joints, qos.STREAM)
+        self._streams = [StreamThread([self._joints], 0.01, "joint_states", priority)]
         self._subscriptions = [
             node.create_subscription(String, "instruction", self._on_instruction, qos.LATCHED),
         ]
@@ -97,6 +94,8 @@ class ObservationInputs:
             print_ = zlib.crc32(np.frombuffer(image.data, np.uint8)[::11].tobytes()) if self._fingerprints else None
             newest = self._aligner.add_frame(camera.name, Frame(image.stamp_ns, arrival_ns, decode, print_))
             if pacing and newest:
+                # Those of its moment are here, but after a stall of this process nobody may have taken them yet.
+                self._joints.drain()
                 self._on_frame(arrival_ns)
 
         return on_image

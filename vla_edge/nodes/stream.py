@@ -41,11 +41,12 @@ class Stream:
         self.subscription = self._node.create_subscription(kind, resolved, lambda message: None, qos, raw=raw)
         self._callback = callback
         self._newest_only = qos.depth == 1
+        self._taking = threading.Lock()
 
     def drain(self) -> int:
-        """Hands what has arrived to the callback; how many messages that were."""
+        """Hands what has arrived to the callback, in order whichever threads drain; how many messages that were."""
         subscription, count = self.subscription, 0
-        with subscription.handle:
+        with self._taking, subscription.handle:
             while (taken := subscription.handle.take_message(subscription.msg_type, subscription.raw)) is not None:
                 self._callback(*taken)
                 count += 1
