@@ -256,9 +256,10 @@ def ours(network: Network, method: str) -> None:
     modules = {f"network.{layer}": network.model.get_submodule(layer) for layer in network.layers}
     plan = plan_layers(recipe, list(modules))
     layers = compress_policy(recipe, plan, modules, [Stage()], Runner(), network.calibration, lambda *_: None)
-    for name, layer in layers.items():
+    for name in list(modules):
         parent, _, own = name.removeprefix("network.").rpartition(".")
-        setattr(network.model.get_submodule(parent), own, FakeLinear(layer))
+        setattr(network.model.get_submodule(parent), own, FakeLinear(layers.pop(name)))
+        del modules[name]  # its weights make room for the next
 
 
 def modelopt(network: Network, method: str) -> None:

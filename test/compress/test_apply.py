@@ -74,7 +74,7 @@ def test_what_does_not_fit_into_memory_at_once_is_recorded_in_several_passes(loa
     subject, passes = Subject(copy.deepcopy(loaded[0]), loaded[1]), []
     step = quantize(weights="int4", group_size=32, method=method)
     whole = subject.compress(step)
-    monkeypatch.setattr(apply, "PRODUCTS_BYTES", 20_000)
+    monkeypatch.setattr(apply, "products_bytes", lambda modules: 20_000)
     watch = apply.watch_inputs
     monkeypatch.setattr(apply, "watch_inputs", lambda *a, **k: passes.append(len(a[1])) or watch(*a, **k))
     again = Subject(copy.deepcopy(loaded[0]), loaded[1])

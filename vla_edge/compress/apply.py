@@ -33,8 +33,7 @@ Tell = Callable[[float, str], None]
 Weighed = Callable[[Mapping[str, Sequence], Callable[[float], None]], dict[str, InputStatistics]]
 """Of layers that read one tensor, by name, and of progress: `importance.weighed_inputs` of a policy."""
 
-PRODUCTS_BYTES = 256 << 20
-"""Of products of channels held at once; policies that have more are recorded in several passes over the data."""
+_LEAST_PRODUCTS, _MOST_PRODUCTS = 16 << 20, 256 << 20
 
 
 def compress_policy(
@@ -93,7 +92,7 @@ def compress_policy(
     untouched = not pruning and not any(isinstance(step, LowRankStep) for step in plan.values())
     asked = {group: steps_of(group) for group in groups}
     watched = {group: steps for group, steps in asked.items() if any(step.needs_statistics for step in steps)}
-    shares = _shares(watched, modules)
+    shares = _shares(watched, modules, products_bytes(modules))
     for number, share in enumerate(shares):
 
         def part(fraction: float, what: str, number: int = number) -> None:
@@ -148,8 +147,19 @@ def compress_policy(
     return {name: done[name] for name in modules}
 
 
-def _shares(watched: Mapping[InputGroup, Sequence], modules: Mapping[str, object]) -> list[dict[InputGroup, Sequence]]:
-    """The groups in the order of the policy, cut where the products of their channels would take too much memory.
+def products_bytes(modules: Mapping[str, object]) -> int:
+    """Of products of channels that are held at once; where there are more, the data are gone through several times.
+
+    They are small beside the weights, and never so few that a small policy is recorded twice.
+    """
+    weights = sum(4 * module.weight.numel() for module in modules.values())
+    return min(max(weights // 4, _LEAST_PRODUCTS), _MOST_PRODUCTS)
+
+
+def _shares(
+    watched: Mapping[InputGroup, Sequence], modules: Mapping[str, object], most: int
+) -> list[dict[InputGroup, Sequence]]:
+    """The groups in the order of the policy, cut where the products of their channels would take over `most` bytes.
 
     A layer whose outputs are rescaled for its readers is not rounded before: both are in one share.
     """
@@ -157,7 +167,7 @@ def _shares(watched: Mapping[InputGroup, Sequence], modules: Mapping[str, object
     for group, steps in watched.items():
         columns = modules[group.names[0]].in_features
         size = 4 * columns**2 if any(step.needs_products for step in steps) else 0
-        if not shares or held + size > PRODUCTS_BYTES:
+        if not shares or held + size > most:
             shares.append({})
             held = 0
         shares[-1][group] = steps
