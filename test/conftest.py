@@ -3,6 +3,10 @@ import signal
 
 import pytest
 
+# Before anything imports torch, here and in what is started: the policies of the tests are so small that its threads
+# would only wait for one another, and on a busy machine take minutes for what one does in seconds.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_configure():
     """A run in the background of a script ignores SIGINT, and so would what is started here to be interrupted."""

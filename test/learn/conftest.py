@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from vla_edge.learn.train import TrainConfig, Trainer, reference_shapes
 from vla_edge.sim.demonstrations import IMAGE_SIZE
@@ -29,15 +28,6 @@ def recording(tmp_path_factory):
             episode=np.arange(FRAMES), step=np.zeros(FRAMES, np.int32), goal=np.zeros(FRAMES, np.int32),
         )  # fmt: skip
     return directory
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small products gain nothing from a second one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -223,8 +223,8 @@ def compress_layer(
     """
     weight = _numpy(module.weight)
     bias = None if module.bias is None else _numpy(module.bias)
-    if isinstance(step, Keep):
-        return CompressedLinear(weight.astype(_dtype(step.dtype)), bias)
+    if isinstance(step, Keep):  # in memory that it shares with the module where nothing changes
+        return CompressedLinear(weight.astype(_dtype(step.dtype), copy=False), bias)
     if step.needs_statistics and statistics is None:
         raise never_reached(name)
     if isinstance(step, LowRankStep):
