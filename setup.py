@@ -28,6 +28,7 @@ EXTRAS = {
     "remote": ["websockets", "msgpack"],
     # runtimes beside ONNX Runtime; TensorRT itself and pycuda come with a robot's system
     "runtime-openvino": ["openvino"],
+    "runtime-executorch": ["executorch"],
     "runtime-tensorrt-rtx": ["tensorrt-rtx"],
     "runtime-cuda": ["cuda-bindings"],
     # other libraries' algorithms behind our recipes; make setup leaves them out

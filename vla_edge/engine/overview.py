@@ -94,8 +94,10 @@ def _try(name: str, files: Mapping[str, tuple]) -> Overview:
 
 
 def _ways(runtime, file: Path, precision: str) -> list[dict]:
-    """The exact one on one thread; for a file in float32 also the one that rounds to bfloat16."""
-    found = [options for options in runtime.candidates(file) if options.get("threads", 1) == 1]
+    """The exact one on the fewest threads; for a file in float32 also the one that rounds to bfloat16."""
+    ways = runtime.candidates(file)
+    fewest = min(options.get("threads", 1) for options in ways)
+    found = [options for options in ways if options.get("threads", 1) == fewest]
     rounding = [options for options in found if options.get("precision") == "bf16" and not options.get("compile")]
     return [found[0], *(rounding[:1] if precision == "float32" else [])]
 

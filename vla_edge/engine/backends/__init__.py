@@ -39,6 +39,7 @@ BACKENDS = {
     "onnxruntime": ("vla_edge.engine.backends.onnxruntime", "onnxruntime"),
     "openvino": ("vla_edge.engine.backends.openvino", "openvino"),
     "torch": ("vla_edge.engine.backends.torch", "torch"),
+    "executorch": ("vla_edge.engine.backends.executorch", "executorch"),
     "tensorrt": ("vla_edge.engine.backends.tensorrt", "tensorrt"),
     "tensorrt_rtx": ("vla_edge.engine.backends.tensorrt_rtx", "tensorrt-rtx"),
 }
