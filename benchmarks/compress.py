@@ -3,7 +3,7 @@
     python -m benchmarks.compress
 
 Builds each recipe, lets it act on the same seeds of the harder tier as full precision, and writes
-out/bench/compress.json, beside what `algorithms.py` measures, and for people out/bench/compress.html. Finished
+out/bench/compress.json, beside what `algorithms.py` measures, and for people out/bench/recipes.html. Finished
 episodes are kept, so an interrupted run goes on; rows of recipes that `--recipes` leaves out stay. Which seeds and how
 many was fixed before the first run, and is not to be changed after one.
 """
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = with_earlier(rows + missing, file, lambda row: same or "_ratio_vs_" in row.name)
     print(table(rows))
     print(write("compress", rows))
-    print(write_comparison_report(comparison, DIRECTORY / "compress.html")[0])
+    print(write_comparison_report(comparison, DIRECTORY / "recipes.html")[0])
     return 0 if all(row.met is not False for row in rows) else 1
 
 

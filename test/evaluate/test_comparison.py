@@ -106,3 +106,27 @@ def test_the_page_and_the_table_say_the_same(tmp_path, acted):
         assert "5.00" in page and "5.00" in told and data["full_precision_successes"] == 50
     else:
         assert rtn["lost_points"] is None and "Success %" not in page and math.isclose(rtn["bits"], 4.5)
+
+
+def test_the_benchmark_leaves_rows_that_the_next_run_goes_on_from(tmp_path, monkeypatch, capsys):
+    from benchmarks import compress
+
+    from vla_edge.engine import build
+    from vla_edge.evaluate import comparison
+
+    reference = {seed: seed % 2 == 0 for seed in range(100)}
+    monkeypatch.setattr(compress, "DIRECTORY", tmp_path)
+    write = compress.write
+    monkeypatch.setattr(compress, "write", lambda name, rows: write(name, rows, tmp_path))
+    monkeypatch.setattr(build, "build", lambda *arguments, **settings: tmp_path / "bundle")
+
+    def compare(checkpoint, bundles, *rest):
+        made = (contender(name, 0.015, 3.4, reference, reference) for name in bundles)
+        return Comparison("g1_tabletop", "hard", reference, tuple(made))
+
+    monkeypatch.setattr(comparison, "compare_engines", compare)
+    for recipe in ("int8", "int4-rtn"):
+        assert compress.main(["--recipes", recipe, "--episodes", "100"]) == 0
+    rows = {row.name: row for row in compress.read(tmp_path / "compress.json")}
+    assert rows["success_drop_points.int8"].value == 0.0 and rows["success_drop_points.int4-rtn"].n == 100
+    assert (tmp_path / "recipes.html").is_file() and "int4-rtn" in capsys.readouterr().out
