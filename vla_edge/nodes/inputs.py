@@ -71,7 +71,7 @@ class ObservationInputs:
 
     def destroy(self) -> None:
         """Ends the subscriptions."""
-        for stream in self._streams:
+        for stream in reversed(self._streams):  # cameras first: they take joints
             stream.close()
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
