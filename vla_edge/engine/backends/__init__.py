@@ -198,6 +198,20 @@ def contiguous(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> list[n
     return [arrays[name] for name in names]
 
 
+def run_bound(stage: LoadedStage, inputs: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """What `stage` makes of the inputs of those names, through its own `bind`.
+
+    Raises:
+        BackendError: an input is missing, or the runtime fails.
+    """
+    try:
+        outputs = {spec.name: spec.zeros() for spec in stage.interface.outputs}
+        stage.bind({name: np.ascontiguousarray(inputs[name]) for name in names}, outputs)()
+    except (RuntimeError, KeyError) as error:
+        raise BackendError(f"stage {stage.interface.name!r} cannot run: {one_line(error)}") from error
+    return outputs
+
+
 def one_line(error: Exception) -> str:
     """A runtime's message, short enough for a sentence."""
     return " ".join(str(error).split())[:300]

@@ -2,7 +2,7 @@
 
 The stage's file is read as the PyTorch backend reads it (see `onnx_torch`), exported and lowered; what XNNPACK does not
 take runs in ExecuTorch's own kernels. Packed weights are unpacked when it is built: a `.pte` file is as large as float32,
-whatever the recipe. Lowering needs PyTorch, running does not.
+whatever the recipe.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from executorch.extension.pybindings import portable_lib
 from executorch.runtime import Method, Runtime, Verification
 
-from vla_edge.engine.backends import BackendError, BuiltStage, StageInterface, contiguous, one_line
+from vla_edge.engine.backends import BackendError, BuiltStage, StageInterface, contiguous, one_line, run_bound
 from vla_edge.engine.backends.cpu import threads_to_use, threads_worth_trying
 
 _chosen: list[int] = []  # the threads of this process's pool, once a stage is loaded
@@ -120,12 +120,7 @@ class ExecuTorchStage:
             )
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        try:
-            outputs = {spec.name: spec.zeros() for spec in self.interface.outputs}
-            self.bind({spec.name: np.ascontiguousarray(inputs[spec.name]) for spec in self.interface.inputs}, outputs)()
-        except (RuntimeError, KeyError) as error:
-            raise BackendError(f"stage {self.interface.name!r} cannot run: {one_line(error)}") from error
-        return outputs
+        return run_bound(self, inputs, [spec.name for spec in self.interface.inputs])
 
     def bind(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> Callable[[], None]:
         arguments = [torch.from_numpy(a) for a in contiguous(inputs, [spec.name for spec in self.interface.inputs])]

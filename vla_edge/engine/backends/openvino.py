@@ -25,6 +25,7 @@ from vla_edge.engine.backends import (
     contiguous,
     one_line,
     place,
+    run_bound,
 )
 from vla_edge.engine.backends.cpu import sums_saturate, threads_to_use, threads_worth_trying
 from vla_edge.engine.manifest import MANIFEST
@@ -133,12 +134,7 @@ class OpenVinoStage:
         self._ports = [found.index(name) for name in self._outputs]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        try:
-            outputs = {spec.name: spec.zeros() for spec in self.interface.outputs}
-            self.bind({name: np.ascontiguousarray(inputs[name]) for name in self._inputs}, outputs)()
-        except (RuntimeError, KeyError) as error:
-            raise BackendError(f"stage {self.interface.name!r} cannot run: {one_line(error)}") from error
-        return outputs
+        return run_bound(self, inputs, self._inputs)
 
     def bind(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> Callable[[], None]:
         request = self._model.create_infer_request()

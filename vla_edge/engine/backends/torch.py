@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vla_edge.engine.backends import BackendError, BuiltStage, StageInterface, contiguous, one_line, place
+from vla_edge.engine.backends import BackendError, BuiltStage, StageInterface, contiguous, place, run_bound
 from vla_edge.engine.backends.cpu import threads_to_use, threads_worth_trying
 from vla_edge.policy.stages import Stage
 
@@ -124,13 +124,7 @@ class TorchFileStage:
         self._module, self._device, self._bfloat16, self._threads = module, device, bfloat16, threads
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        try:
-            arrays = {spec.name: np.ascontiguousarray(inputs[spec.name]) for spec in self.interface.inputs}
-            outputs = {spec.name: spec.zeros() for spec in self.interface.outputs}
-            self.bind(arrays, outputs)()
-        except (RuntimeError, KeyError) as error:
-            raise BackendError(f"stage {self.interface.name!r} cannot run: {one_line(error)}") from error
-        return outputs
+        return run_bound(self, inputs, [spec.name for spec in self.interface.inputs])
 
     def bind(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> Callable[[], None]:
         arguments = [torch.from_numpy(a) for a in contiguous(inputs, [spec.name for spec in self.interface.inputs])]
