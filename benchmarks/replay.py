@@ -23,8 +23,11 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 from bench_file import Row, table, write  # noqa: E402
 from live_nodes import CHECKPOINT, LiveNodes, Listener, domain, engine  # noqa: E402
 
+from vla_edge.evaluate.calibration_bag import FIRST_SEED, record  # noqa: E402
+
 RATE_HZ = 5.0
-CALIBRATION = CHECKPOINT.parent / "calibration"
+# the expert at the table, every frame; the recording beside the checkpoint has one in six
+RECORDING, EPISODES = "recording", 12
 # In a process of its own, so that its peak of memory is its own.
 CHILD = """
 import json, resource, sys, time
@@ -46,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = []
     with tempfile.TemporaryDirectory(prefix="vla_edge_bench_", dir=options.directory) as directory:
         parts = {"speed": speed, "parity": parity, "broken": broken, "cuts": cuts}
+        record(Path(directory) / RECORDING, range(FIRST_SEED, FIRST_SEED + EPISODES), rate_hz=RATE_HZ)
         for part in options.parts or parts:
             print(f"{part} ...", file=sys.stderr, flush=True)
             rows += parts[part](options, Path(directory))
@@ -59,7 +63,7 @@ def speed(options, directory: Path) -> list[Row]:
     from long_bag import write_long_bag
 
     bundle = engine(options.bundle)
-    short = write_long_bag(directory / "short", 60.0, CALIBRATION)
+    short = write_long_bag(directory / "short", 60.0, directory / RECORDING)
     runs = [_replay(short, bundle) for _ in range(options.repeats)]
     factors = [run["duration"] / run["seconds"] for run in runs]
     frames = runs[0]["frames"]
@@ -71,7 +75,7 @@ def speed(options, directory: Path) -> list[Row]:
     ends = (min(factors), max(factors))
     rows = [Row("realtime_factor", float(np.median(factors)), "", ">=", 10.0, len(runs), ends, note)]
     if options.long_minutes > 1:
-        long = write_long_bag(directory / "long", 60.0 * options.long_minutes, CALIBRATION)
+        long = write_long_bag(directory / "long", 60.0 * options.long_minutes, directory / RECORDING)
         run = _replay(long, bundle)
         note = (
             f"peak over 1 minute {runs[0]['peak'] / 1e6:.0f} MB, over {options.long_minutes:g} minutes "
@@ -83,7 +87,7 @@ def speed(options, directory: Path) -> list[Row]:
 
 
 def parity(options, directory: Path) -> list[Row]:
-    """live_offline_max_difference, on part of the calibration recording, in which pictures and joints are simultaneous.
+    """live_offline_max_difference, on part of the recording, in which pictures and joints are simultaneous.
 
     Live, a picture is longer on its way than the joints at its moment, and a node cannot use what is not there yet; so
     the pictures are received later here too.
@@ -93,7 +97,7 @@ def parity(options, directory: Path) -> list[Row]:
 
     from vla_edge.evaluate.parity import compare_chunks
 
-    bundle, bag = engine(options.bundle), with_camera_delay(CALIBRATION, directory / "delayed", 40.0)
+    bundle, bag = engine(options.bundle), with_camera_delay(directory / RECORDING, directory / "delayed", 40.0)
     with LiveNodes() as nodes, Listener() as listener:
         chunks = _listen(listener)
         nodes.node("vla_node", bundle=bundle, image_transport="compressed", rate=RATE_HZ, threads=1, use_sim_time=True)
@@ -117,7 +121,7 @@ def broken(options, directory: Path) -> list[Row]:
 
     reference, caught, told = Remembered(Runner.from_checkpoint(CHECKPOINT)), 0, []
     for case in broken_engines(CHECKPOINT, directory):
-        found = evaluate_bag(CALIBRATION, case.policy, reference, rate_hz=RATE_HZ, max_frames=options.frames)
+        found = evaluate_bag(directory / RECORDING, case.policy, reference, rate_hz=RATE_HZ, max_frames=options.frames)
         checks = {check.name: check.passed for check in judge(found).checks}
         first = next((name for name, passed in checks.items() if not passed), "nothing")
         guilty = [name for name in case.innocent if not checks.get(name, True)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ POLICIES = (HELD, "asynchronous", "temporal_ensembling", "synchronous", "state_r
 DELAYS = {"touch": (0.3, 0.5, 0.1), "hard": (0.3,)}
 """s, by tier."""
 MOST_LOSS, MOST_STEP = 0.05, 0.01
-GUIDED_PAIRS, FROZEN, JOINED = 24, 6, 16
+GUIDED_EPISODES, GUIDED_PAIRS, FROZEN, JOINED = 2, 24, 6, 16
 
 
 def serving_rows(
@@ -91,13 +92,14 @@ def _number(value: float) -> float | None:
 
 def guidance_rows(checkpoint: Path = CHECKPOINT, pairs: int = GUIDED_PAIRS) -> list[Row]:
     """Inpainting beside the guidance of arXiv:2506.07339 (its product by PyTorch's backward pass, beta 5), that guidance
-    with the Jacobian itself in place of its transpose, and without it: the same pairs of observations of the shipped
-    recording, each chunk continuing the one before, 6 rows frozen and 10 joined softly.
+    with the Jacobian itself in place of its transpose, and without it: the same pairs of observations of the expert
+    at the table, each chunk continuing the one before, 6 rows frozen and 10 joined softly.
     """
     import torch
 
     from vla_edge.engine.continuation import Continuation, inpaint
     from vla_edge.engine.runner import Runner
+    from vla_edge.evaluate import calibration_bag
     from vla_edge.evaluate.bag import Bag
     from vla_edge.serve.plan import rows_from
     from vla_edge.serve.policies.real_time_chunking import RealTimeChunking, soft_mask
@@ -107,9 +109,13 @@ def guidance_rows(checkpoint: Path = CHECKPOINT, pairs: int = GUIDED_PAIRS) -> l
     runner = Runner.from_checkpoint(checkpoint)
     leads = {"inpaint": (RealTimeChunking().begin, inpaint), "inpaint_throughout": (1.0, inpaint)}
     leads |= {name: (1.0, lead) for name, lead in _guided(runner, checkpoint).items()}
-    with Bag(checkpoint.parent / "calibration") as bag:
-        horizon = runner.spec.chunk_size * runner.spec.dt
-        seen = [frame.observation for frame in bag.frames(("head",), runner.spec.joint_names, 5.0, horizon)]
+    with tempfile.TemporaryDirectory(prefix="vla_edge_bench_") as directory:
+        recording = Path(directory) / "recording"
+        first = calibration_bag.FIRST_SEED
+        calibration_bag.record(recording, range(first, first + GUIDED_EPISODES))
+        with Bag(recording) as bag:
+            horizon = runner.spec.chunk_size * runner.spec.dt
+            seen = [frame.observation for frame in bag.frames(("head",), runner.spec.joint_names, 5.0, horizon)]
     following = [
         (a, b) for a, b in zip(seen, seen[1:])
         if a.instruction == b.instruction and 0 < b.stamp_ns - a.stamp_ns < 0.4 * NANOSECONDS

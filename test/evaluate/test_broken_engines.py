@@ -6,13 +6,13 @@ import pytest
 
 from benchmarks.broken_engines import SWAPPED, Late, Remembered, stale_statistics, swap_joints, swap_outputs, two_bits
 from vla_edge.engine.runner import Runner
+from vla_edge.evaluate.calibration_bag import FIRST_SEED, record
 from vla_edge.evaluate.limits import Limits
 from vla_edge.evaluate.replay import evaluate_bag
 from vla_edge.evaluate.verdict import judge
 from vla_edge.resources import share_directory, shipped_checkpoint
 
 CHECKPOINT = shipped_checkpoint()
-BAG = CHECKPOINT.parent / "calibration"
 FRAMES = 16
 
 
@@ -22,14 +22,17 @@ def reference():
 
 
 @pytest.fixture(scope="module")
-def verdict_on(reference):
+def verdict_on(reference, tmp_path_factory):
     """verdict_on(engine) -> (name of the first limit that breaks, names of those that hold, sentences by name).
 
     Timing is judged where an engine is made late and nowhere else: this machine may be busy.
     """
 
+    bag = tmp_path_factory.mktemp("broken") / "recording"
+    record(bag, range(FIRST_SEED, FIRST_SEED + 2))
+
     def evaluate(engine, frames=FRAMES, late=None):
-        found = evaluate_bag(BAG, engine, reference, max_frames=frames)
+        found = evaluate_bag(bag, engine, reference, max_frames=frames)
         limits = Limits() if late else Limits(latency_p99_ms=1e6, staleness_p99_ms=1e6, served_fraction=None)
         checks = judge(found, limits).checks
         broken = [check.name for check in checks if not check.passed]
