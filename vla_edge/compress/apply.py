@@ -25,7 +25,7 @@ from vla_edge.compress.quantize.rtn import fitting_group, round_on_grid, round_t
 from vla_edge.compress.quantize.smoothquant import best_smoothing, smoothing_scale
 from vla_edge.compress.quantize.weights import ActivationQuant, CompressedLinear, LowRank, QuantizedWeight
 from vla_edge.compress.recipe import Recipe
-from vla_edge.compress.statistics import InputStatistics
+from vla_edge.compress.statistics import InputStatistics, products_size
 from vla_edge.compress.steps import CHANNEL, Keep, LowRankStep, Prune, Quantize, Storage
 from vla_edge.types import Observation
 
@@ -33,7 +33,7 @@ Tell = Callable[[float, str], None]
 Weighed = Callable[[Mapping[str, Sequence], Callable[[float], None]], dict[str, InputStatistics]]
 """Of layers that read one tensor, by name, and of progress: `importance.weighed_inputs` of a policy."""
 
-_LEAST_PRODUCTS, _MOST_PRODUCTS = 16 << 20, 256 << 20
+_LEAST_PRODUCTS = 128 << 20
 
 
 def compress_policy(
@@ -148,12 +148,12 @@ def compress_policy(
 
 
 def products_bytes(modules: Mapping[str, object]) -> int:
-    """Of products of channels that are held at once; where there are more, the data are gone through several times.
+    """Of products of channels that are held at once: a quarter of the weights, and no less than no computer misses.
 
-    They are small beside the weights, and never so few that a small policy is recorded twice.
+    Where there are more, the policy acts on the data several times.
     """
     weights = sum(4 * module.weight.numel() for module in modules.values())
-    return min(max(weights // 4, _LEAST_PRODUCTS), _MOST_PRODUCTS)
+    return max(weights // 4, _LEAST_PRODUCTS)
 
 
 def _shares(
@@ -166,7 +166,7 @@ def _shares(
     shares, held = [], 0
     for group, steps in watched.items():
         columns = modules[group.names[0]].in_features
-        size = 4 * columns**2 if any(step.needs_products for step in steps) else 0
+        size = products_size(columns) if any(step.needs_products for step in steps) else 0
         if not shares or held + size > most:
             shares.append({})
             held = 0
@@ -271,11 +271,10 @@ def _quantize(
     grid, group = weight_grid(step, weight.shape[1], reduce_range)
     if step.method == "rtn":
         return round_to_nearest(weight, grid, group)
-    moment = statistics.second_moment
-    steps = clipped_steps(weight, moment, grid, group)
+    steps = clipped_steps(weight, statistics.second_moment, grid, group)
     if step.method == "awq":
         return round_on_grid(weight, steps, grid, group)
-    return gptq(weight, moment, grid, group, steps, step.damping, step.activation_order, keep)
+    return gptq(weight, statistics.second_moment, grid, group, steps, step.damping, step.activation_order, keep)
 
 
 def _scale(

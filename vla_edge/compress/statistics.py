@@ -10,6 +10,9 @@ import copy
 
 import numpy as np
 
+BLOCK = 256
+"""Channels whose products with all later ones are computed together: the other half of the matrix is its mirror."""
+
 
 class InputStatistics:
     """Moments of the vectors that reach a layer, in memory that does not grow with the data.
@@ -46,7 +49,9 @@ class InputStatistics:
             self.low, self.high = low, high
             self._sum, self._magnitude, self._squares = np.zeros(width), np.zeros(width), np.zeros(width)
             if self._keeps_products:
-                self._products = np.zeros((width, width), np.float32)
+                self._products = [
+                    np.zeros((min(BLOCK, width - begin), width - begin), np.float32) for begin in range(0, width, BLOCK)
+                ]
         self.count += len(rows)
         self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
         self._sum += rows.sum(0)
@@ -54,7 +59,9 @@ class InputStatistics:
         self._squares += np.einsum("ni,ni->i", rows, rows)
         if self._keeps_products:
             weighed = rows if weights is None else rows * np.asarray(weights, np.float32).reshape(-1, 1)
-            self._products += rows.T @ weighed
+            for number, products in enumerate(self._products):
+                begin = number * BLOCK
+                products += rows[:, begin : begin + BLOCK].T @ weighed[:, begin:]
             self._weight += len(rows) if weights is None else float(np.sum(weights, dtype=np.float64))
 
     @property
@@ -82,7 +89,13 @@ class InputStatistics:
         """(in, in) E[x x^T], by weight; all zero where nothing had any."""
         if self._products is None:
             raise ValueError("these statistics were taken without products of channels")
-        moment = self._products / np.float32(self._weight or 1.0)
+        width = self._products[0].shape[1]
+        moment = np.empty((width, width), np.float32)
+        for number, products in enumerate(self._products):
+            begin = number * BLOCK
+            end = begin + len(products)
+            np.divide(products, np.float32(self._weight or 1.0), out=moment[begin:end, begin:])
+            moment[end:, begin:end] = moment[begin:end, end:].T
         if self._factor is not None:
             moment *= self._factor[:, None]
             moment *= self._factor
@@ -97,6 +110,11 @@ class InputStatistics:
         other._squares = self._squares * np.square(factor, dtype=np.float64)
         other._factor = factor if self._factor is None else factor * self._factor
         return other
+
+
+def products_size(width: int) -> int:
+    """Bytes that `InputStatistics` holds for the products of so many channels."""
+    return sum(4 * min(BLOCK, width - begin) * (width - begin) for begin in range(0, width, BLOCK))
 
 
 def output_error(difference: np.ndarray, second_moment: np.ndarray) -> float:

@@ -33,10 +33,10 @@ def sparsegpt(
         raise ValueError(f"2:4 needs inputs in fours, and there are {columns}")
     factor = inverse_factor(torch.from_numpy(np.asarray(second_moment, np.float32)), damping)
     left = torch.from_numpy(np.array(weight.T, np.float32, order="C"))  # (in, out): a row is one input's weights
-    scale = factor.diagonal()[:, None]
+    scale = factor.diagonal().float()[:, None]
     for begin in range(0, columns, BLOCK):
         end = min(begin + BLOCK, columns)
-        errors = torch.zeros(end - begin, rows)
+        errors, lead = torch.zeros(end - begin, rows), factor[begin:end].float()
         if not two_of_four:
             score = (left[begin:end] / scale[begin:end]).square()
             keep = torch.from_numpy(keep_largest(score.numpy().reshape(1, -1), sparsity, False, by_row=False))
@@ -47,8 +47,9 @@ def sparsegpt(
                 score = (left[i : i + FOUR] / scale[i : i + FOUR]).square()
                 four = torch.from_numpy(keep_largest(score.T.contiguous().numpy(), 0.5, True, by_row=True)).T
             stays = four[i % FOUR] if two_of_four else keep[i - begin]
-            errors[i - begin] = torch.where(stays, 0.0, left[i] / factor[i, i])
+            own = lead[i - begin]
+            errors[i - begin] = torch.where(stays, 0.0, left[i] / own[i])
             left[i] = torch.where(stays, left[i], 0.0)
-            left[i + 1 : end] -= factor[i, i + 1 : end, None] * errors[i - begin]
-        left[end:] -= factor[begin:end, end:].T @ errors
+            left[i + 1 : end] -= own[i + 1 : end, None] * errors[i - begin]
+        left[end:] -= lead[:, end:].T @ errors
     return left.T.contiguous().numpy()

@@ -38,50 +38,57 @@ def gptq(
     import torch
 
     rows, columns = weight.shape
+    moment = torch.from_numpy(np.asarray(second_moment, np.float32))
+    order = torch.argsort(moment.diagonal(), descending=True, stable=True) if activation_order else torch.arange(columns)
+    factor = inverse_factor(moment, damping, order)
+    del moment, second_moment  # the largest matrices there are
     scales, whole = grid.store_steps(grid_steps(weight, grid, group) if steps is None else steps)
     seen = scales.astype(np.float32).reshape(rows, -1) * np.float32(whole)
     steps = torch.from_numpy(np.repeat(seen, group or columns, axis=1).T.copy())
     left = torch.from_numpy(np.array(weight.T, np.float32, order="C"))  # (in, out): a row is one input's weights
-    moment = torch.from_numpy(np.asarray(second_moment, np.float32))
-    energy = moment.diagonal()
-    order = torch.argsort(energy, descending=True, stable=True) if activation_order else torch.arange(columns)
-    factor = inverse_factor(moment, damping, order)
     left, steps = left[order], steps[order]
     stays = None if keep is None else torch.from_numpy(np.array(keep.T, order="C"))[order]
     values = torch.empty(columns, rows)
     for begin in range(0, columns, BLOCK):
         end = min(begin + BLOCK, columns)
-        errors = torch.empty(end - begin, rows)
+        errors, lead = torch.empty(end - begin, rows), factor[begin:end].float()
         for i in range(begin, end):
+            own = lead[i - begin]
             rounded = torch.from_numpy(grid.nearest((left[i] / steps[i]).numpy()))
             values[i] = rounded if stays is None else rounded.mul_(stays[i])
-            errors[i - begin] = (left[i] - rounded * steps[i]) / factor[i, i]
-            left[i + 1 : end] -= factor[i, i + 1 : end, None] * errors[i - begin]
-        left[end:] -= factor[begin:end, end:].T @ errors
+            errors[i - begin] = (left[i] - rounded * steps[i]) / own[i]
+            left[i + 1 : end] -= own[i + 1 : end, None] * errors[i - begin]
+        left[end:] -= lead[:, end:].T @ errors
     restored = torch.empty_like(values)
     restored[order] = values
     return QuantizedWeight(restored.T.contiguous().numpy(), scales, grid.name, group, whole)
 
 
 def inverse_factor(moment, damping: float, order=None):
-    """Upper Cholesky factor of the inverse of (in, in) `moment`, float32, computed in float64 with two matrices at a time
-    in memory. Silent inputs get the mean of the diagonal; damping is raised until the matrix is positive definite.
+    """Upper Cholesky factor of the inverse of (in, in) `moment`, in float64, made in one matrix. Silent inputs get the
+    mean of the diagonal; damping is raised until the matrix is positive definite.
 
     Args:
         order: of the inputs; as they are when None.
     """
     import torch
 
-    moment = moment if order is None else moment[order].T[order]  # symmetric
-    energy = moment.diagonal().double()
+    columns = len(moment)
+    order = torch.arange(columns) if order is None else order
+    energy = moment.diagonal()[order].double()
     mean, silent = energy.mean().clamp_min(1e-30), energy <= 0
+    # one input's products lie side by side, as LAPACK wants them: nothing is copied, and all is symmetric
+    factor, failed = torch.empty(columns, columns, dtype=torch.float64).T, torch.empty((), dtype=torch.int32)
     while True:
-        factor = moment.double()
+        for begin in range(0, columns, BLOCK):
+            some = order[begin : begin + BLOCK]
+            factor[:, begin : begin + BLOCK] = moment[some][:, order].T
         factor.diagonal()[silent] = mean
         factor.diagonal().add_(damping * mean)
-        factor, failed = torch.linalg.cholesky_ex(factor)
+        torch.linalg.cholesky_ex(factor, out=(factor, failed))
         if not failed:
-            factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
+            torch.cholesky_inverse(factor, out=factor)
+            torch.linalg.cholesky_ex(factor, upper=True, out=(factor, failed))
             if not failed:
-                return factor.float()
+                return factor
         damping = max(10 * damping, 1e-6)

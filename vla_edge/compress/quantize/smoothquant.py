@@ -22,11 +22,18 @@ def smoothing_scale(statistics: InputStatistics, weights: Sequence[np.ndarray], 
         weights: (out, in) of every layer that reads x.
         alpha: how much of the difficulty moves from activations to weights, 0 to 1.
     """
-    columns = np.max([np.abs(weight).max(0) for weight in weights], axis=0)
+    return _traded(statistics.largest, _peaks(weights), alpha)
+
+
+def _peaks(weights: Sequence[np.ndarray]) -> np.ndarray:
+    return np.max([np.abs(weight).max(0) for weight in weights], axis=0)
+
+
+def _traded(largest: np.ndarray, columns: np.ndarray, alpha: float) -> np.ndarray:
     # a channel that carries nothing needs no protection
-    used = (statistics.largest > _SMALLEST) & (columns > _SMALLEST)
+    used = (largest > _SMALLEST) & (columns > _SMALLEST)
     scale = np.ones_like(columns)
-    scale[used] = statistics.largest[used] ** alpha / columns[used] ** (1 - alpha)
+    scale[used] = largest[used] ** alpha / columns[used] ** (1 - alpha)
     return np.clip(scale, _SMALLEST, 1 / _SMALLEST).astype(np.float32)
 
 
@@ -46,21 +53,19 @@ def best_smoothing(
         weights: (out, in) of every layer that reads x. quantizers: how each will be rounded.
         points: of the grid that x is rounded to. group: channels of x that share a step; all of them when None.
     """
-    best = None
+    best, largest, columns = None, statistics.largest, _peaks(weights)
     for alpha in (None, *STRENGTHS):
-        scale = (
-            np.ones(len(statistics.largest), np.float32)
-            if alpha is None
-            else smoothing_scale(statistics, weights, alpha)
-        )
+        scale = np.ones(len(largest), np.float32) if alpha is None else _traded(largest, columns, alpha)
         smooth = statistics.scaled(1 / scale)
         width = group or len(scale)
         steps = np.repeat(2 * smooth.largest.reshape(-1, width).max(1) / points, width)
         error = 0.0
         for weight, quantize in zip(weights, quantizers):
-            seen = quantize(weight * scale).dequantize()
-            rounded = np.square(seen - weight * scale).sum(0) @ smooth.energy
-            error += float(rounded + np.square(seen).sum(0) @ np.square(steps) / 12)
+            scaled = weight * scale
+            seen = quantize(scaled).dequantize()
+            error += float(np.einsum("oi,oi->i", seen, seen) @ np.square(steps) / 12)
+            seen -= scaled
+            error += float(np.einsum("oi,oi->i", seen, seen) @ smooth.energy)
         if best is None or error < best[0]:
             best = error, scale, alpha
     return best[1], best[2]
