@@ -39,7 +39,8 @@ class Row:
             return None
         if self.value is None:
             return False
-        return self.value >= self.limit if self.relation == ">=" else self.value <= self.limit
+        # numpy's own truth values are not False, and would pass for met
+        return bool(self.value >= self.limit if self.relation == ">=" else self.value <= self.limit)
 
 
 def write(name: str, rows: Sequence[Row], directory: Path = DIRECTORY) -> Path:

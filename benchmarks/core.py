@@ -47,6 +47,7 @@ def engine_rows(checkpoint: Path, calibration: Path | None, threads: int, rounds
 
     from vla_edge.compress.calibrate import load_calibration
     from vla_edge.compress.recipe import Accept, load_recipe
+    from vla_edge.engine.alone import cold_start
     from vla_edge.engine.build import build
     from vla_edge.engine.bundle import Bundle
     from vla_edge.engine.race import race, speedup
@@ -119,17 +120,6 @@ def _one_thread_row(eager, bundle: Path, observations, rounds: int) -> Row:
     told = ", ".join(f"{name} {np.median(lap.total_ms):.1f} ms" for name, lap in laps.items())
     note = f"1 thread, medians: {told}; bootstrap interval"
     return Row("int8_speedup_vs_eager_fp32.one_thread", ratio, "", None, None, rounds, interval, note)
-
-
-def cold_start(bundle: Path) -> float:
-    """Seconds from starting an interpreter to the first result of the engine, measured from outside."""
-    import time
-
-    program = "import sys; from vla_edge.engine.runner import Runner; Runner.from_bundle(sys.argv[1]).warm_up(1)"
-    begin = time.perf_counter()
-    root = Path(__file__).resolve().parents[1]
-    subprocess.run([sys.executable, "-c", program, str(Path(bundle).resolve())], check=True, cwd=root, timeout=120)
-    return time.perf_counter() - begin
 
 
 def live_rows(script: str, bundle: Path, name: str, unit: str, relation: str, limit: float) -> list[Row]:

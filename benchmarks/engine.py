@@ -11,7 +11,6 @@ out/bench/engine.json.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 from dataclasses import replace
@@ -21,7 +20,6 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 from bench_file import DIRECTORY, Row, table, write  # noqa: E402
-from core import cold_start  # noqa: E402
 from smolvla_shapes import observations, write_smolvla  # noqa: E402
 
 SINGLES = ("onnxruntime", "openvino")
@@ -50,6 +48,7 @@ def policy_rows(name: str, options) -> list[Row]:
 
     from vla_edge.compress.calibrate import collect, load_calibration
     from vla_edge.compress.recipe import Accept, load_recipe
+    from vla_edge.engine.alone import cold_start
     from vla_edge.engine.backends import BackendError
     from vla_edge.engine.build import build
     from vla_edge.engine.race import race, speedup
@@ -161,31 +160,20 @@ def _rate(name: str, milliseconds: np.ndarray, limit: float | None, note: str) -
 
 def _memory_row(name: str, bundle: Path) -> Row:
     """What a process with the engine has at most, over one with everything imported and nothing loaded."""
+    from vla_edge.engine.alone import footprint
     from vla_edge.engine.bundle import Bundle
 
     opened = Bundle.load(bundle)
-    packages = {entry.backend for entry in opened.stages}
-    imports = (
-        "import sys; from vla_edge.engine.backends import get_backend; from vla_edge.engine.runner import Runner; "
-    )
-    imports += f"[get_backend(name) for name in {sorted(packages)!r}]; "
-    peak = "from vla_edge.engine.profile import peak_bytes; print(peak_bytes())"
-    idle = _printed(imports + peak)
-    busy = _printed(imports + f"runner = Runner.from_bundle({str(bundle)!r}); runner.warm_up(2); " + peak)
+    taken = footprint(opened)
     tensors = {
         spec.name: spec for entry in opened.stages for spec in (*entry.interface.inputs, *entry.interface.outputs)
     }
     activations = sum(spec.zeros().nbytes for spec in tensors.values())
-    note = f"{busy / 1e6:.0f} MB, {idle / 1e6:.0f} before loading; bundle {opened.bytes / 1e6:.1f} and tensors between "
-    note += f"stages {activations / 1e6:.1f} MB"
+    note = f"{taken.busy / 1e6:.0f} MB, {taken.idle / 1e6:.0f} before loading; bundle {opened.bytes / 1e6:.1f} and "
+    note += f"tensors between stages {activations / 1e6:.1f} MB"
     limit = ("<=", 1.3) if POLICIES[name] is not None else (None, None)
-    return Row(f"peak_memory_ratio.{name}", (busy - idle) / (opened.bytes + activations), "", *limit, 1, None, note)
-
-
-def _printed(program: str) -> int:
-    root = Path(__file__).resolve().parents[1]
-    done = subprocess.run([sys.executable, "-c", program], check=True, cwd=root, capture_output=True, timeout=300)
-    return int(done.stdout)
+    ratio = (taken.busy - taken.idle) / (opened.bytes + activations)
+    return Row(f"peak_memory_ratio.{name}", ratio, "", *limit, 1, None, note)
 
 
 def _parser() -> argparse.ArgumentParser:

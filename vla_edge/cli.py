@@ -59,8 +59,13 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("build", _build, "compress a checkpoint, compile it, verify it and write an engine bundle")
     sub.add_argument("checkpoint", type=Path, help="directory in LeRobot's layout")
-    sub.add_argument("--recipe", default="int8", help="name of a shipped recipe, or a YAML file")
+    sub.add_argument("--recipe", help="name of a shipped recipe, or a YAML file; int8 when left out")
     sub.add_argument("--backend", default="auto", help="runtime to build for; some with commas between: the fastest")
+    sub.add_argument(
+        "--target-hz", type=float, help="instead of a recipe: build and measure engines until one keeps so many chunks/s"
+    )
+    sub.add_argument("--max-memory-mb", type=float, help="that a process with the engine may take; as --target-hz")
+    sub.add_argument("--max-error", type=float, help="of the motion, that reaching the target may cost; 0.03 when left out")
     sub.add_argument(
         "--compute-capability", help="of the GPU to build for, as 8.6, where it is not here (tensorrt_rtx)"
     )
@@ -223,11 +228,15 @@ def _build(options):
     from vla_edge.engine.build import build
     from vla_edge.engine.bundle import Bundle
 
+    if options.target_hz is not None or options.max_memory_mb is not None:
+        return _build_to(options)
+    if options.max_error is not None:
+        raise UsageError("--max-error belongs to --target-hz or --max-memory-mb; a recipe says itself what it accepts")
     progress = Bar()
     try:
         path = build(
             options.checkpoint,
-            options.recipe,
+            options.recipe or "int8",
             options.backend,
             options.output,
             options.calibration,
@@ -246,6 +255,28 @@ def _build(options):
         + (f"{profile['total']['p50']:.1f} ms a chunk here" if profile else f"verified by {found['by']}, not run here")
     )
     return {"bundle": str(path), "bytes": bundle.bytes, **_manifest(bundle, layers=False)}, 0, text
+
+
+def _build_to(options):
+    from vla_edge.engine.build_to import build_to, report_path
+    from vla_edge.engine.target import MOST_ERROR, Target
+    from vla_edge.evaluate.target_report import summary, to_json
+
+    for name in ("recipe", "compute_capability"):
+        if getattr(options, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} does not go with a target, which finds and measures engines here")
+    memory = None if options.max_memory_mb is None else 1e6 * options.max_memory_mb
+    error = MOST_ERROR if options.max_error is None else options.max_error
+    target, bar = Target(options.target_hz, memory, error), Bar()
+    try:
+        outcome, path = build_to(
+            options.checkpoint, target, options.backend, options.output, options.calibration, options.demonstrations,
+            bar,
+        )  # fmt: skip
+    finally:
+        bar.close()
+    text = summary(outcome) if path is None else f"{summary(outcome)}\n{path}: {report_path(path)} tells how"
+    return {**to_json(outcome), "bundle": path and str(path)}, 0 if outcome.reached else FAILED, text
 
 
 def _plan(options):

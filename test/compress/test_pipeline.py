@@ -91,6 +91,12 @@ def test_few_steps_learn_where_many_lead(loaded, run):
     assert error(loaded, trained) < 0.8 * error(loaded, untrained)
 
 
+def test_flow_steps_are_taken_and_what_rounds_is_fitted_to_them(loaded, run):
+    five, rounded = run({"flow_steps": {"num_steps": 1}}), run({"flow_steps": {"num_steps": 1}}, INT4)
+    assert five.num_steps == rounded.num_steps == 1
+    assert 0 < error(loaded, five) < error(loaded, rounded)
+
+
 def test_the_policy_itself_stays_as_it_is(loaded, run):
     before = {name: value.clone() for name, value in loaded[0].state_dict().items()}
     run(SHRINK, train(2), INT4)
@@ -131,6 +137,10 @@ def test_an_interrupted_training_goes_on_to_the_same_result(run, tmp_path):
         ([{"lowrank": {"targets": ["*"], "rank": 4}}, train(5)], "does not train the factors"),
         ([{"few_steps": {"num_steps": 2}}], "do not divide"),
         ([{"few_steps": {"num_steps": 1}}, train(5)], "put it before few_steps"),
+        ([{"flow_steps": {"num_steps": 2}}, {"few_steps": {"num_steps": 1}}], "put it first, or drop one"),
+        ([INT4, {"flow_steps": {"num_steps": 2}}], "put it first, or drop one"),
+        ([{"flow_steps": {"num_steps": 2}}, {"flow_steps": {"num_steps": 1}}], "is there twice"),
+        ([{"flow_steps": {"num_steps": 0}}], "num_steps is 0"),
         ([{"shrink": {"targets": ["denoise"], "heads": 0.5}}], "cover no whole block"),
         ([{"shrink": {"targets": ["*"]}}], "all 0"),
         ([train(5, shown=1.0)], "give it demonstrations"),

@@ -29,7 +29,17 @@ from vla_edge.compress.providers import get_provider, trained_by_providers
 from vla_edge.compress.quantize.weights import CompressedLinear
 from vla_edge.compress.recipe import Recipe, RecipeError
 from vla_edge.compress.statistics import InputStatistics
-from vla_edge.compress.steps import FewSteps, Finetune, KVCache, Prune, PruneTokens, Quantize, Shrink, Training
+from vla_edge.compress.steps import (
+    FewSteps,
+    Finetune,
+    FlowSteps,
+    KVCache,
+    Prune,
+    PruneTokens,
+    Quantize,
+    Shrink,
+    Training,
+)
 from vla_edge.types import Observation
 
 _SAVE_EVERY = 50
@@ -89,6 +99,8 @@ def carry_out(
     plan_smoothing(recipe, plan)
     if recipe.trains and not hasattr(policy, "denoise"):
         raise RecipeError(f"recipe {recipe.name} trains, which is for flow policies; take its training steps out")
+    if any(isinstance(step, FlowSteps) for step in recipe.steps) and not hasattr(policy, "denoise"):
+        raise RecipeError(f"recipe {recipe.name}: flow_steps is for flow policies; take it out")
     for step in recipe.steps:
         if isinstance(step, FewSteps) and checkpoint.spec.num_steps % step.num_steps:
             raise RecipeError(
@@ -134,6 +146,9 @@ def carry_out(
             _shrink(recipe, step, policy, checkpoint, num_steps, data.observations, part)
         elif isinstance(step, PruneTokens):
             _prune_tokens(step, policy, checkpoint, data.observations, part)
+        elif isinstance(step, FlowSteps):
+            num_steps = step.num_steps
+            continue
         elif isinstance(step, Training):
             rounded = any(isinstance(earlier, Quantize) for earlier in pending)
             now = pending if rounded else [earlier for earlier in pending if isinstance(earlier, Prune)]

@@ -11,6 +11,7 @@ from vla_edge.compress.recipe import Recipe, RecipeError
 from vla_edge.compress.steps import (
     FewSteps,
     Finetune,
+    FlowSteps,
     Keep,
     KVCache,
     LowRankStep,
@@ -66,11 +67,13 @@ def check_order(recipe: Recipe) -> None:
     for number, step in enumerate(recipe.steps, 1):
         where = f"recipe {recipe.name}, step {number} ({step.key})"
         before = recipe.steps[: number - 1]
-        shapes = {Shrink: Shrink, PruneTokens: Shrink | PruneTokens}.get(type(step))
+        shapes = {Shrink: Shrink | FlowSteps, PruneTokens: Shrink | PruneTokens | FlowSteps}.get(type(step))
         if shapes and not all(isinstance(earlier, shapes) for earlier in before):
             raise RecipeError(f"{where} changes the shapes that earlier steps work on; put it first")
-        if isinstance(step, PruneTokens | KVCache) and any(type(earlier) is type(step) for earlier in before):
+        if isinstance(step, PruneTokens | KVCache | FlowSteps) and any(type(earlier) is type(step) for earlier in before):
             raise RecipeError(f"{where} is there twice; drop one")
+        if isinstance(step, FlowSteps) and (before or any(isinstance(other, FewSteps) for other in recipe.steps)):
+            raise RecipeError(f"{where} comes before all others and without few_steps; put it first, or drop one")
         if isinstance(step, Training) and any(isinstance(earlier, KVCache) for earlier in before):
             raise RecipeError(f"{where} does not train through the cache's rounding; put it before kv_cache")
         if rounded and isinstance(step, FewSteps | Prune):

@@ -322,6 +322,23 @@ class FewSteps:
 
 
 @dataclass(frozen=True)
+class FlowSteps:
+    """Go from noise to actions in another number of flow steps, with the policy as it is.
+
+    Attributes:
+        num_steps: Euler steps, of equal length.
+    """
+
+    key: ClassVar[str] = "flow_steps"
+    needs_statistics: ClassVar[bool] = False
+    changes_policy: ClassVar[bool] = False
+    num_steps: int = 5
+
+    def check(self) -> None:
+        _whole("num_steps", self.num_steps)
+
+
+@dataclass(frozen=True)
 class PruneTokens:
     """Go on with the image tokens that matter, after the first text layers; what follows gets shorter, and so does the
     cache that each flow step reads. Which they are is decided anew for each observation, see `prune.tokens`.
@@ -379,7 +396,7 @@ class KVCache:
 
 STEPS = {
     step.key: step
-    for step in (Keep, Smooth, Prune, LowRankStep, Quantize, Shrink, PruneTokens, Finetune, FewSteps, KVCache)
+    for step in (Keep, Smooth, Prune, LowRankStep, Quantize, Shrink, PruneTokens, FlowSteps, Finetune, FewSteps, KVCache)
 }
 Storage = Keep | LowRankStep | Quantize
 """What says how a layer is stored; the other steps prepare it."""

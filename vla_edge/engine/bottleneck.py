@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vla_edge.engine.architectures import Architecture
     from vla_edge.engine.workload import Workload
 
-FLOW_STEPS, SMALL_OPERATORS = "flow steps", "small operators"
+FLOW_STEPS, SMALL_OPERATORS, MEMORY = "flow steps", "small operators", "memory"
 # From this share of the time on, the number of calls is what to change, before anything inside of one.
 REPEATED = 0.5
 
@@ -31,8 +31,23 @@ LEVERS = {
     "stay_awake",
     HOST: "less work outside the network: the crop done by the camera, pictures resized once, fewer or smaller cameras",
     FLOW_STEPS: "fewer flow steps: num_steps at run time, or a recipe with few_steps that trains for it",
+    MEMORY: "fewer bits per weight: int8, int4-awq, or mixed by vla-edge sensitivity; the cache in 8 or 4 bits (kv_cache)",
 }
 """Bottleneck -> the lever to pull next."""
+LESS_PRODUCTS, LESS_BITS, LESS_STEPS, LESS_TOKENS, LESS_CACHE = "products", "bits", "flow steps", "tokens", "cache"
+MOVES = {
+    WEIGHTS: (LESS_BITS, LESS_STEPS, LESS_TOKENS, LESS_CACHE),
+    COMPUTE: (LESS_PRODUCTS, LESS_TOKENS, LESS_STEPS, LESS_BITS),
+    ATTENTION: (LESS_TOKENS, LESS_STEPS, LESS_PRODUCTS, LESS_BITS),
+    CACHE: (LESS_CACHE, LESS_TOKENS, LESS_STEPS, LESS_BITS),
+    POINTWISE: (LESS_STEPS, LESS_TOKENS, LESS_PRODUCTS, LESS_BITS),
+    SMALL_OPERATORS: (LESS_STEPS, LESS_PRODUCTS, LESS_TOKENS, LESS_BITS),
+    SCHEDULING: (LESS_STEPS, LESS_PRODUCTS, LESS_TOKENS, LESS_BITS),
+    HOST: (LESS_PRODUCTS, LESS_STEPS, LESS_TOKENS, LESS_BITS),
+    FLOW_STEPS: (LESS_STEPS, LESS_PRODUCTS, LESS_BITS, LESS_TOKENS),
+    MEMORY: (LESS_BITS, LESS_CACHE, LESS_TOKENS),
+}
+"""Bottleneck -> what a build towards a target (`engine.target`) tries, the lever first: the part that a recipe can pull."""
 DECODING = "decode several tokens in a pass: parallel decoding, or speculative with a draft"
 
 

@@ -12,6 +12,7 @@ from vla_edge.compress.recipe import Recipe, RecipeError
 from vla_edge.compress.steps import (
     CHANNEL,
     FewSteps,
+    FlowSteps,
     Keep,
     KVCache,
     LowRankStep,
@@ -97,7 +98,7 @@ def asked_of_workload(recipe: Recipe) -> dict[str, float | str | int]:
     go before the first text layer), cache of keys and values."""
     found: dict[str, float | str | int] = {}
     for step in recipe.steps:
-        if isinstance(step, FewSteps):
+        if isinstance(step, FewSteps | FlowSteps):
             found["steps"] = step.num_steps
         elif isinstance(step, PruneTokens):
             found["keep_vision"] = step.keep

@@ -1,4 +1,6 @@
-"""Builds an engine bundle as its parameters say, then ends: code 0, or one sentence on what to change and code 1."""
+"""Builds an engine bundle as its parameters say, by a recipe or towards a target, then ends: code 0, or one sentence on
+what to change and code 1.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,9 @@ PARAMETERS = (
     Parameter("calibration", "", "bag the activation ranges come from; empty takes the checkpoint's own"),
     Parameter("demonstrations", "", "recording that recipes with training train on; empty takes the calibration bag"),
     Parameter("compute_capability", "", "of the GPU to build for where it is not here, as 8.6 (backend tensorrt_rtx)"),
+    Parameter("target_hz", 0.0, "build engines until one keeps so many chunks a second; 0 builds the recipe", 0.0, 1e4),
+    Parameter("max_memory_mb", 0.0, "that a process with the engine may take, as target_hz; 0: any", 0.0, 1e9),
+    Parameter("max_error", 0.03, "of the motion, that reaching the target may cost", 0.0, 10.0),
     Parameter("force", False, "build even when the same bundle is there"),
 )
 
@@ -43,6 +48,9 @@ def build(node: Node) -> int:
     values = Parameters(node, PARAMETERS).read()
     if not values.checkpoint:
         raise ParameterError("parameter checkpoint is '', allowed is the directory of a checkpoint")
+    demonstrations = [values.demonstrations] if values.demonstrations else []
+    if values.target_hz or values.max_memory_mb:
+        return _build_to(node, values, demonstrations)
     from vla_edge.engine.build import build as build_engine
 
     bundle = build_engine(
@@ -52,10 +60,34 @@ def build(node: Node) -> int:
         output=values.output or None,
         calibration=values.calibration or None,
         force=values.force,
-        demonstrations=[values.demonstrations] if values.demonstrations else [],
+        demonstrations=demonstrations,
         compute_capability=values.compute_capability or None,
         progress=Progress(),
     )
+    node.get_logger().info(f"engine bundle ready: {bundle}")
+    return 0
+
+
+def _build_to(node: Node, values, demonstrations) -> int:
+    """Towards a target in the place of a recipe."""
+    from vla_edge.engine.build_to import build_to
+    from vla_edge.engine.target import Target
+    from vla_edge.evaluate.target_report import summary
+
+    memory = 1e6 * values.max_memory_mb
+    outcome, bundle = build_to(
+        values.checkpoint,
+        Target(values.target_hz or None, memory or None, values.max_error),
+        backend=values.backend,
+        output=values.output or None,
+        calibration=values.calibration or None,
+        demonstrations=demonstrations,
+        progress=Progress(),
+    )
+    for line in summary(outcome).splitlines():
+        node.get_logger().info(line)
+    if bundle is None:
+        return 1
     node.get_logger().info(f"engine bundle ready: {bundle}")
     return 0
 

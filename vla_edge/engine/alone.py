@@ -1,0 +1,68 @@
+"""An engine in a process of its own: how much memory it takes there, and how soon it acts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vla_edge.engine.backends import BackendError
+from vla_edge.engine.bundle import Bundle
+
+_IMPORT = (
+    "import sys; from vla_edge.engine.backends import get_backend; from vla_edge.engine.profile import peak_bytes; "
+    "from vla_edge.engine.runner import Runner; [get_backend(name) for name in sys.argv[2:]]; "
+)
+_IDLE = _IMPORT + "print(peak_bytes())"
+_BUSY = _IMPORT + "Runner.from_bundle(sys.argv[1]).warm_up(2); print(peak_bytes())"
+_START = "import sys; from vla_edge.engine.runner import Runner; Runner.from_bundle(sys.argv[1]).warm_up(1)"
+_LONGEST_S = 600.0
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Most memory of a process, bytes: `idle` with all that it imports and no engine, `busy` with the engine in use."""
+
+    idle: int
+    busy: int
+
+
+def footprint(bundle: Bundle) -> Footprint:
+    """What `bundle` takes on this computer.
+
+    Raises:
+        BackendError: it cannot be run here.
+    """
+    backends = {entry.backend for entry in bundle.stages}
+    return Footprint(*(int(_said(program, bundle.directory, sorted(backends))) for program in (_IDLE, _BUSY)))
+
+
+def cold_start(bundle: str | Path) -> float:
+    """Seconds from starting an interpreter to the first result of the engine, measured from outside.
+
+    Raises:
+        BackendError: it cannot be run here.
+    """
+    begin = time.perf_counter()
+    _said(_START, Path(bundle).resolve())
+    return time.perf_counter() - begin
+
+
+def _said(program: str, bundle: Path, backends: Iterable[str] = ()) -> str:
+    root = Path(__file__).resolve().parents[2]
+    path = os.pathsep.join(part for part in (str(root), os.environ.get("PYTHONPATH", "")) if part)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(bundle), *backends], check=True, capture_output=True, text=True,
+            timeout=_LONGEST_S, env={**os.environ, "PYTHONPATH": path},
+        )  # fmt: skip
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        last = (getattr(error, "stderr", "") or "").strip().splitlines()
+        raise BackendError(
+            f"the engine {bundle} does not run in a process of its own: {last[-1] if last else error}"
+        ) from error
+    return done.stdout
