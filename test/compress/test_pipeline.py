@@ -95,6 +95,8 @@ def test_flow_steps_are_taken_and_what_rounds_is_fitted_to_them(loaded, run):
     five, rounded = run({"flow_steps": {"num_steps": 1}}), run({"flow_steps": {"num_steps": 1}}, INT4)
     assert five.num_steps == rounded.num_steps == 1
     assert 0 < error(loaded, five) < error(loaded, rounded)
+    asked = run({"flow_steps": {"evaluations": 2}})
+    assert asked.num_steps == 3 and asked.evaluated in ((0, 1), (0, 2)) and not five.evaluated
 
 
 def test_the_policy_itself_stays_as_it_is(loaded, run):
@@ -141,6 +143,8 @@ def test_an_interrupted_training_goes_on_to_the_same_result(run, tmp_path):
         ([INT4, {"flow_steps": {"num_steps": 2}}], "put it first, or drop one"),
         ([{"flow_steps": {"num_steps": 2}}, {"flow_steps": {"num_steps": 1}}], "is there twice"),
         ([{"flow_steps": {"num_steps": 0}}], "num_steps is 0"),
+        ([{"flow_steps": {}}], "both left out"),
+        ([{"flow_steps": {"evaluations": 5}}], "at least as many"),
         ([{"shrink": {"targets": ["denoise"], "heads": 0.5}}], "cover no whole block"),
         ([{"shrink": {"targets": ["*"]}}], "all 0"),
         ([train(5, shown=1.0)], "give it demonstrations"),

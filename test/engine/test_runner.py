@@ -62,6 +62,39 @@ def test_the_reference_follows_the_flow(checkpoint, observation, num_steps):
     assert (found.stamp_ns, found.joint_names, found.dt) == (observation.stamp_ns, JOINTS, 0.05)
 
 
+def test_steps_that_do_not_ask_the_network_go_on_as_the_last_two_tell(checkpoint, observation):
+    noise = noise_for(7, observation.stamp_ns, (1, 8, 8))
+    runner = Runner.from_checkpoint(checkpoint, 10)
+    every = runner.infer(observation, noise=noise).chunk.positions
+    runner.set_num_steps(10, (0, 2, 5, 9))
+    assert runner.num_steps == 4
+    found = runner.infer(observation, noise=noise).chunk.positions
+
+    (inputs,) = (dict(tensors) for name, tensors in list(runner.stage_inputs(observation))[:4] if name == "denoise")
+    velocities, x = {}, noise.copy()
+    for step in range(10):
+        condition = runner.stages["time"].run({"time": np.array([1 - step / 10], np.float32)})["time_condition"]
+        if step in (0, 2, 5, 9):
+            told = {**inputs, "x": x, "time_condition": condition}
+            velocities[step] = runner.stages["denoise"].run(told)["velocity"]
+            last = step
+        before = [s for s in velocities if s < last]
+        slope = (velocities[last] - velocities[before[-1]]) / (last - before[-1]) if before else 0.0
+        x = x - (velocities[last] + (step - last) * slope) / 10
+    scale, offset = np.array([0.5, 0.4, 0.3]), np.array([0.1, -0.2, 0.0])
+    by_hand = x[0, :, :3].astype(np.float64) * scale + offset + observation.joints.position
+    np.testing.assert_allclose(found, by_hand, atol=1e-5)
+    assert 0 < np.abs(found - every).mean()
+    runner.set_num_steps(10)
+    np.testing.assert_array_equal(runner.infer(observation, noise=noise).chunk.positions, every)
+
+
+@pytest.mark.parametrize("asked", [(1, 2), (0, 10), (0, 3, 3), (0, 4, 2)])
+def test_steps_that_cannot_be_asked_are_an_error(checkpoint, asked):
+    with pytest.raises(RunnerError, match="cannot be those that ask"):
+        Runner.from_checkpoint(checkpoint).set_num_steps(10, asked)
+
+
 def test_the_engine_is_close_to_the_reference(engine, reference, observation):
     ours, theirs = (runner.infer(observation, seed=3).chunk.positions for runner in (engine, reference))
     motion = theirs - observation.joints.position

@@ -11,6 +11,7 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from vla_edge.compress import flow_steps
 from vla_edge.compress.apply import Tell, compress_policy
 from vla_edge.compress.calibrate import CalibrationData, never_reached, watch_inputs
 from vla_edge.compress.importance import weighed_inputs
@@ -52,12 +53,13 @@ class Compressed:
     Attributes:
         policy: the policy that the layers belong to; the one that was given unless the recipe changes it.
         layers: "stage.path" -> what becomes of each of its linear layers.
-        num_steps: flow steps it is meant to take.
+        num_steps: flow steps it is meant to take. evaluated: those that ask the network; all when empty.
     """
 
     policy: object
     layers: Mapping[str, CompressedLinear]
     num_steps: int
+    evaluated: tuple[int, ...] = ()
 
 
 def carry_out(
@@ -99,8 +101,12 @@ def carry_out(
     plan_smoothing(recipe, plan)
     if recipe.trains and not hasattr(policy, "denoise"):
         raise RecipeError(f"recipe {recipe.name} trains, which is for flow policies; take its training steps out")
-    if any(isinstance(step, FlowSteps) for step in recipe.steps) and not hasattr(policy, "denoise"):
-        raise RecipeError(f"recipe {recipe.name}: flow_steps is for flow policies; take it out")
+    for step in recipe.steps:
+        if isinstance(step, FlowSteps):
+            if not hasattr(policy, "denoise"):
+                raise RecipeError(f"recipe {recipe.name}: flow_steps is for flow policies; take it out")
+            if step.evaluations:
+                flow_steps.check(step.num_steps or checkpoint.spec.num_steps, step.evaluations)
     for step in recipe.steps:
         if isinstance(step, FewSteps) and checkpoint.spec.num_steps % step.num_steps:
             raise RecipeError(
@@ -115,11 +121,12 @@ def carry_out(
         frames = _frames(recipe, original, checkpoint, demonstrations, recording or data.observations)
     if recipe.changes_policy:
         policy = copy.deepcopy(policy)
-    num_steps, layers, pruned = checkpoint.spec.num_steps, {}, set()
+    num_steps, evaluated, layers, pruned = checkpoint.spec.num_steps, (), {}, set()
     others: dict[str, Callable] = {}  # layers that a provider trains through its own rounding
     pending: list = []
     fixed = False  # layers are rounded, and what follows is trained through that
-    share = 1.0 / (1 + sum(isinstance(step, Shrink | PruneTokens | Training) for step in recipe.steps))
+    alone = Shrink | PruneTokens | FlowSteps | Training
+    share = 1.0 / (1 + sum(isinstance(step, alone) for step in recipe.steps))
     done = 0
 
     def part(fraction: float, what: str) -> None:
@@ -147,8 +154,13 @@ def carry_out(
         elif isinstance(step, PruneTokens):
             _prune_tokens(step, policy, checkpoint, data.observations, part)
         elif isinstance(step, FlowSteps):
-            num_steps = step.num_steps
-            continue
+            num_steps = step.num_steps or num_steps
+            if step.evaluations:
+                runner = Runner.from_policy(policy, checkpoint, num_steps)
+                evaluated = flow_steps.best_steps(
+                    runner, num_steps, step.evaluations, data.observations,
+                    lambda f: part(f, "seeing which flow steps have to ask the network"),
+                )  # fmt: skip
         elif isinstance(step, Training):
             rounded = any(isinstance(earlier, Quantize) for earlier in pending)
             now = pending if rounded else [earlier for earlier in pending if isinstance(earlier, Prune)]
@@ -170,7 +182,7 @@ def carry_out(
         if isinstance(step, KVCache):  # last: nothing that looks at the policy has to see through it
             _round_cache(step, policy)
     policy.requires_grad_(False)
-    return Compressed(policy, layers, num_steps)
+    return Compressed(policy, layers, num_steps, evaluated)
 
 
 def _provided(plan, policy, checkpoint, num_steps: int, observations) -> dict[str, CompressedLinear]:

@@ -323,19 +323,34 @@ class FewSteps:
 
 @dataclass(frozen=True)
 class FlowSteps:
-    """Go from noise to actions in another number of flow steps, with the policy as it is.
+    """Go from noise to actions in another number of flow steps, or ask the network in some of them alone, with the policy
+    as it is; see `flow_steps`.
 
     Attributes:
-        num_steps: Euler steps, of equal length.
+        num_steps: Euler steps, of equal length; the checkpoint's own when None.
+        evaluations: so many of them ask the network, those that change the actions least; all when None.
     """
 
     key: ClassVar[str] = "flow_steps"
-    needs_statistics: ClassVar[bool] = False
     changes_policy: ClassVar[bool] = False
-    num_steps: int = 5
+    num_steps: int | None = None
+    evaluations: int | None = None
+
+    @property
+    def needs_statistics(self) -> bool:
+        return self.evaluations is not None
+
+    @property
+    def calls(self) -> int:
+        """How often the network is asked."""
+        return self.evaluations or self.num_steps
 
     def check(self) -> None:
-        _whole("num_steps", self.num_steps)
+        if self.num_steps is None and self.evaluations is None:
+            raise ValueError("num_steps and evaluations are both left out; give one or both")
+        for name in ("num_steps", "evaluations"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name))
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,9 @@ class _Build:
             self.recipe, policy, checkpoint, data, lambda fraction, step: self.tell(0.05 + 0.25 * fraction, step),
             gain_by_reduced_range(self.backends), self.demonstrations, recording, self.work,
         )  # fmt: skip
-        spec = replace(checkpoint.spec, num_steps=compressed.num_steps)
+        spec = replace(
+            checkpoint.spec, num_steps=compressed.num_steps, evaluated_steps=tuple(compressed.evaluated)
+        )
         shutil.copyfile(checkpoint.tokenizer_path, self.directory / TOKENIZER)
         stages = compressed.policy.stages()
         # a stage that was trained or made smaller is a graph of its own

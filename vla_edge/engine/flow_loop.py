@@ -1,9 +1,15 @@
 """Flow policies: noise is led to actions in Euler steps. What depends on flow time alone is computed once, when the
-number of steps is chosen."""
+number of steps is chosen.
+
+Not every step has to ask the network: the velocity changes slowly, and in between it goes on changing as it did between
+the last two that were asked (linear extrapolation; caches of velocities between steps, as of TeaCache, arXiv:2411.19108,
+hold the last one). Which steps ask is for `compress.flow_steps` to choose.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,6 +22,32 @@ from vla_edge.policy.spec import PolicySpec
 MOST_STEPS = 100
 
 
+def extrapolation(gap: int, steps: int) -> float:
+    """How much of the change between the last two velocities that were asked for, `gap` steps apart, is on average still
+    to come in the `steps` steps until the next."""
+    return (steps - 1) / (2 * gap)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """From one velocity that the network is asked for to the next.
+
+    Attributes:
+        denoise: asks it. moment: flow time. size: flow time until the next. ahead: see `extrapolation`.
+    """
+
+    denoise: Callable[[], None]
+    moment: float
+    size: np.float32
+    ahead: np.float32
+
+    def velocity(self, asked: np.ndarray, previous: np.ndarray) -> np.ndarray:
+        """Mean velocity of the step; `previous` becomes `asked`."""
+        found = asked + self.ahead * (asked - previous) if self.ahead else asked
+        previous[...] = asked
+        return found
+
+
 class FlowLoop(Loop):
     """From t = 1, noise, to t = 0."""
 
@@ -24,24 +56,30 @@ class FlowLoop(Loop):
     def __init__(self, spec: PolicySpec, stages: Mapping[str, LoadedStage]):
         super().__init__(spec, stages)
         self.actions, self._velocity = self.buffers["x"], self.buffers["velocity"]
-        self._denoise: list = []
+        self._steps: list[_Step] = []
+        self._previous = np.zeros_like(self._velocity)
         self._conditions: list[tuple[np.ndarray, np.ndarray]] = []  # that steps are bound to, and as flow time has them
         self._given_rows = 0
         self._lead: Callable[[np.ndarray, float], np.ndarray] | None = None
 
     @property
     def num_steps(self) -> int:
-        return len(self._denoise)
+        return len(self._steps)
 
-    def set_num_steps(self, num_steps: int) -> None:
+    def set_num_steps(self, num_steps: int, evaluated: Sequence[int] = ()) -> None:
         if not 1 <= num_steps <= MOST_STEPS:
             raise RunnerError(f"num_steps is {num_steps}, allowed is 1 to {MOST_STEPS}")
-        self._denoise, self._conditions, self._given_rows = [], [], 0
-        for step in range(num_steps):
-            condition = self._condition(1.0 - step / num_steps)
+        asked = tuple(evaluated) or tuple(range(num_steps))
+        if asked[0] != 0 or asked[-1] >= num_steps or any(a >= b for a, b in zip(asked, asked[1:])):
+            raise RunnerError(f"of {num_steps} flow steps {asked} cannot be those that ask the network; the first has to")
+        self._steps, self._conditions, self._given_rows = [], [], 0
+        for before, step, after in zip((None, *asked), asked, (*asked[1:], num_steps)):
+            moment = 1.0 - step / num_steps
+            condition = self._condition(moment)
             self._conditions.append((condition, condition.copy()))
-            inputs = self.buffers | {"time_condition": condition}
-            self._denoise.append(self.stages["denoise"].bind(inputs, self.buffers))
+            denoise = self.stages["denoise"].bind(self.buffers | {"time_condition": condition}, self.buffers)
+            ahead = 0.0 if before is None else extrapolation(step - before, after - step)
+            self._steps.append(_Step(denoise, moment, np.float32((after - step) / num_steps), np.float32(ahead)))
 
     def start(self, noise: np.ndarray | None, seed: int, stamp_ns: int) -> None:
         self.actions[...] = noise_for(seed, stamp_ns, self.actions.shape) if noise is None else noise
@@ -58,7 +96,7 @@ class FlowLoop(Loop):
             stays = (np.arange(self.actions.shape[1]) >= rows).astype(np.float32)[:, None]
             self._lead = lambda velocity, moment: velocity * stays
             return
-        begin = max(continuation.begin, 1.0 / self.num_steps) + 1e-9
+        begin = max(continuation.begin, self._steps[-1].moment) + 1e-9
 
         def lead(velocity: np.ndarray, moment: float) -> np.ndarray:
             if moment > begin:
@@ -68,13 +106,13 @@ class FlowLoop(Loop):
         self._lead = lead
 
     def act(self) -> None:
-        steps = len(self._denoise)
-        size = np.float32(1.0 / steps)
-        for index, denoise in enumerate(self._denoise):
-            denoise()
-            velocity = self._velocity if self._lead is None else self._lead(self._velocity, 1.0 - index / steps)
+        for step in self._steps:
+            step.denoise()
+            velocity = step.velocity(self._velocity, self._previous)
+            if self._lead is not None:
+                velocity = self._lead(velocity, step.moment)
             # velocity points at the noise, which is where time 1 is
-            self.actions -= size * velocity
+            self.actions -= step.size * velocity
 
     def _condition(self, moment: float) -> np.ndarray:
         """What the denoise stage is told of a flow time, of its own: one for all rows, or one for each."""
@@ -100,13 +138,12 @@ class FlowLoop(Loop):
     def inputs(self, seed: int, stamp_ns: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         buffers = {name: buffer.copy() for name, buffer in self.buffers.items()}
         yield from super().inputs(seed, stamp_ns)
-        x = noise_for(seed, stamp_ns, self.actions.shape)
-        for step in range(self.num_steps):
-            moment = {"time": np.array([1.0 - step / self.num_steps], np.float32)}
-            inputs = buffers | {"x": x, "time_condition": self._condition(1.0 - step / self.num_steps)}
-            if step in (0, self.num_steps - 1):
-                yield "time", moment
+        x, previous = noise_for(seed, stamp_ns, self.actions.shape), np.zeros_like(self._velocity)
+        for step in self._steps:
+            inputs = buffers | {"x": x, "time_condition": self._condition(step.moment)}
+            if step in (self._steps[0], self._steps[-1]):
+                yield "time", {"time": np.array([step.moment], np.float32)}
                 yield "denoise", inputs
-            if step < self.num_steps - 1:
+            if step is not self._steps[-1]:
                 (velocity,) = self.stages["denoise"].run(inputs).values()
-                x = x - velocity / np.float32(self.num_steps)
+                x = x - step.size * step.velocity(velocity, previous)

@@ -7,7 +7,7 @@ or copied between stages, and keys and values are read in place by every later s
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -57,10 +57,10 @@ class Loop:
 
     @property
     def num_steps(self) -> int:
-        """Steps of the flow; 1 where there is none."""
+        """How often the network that makes actions is asked; 1 where there is no flow."""
         return 1
 
-    def set_num_steps(self, num_steps: int) -> None:
+    def set_num_steps(self, num_steps: int, evaluated: Sequence[int] = ()) -> None:
         """Raises RunnerError: it is not possible."""
         if num_steps != 1:
             raise RunnerError(f"num_steps is {num_steps}, but this policy has no flow whose steps could be chosen")

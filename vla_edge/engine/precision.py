@@ -98,8 +98,10 @@ def asked_of_workload(recipe: Recipe) -> dict[str, float | str | int]:
     go before the first text layer), cache of keys and values."""
     found: dict[str, float | str | int] = {}
     for step in recipe.steps:
-        if isinstance(step, FewSteps | FlowSteps):
+        if isinstance(step, FewSteps):
             found["steps"] = step.num_steps
+        elif isinstance(step, FlowSteps):
+            found["steps"] = step.calls
         elif isinstance(step, PruneTokens):
             found["keep_vision"] = step.keep
         elif isinstance(step, KVCache):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class Runner:
         tokenizer: path of its tokenizer.json.
         stages: those of a flow, a token or a direct policy (`policy.stages`).
         about: what `description` tells.
-        num_steps: Euler steps; the checkpoint's own when None.
+        num_steps: Euler steps, all of which ask the network; those of `spec` when None.
 
     Raises:
         RunnerError: a stage is missing or the number of steps is out of range.
@@ -75,7 +75,10 @@ class Runner:
         self.stages = dict(stages)
         self._lock = threading.Lock()
         self._loop = loop(spec, self.stages)
-        self.set_num_steps(num_steps or spec.num_steps)
+        if num_steps:
+            self.set_num_steps(num_steps)
+        else:
+            self.set_num_steps(spec.num_steps, spec.evaluated_steps)
 
     @classmethod
     def from_bundle(cls, path: str | Path, num_steps: int | None = None, threads: int | None = None) -> Runner:
@@ -120,7 +123,7 @@ class Runner:
 
     @property
     def num_steps(self) -> int:
-        """Euler steps of an inference."""
+        """How often an inference asks the network that makes actions."""
         return self._loop.num_steps
 
     @property
@@ -128,14 +131,17 @@ class Runner:
         """Of the noise an inference starts from, where it does: (1, chunk_size, max_action_dim)."""
         return self._loop.actions.shape
 
-    def set_num_steps(self, num_steps: int) -> None:
+    def set_num_steps(self, num_steps: int, evaluated: Sequence[int] = ()) -> None:
         """Choose the number of Euler steps and compute what depends on flow time alone.
+
+        Args:
+            evaluated: steps that ask the network, from 0 on; all of them when empty.
 
         Raises:
             RunnerError: it is not between 1 and 100, or there is no flow and it is not 1.
         """
         with self._lock:
-            self._loop.set_num_steps(num_steps)
+            self._loop.set_num_steps(num_steps, evaluated)
 
     def infer(
         self,

@@ -77,7 +77,7 @@ class Draft:
     """How much is taken from the policy.
 
     Attributes:
-        precision: name of a shipped recipe. flow_steps: the checkpoint's own when None.
+        precision: name of a shipped recipe. flow_steps: that ask the network; the checkpoint's own when None.
         keep_vision: share of the image tokens. cache_bits: of keys and values; as they are when None.
     """
 
@@ -99,7 +99,7 @@ class Draft:
         """As a recipe, without limits; with `trains`, the policy learns to do with fewer flow steps."""
         steps = []
         if self.flow_steps is not None and not trains:
-            steps.append(FlowSteps(self.flow_steps))
+            steps.append(FlowSteps(evaluations=self.flow_steps))
         if self.keep_vision < 1:
             steps.append(PruneTokens(self.keep_vision))
         if self.flow_steps is not None and trains:

@@ -143,6 +143,8 @@ class PolicySpec:
         trained_prefix: most first rows of a chunk that the policy was trained to be given and to continue; 0 for none.
         text: what else becomes of an instruction.
         state_names: joints of the state, where they are not those of the action.
+        evaluated_steps: which of the flow steps ask the network, from 0 on; the others go on as the last two tell. All
+            of them when empty.
     """
 
     family: str
@@ -161,6 +163,7 @@ class PolicySpec:
     trained_prefix: int = 0
     text: TextSpec = TextSpec()
     state_names: tuple[str, ...] = ()
+    evaluated_steps: tuple[int, ...] = ()
 
     @property
     def read_names(self) -> tuple[str, ...]:
@@ -187,7 +190,8 @@ class PolicySpec:
     def to_dict(self) -> dict:
         """Plain JSON and YAML types."""
         plain = asdict(self)
-        plain["joint_names"], plain["state_names"] = list(self.joint_names), list(self.state_names)
+        for key in ("joint_names", "state_names", "evaluated_steps"):
+            plain[key] = list(getattr(self, key))
         plain["cameras"] = [{**asdict(camera), "crop": list(camera.crop)} for camera in self.cameras]
         for key in ("state", "action"):
             normalization: Normalization = getattr(self, key)
@@ -209,7 +213,8 @@ class PolicySpec:
         """
         values = dict(plain)
         values["joint_names"] = tuple(values["joint_names"])
-        values["state_names"] = tuple(values.get("state_names", ()))
+        for key in ("state_names", "evaluated_steps"):
+            values[key] = tuple(values.get(key, ()))
         values["cameras"] = tuple(
             CameraSpec(**{**camera, "crop": tuple(camera["crop"])}) for camera in values["cameras"]
         )
