@@ -40,6 +40,7 @@ from vla_edge.compress.steps import (
     Quantize,
     Shrink,
     Training,
+    VisionCacheStep,
 )
 from vla_edge.types import Observation
 
@@ -54,12 +55,14 @@ class Compressed:
         policy: the policy that the layers belong to; the one that was given unless the recipe changes it.
         layers: "stage.path" -> what becomes of each of its linear layers.
         num_steps: flow steps it is meant to take. evaluated: those that ask the network; all when empty.
+        vision_cache: see `policy.spec.PolicySpec`.
     """
 
     policy: object
     layers: Mapping[str, CompressedLinear]
     num_steps: int
     evaluated: tuple[int, ...] = ()
+    vision_cache: float = 0.0
 
 
 def carry_out(
@@ -121,7 +124,8 @@ def carry_out(
         frames = _frames(recipe, original, checkpoint, demonstrations, recording or data.observations)
     if recipe.changes_policy:
         policy = copy.deepcopy(policy)
-    num_steps, evaluated, layers, pruned = checkpoint.spec.num_steps, (), {}, set()
+    num_steps, evaluated, vision_cache = checkpoint.spec.num_steps, (), 0.0
+    layers, pruned = {}, set()
     others: dict[str, Callable] = {}  # layers that a provider trains through its own rounding
     pending: list = []
     fixed = False  # layers are rounded, and what follows is trained through that
@@ -161,6 +165,9 @@ def carry_out(
                     runner, num_steps, step.evaluations, data.observations,
                     lambda f: part(f, "seeing which flow steps have to ask the network"),
                 )  # fmt: skip
+        elif isinstance(step, VisionCacheStep):
+            vision_cache = step.change
+            continue
         elif isinstance(step, Training):
             rounded = any(isinstance(earlier, Quantize) for earlier in pending)
             now = pending if rounded else [earlier for earlier in pending if isinstance(earlier, Prune)]
@@ -182,7 +189,7 @@ def carry_out(
         if isinstance(step, KVCache):  # last: nothing that looks at the policy has to see through it
             _round_cache(step, policy)
     policy.requires_grad_(False)
-    return Compressed(policy, layers, num_steps, evaluated)
+    return Compressed(policy, layers, num_steps, evaluated, vision_cache)
 
 
 def _provided(plan, policy, checkpoint, num_steps: int, observations) -> dict[str, CompressedLinear]:

@@ -22,6 +22,7 @@ from vla_edge.compress.steps import (
     Smooth,
     Storage,
     Training,
+    VisionCacheStep,
 )
 
 OPTIONAL = "?"  # at the end of a target
@@ -70,7 +71,7 @@ def check_order(recipe: Recipe) -> None:
         shapes = {Shrink: Shrink | FlowSteps, PruneTokens: Shrink | PruneTokens | FlowSteps}.get(type(step))
         if shapes and not all(isinstance(earlier, shapes) for earlier in before):
             raise RecipeError(f"{where} changes the shapes that earlier steps work on; put it first")
-        if isinstance(step, PruneTokens | KVCache | FlowSteps) and any(type(earlier) is type(step) for earlier in before):
+        if isinstance(step, PruneTokens | KVCache | FlowSteps | VisionCacheStep) and any(type(earlier) is type(step) for earlier in before):
             raise RecipeError(f"{where} is there twice; drop one")
         if isinstance(step, FlowSteps) and (before or any(isinstance(other, FewSteps) for other in recipe.steps)):
             raise RecipeError(f"{where} comes before all others and without few_steps; put it first, or drop one")
@@ -78,7 +79,7 @@ def check_order(recipe: Recipe) -> None:
             raise RecipeError(f"{where} does not train through the cache's rounding; put it before kv_cache")
         if rounded and isinstance(step, FewSteps | Prune):
             raise RecipeError(f"{where} changes weights that step {rounded} has fixed; put it before")
-        if rounded and trained and trained > rounded and not isinstance(step, Training):
+        if rounded and trained and trained > rounded and not isinstance(step, Training | VisionCacheStep):
             raise RecipeError(
                 f"{where} follows training through the rounding of step {rounded}; put it before {trained}"
             )

@@ -354,6 +354,23 @@ class FlowSteps:
 
 
 @dataclass(frozen=True)
+class VisionCacheStep:
+    """Use the tokens of a camera's picture again while hardly anything in it changes, see `engine.vision_cache`.
+
+    Attributes:
+        change: mean absolute difference, 0 to 1, of the block of the picture that differs most, up to which they hold.
+    """
+
+    key: ClassVar[str] = "vision_cache"
+    needs_statistics: ClassVar[bool] = False
+    changes_policy: ClassVar[bool] = False
+    change: float = 0.15
+
+    def check(self) -> None:
+        _number("change", self.change, 0, 1, "above 0, to 1")
+
+
+@dataclass(frozen=True)
 class PruneTokens:
     """Go on with the image tokens that matter, after the first text layers; what follows gets shorter, and so does the
     cache that each flow step reads. Which they are is decided anew for each observation, see `prune.tokens`.
@@ -411,7 +428,7 @@ class KVCache:
 
 STEPS = {
     step.key: step
-    for step in (Keep, Smooth, Prune, LowRankStep, Quantize, Shrink, PruneTokens, FlowSteps, Finetune, FewSteps, KVCache)
+    for step in (Keep, Smooth, Prune, LowRankStep, Quantize, Shrink, PruneTokens, FlowSteps, VisionCacheStep, Finetune, FewSteps, KVCache)
 }
 Storage = Keep | LowRankStep | Quantize
 """What says how a layer is stored; the other steps prepare it."""

@@ -195,8 +195,9 @@ class _Build:
             gain_by_reduced_range(self.backends), self.demonstrations, recording, self.work,
         )  # fmt: skip
         spec = replace(
-            checkpoint.spec, num_steps=compressed.num_steps, evaluated_steps=tuple(compressed.evaluated)
-        )
+            checkpoint.spec, num_steps=compressed.num_steps, evaluated_steps=compressed.evaluated,
+            vision_cache=compressed.vision_cache,
+        )  # fmt: skip
         shutil.copyfile(checkpoint.tokenizer_path, self.directory / TOKENIZER)
         stages = compressed.policy.stages()
         # a stage that was trained or made smaller is a graph of its own

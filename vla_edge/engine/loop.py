@@ -7,7 +7,7 @@ or copied between stages, and keys and values are read in place by every later s
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -76,11 +76,16 @@ class Loop:
         """
         raise RunnerError("this policy has no flow that could continue a plan; choose another inference policy")
 
-    def run(self) -> dict[str, float]:
-        """From the input buffers to `actions`; stage -> s."""
+    def run(self, seen_before: Collection[int] = ()) -> dict[str, float]:
+        """From the input buffers to `actions`; stage -> s.
+
+        Args:
+            seen_before: places of cameras whose tokens are still right.
+        """
         begin = time.perf_counter()
-        for vision in self._vision:
-            vision()
+        for camera, vision in enumerate(self._vision):
+            if camera not in seen_before:
+                vision()
         seen = time.perf_counter()
         self._read()
         read = time.perf_counter()

@@ -19,6 +19,7 @@ from vla_edge.engine.continuation import Continuation
 from vla_edge.engine.flow_loop import FlowLoop
 from vla_edge.engine.loop import DirectLoop, Loop, RunnerError
 from vla_edge.engine.token_loop import TokenLoop
+from vla_edge.engine.vision_cache import VisionCache
 from vla_edge.policy.preprocess import Postprocessor, Preprocessor
 from vla_edge.policy.spec import PolicySpec
 from vla_edge.policy.tokenize import InstructionTokenizer
@@ -40,7 +41,9 @@ class Inference:
 class Runner:
     """A policy, ready to infer. One inference at a time; calls from several threads wait for each other.
 
-    `stages` gives access to the single stages, for verification.
+    Attributes:
+        stages: the single stages, for verification.
+        pictures_seen: of all inferences so far, those that went through the vision stage.
 
     Args:
         spec: the policy.
@@ -73,8 +76,9 @@ class Runner:
         self._checker = InstructionTokenizer.of(spec, tokenizer)
         self._preprocess, self._postprocess = Preprocessor(spec, prompter), Postprocessor(spec)
         self.stages = dict(stages)
-        self._lock = threading.Lock()
+        self._lock, self.pictures_seen = threading.Lock(), 0
         self._loop = loop(spec, self.stages)
+        self._cache = VisionCache(spec.vision_cache)
         if num_steps:
             self.set_num_steps(num_steps)
         else:
@@ -174,8 +178,14 @@ class Runner:
                 self._loop.continue_(
                     continuation, self._postprocess.inverse(continuation.positions, observation.joints)
                 )
+            again = self._cache.again(self._loop.images, observation.stamp_ns) if self.spec.vision_cache else ()
             prepared = time.perf_counter()
-            times = self._loop.run()
+            try:
+                times = self._loop.run(again)
+            except BaseException:
+                self._cache.forget()
+                raise
+            self.pictures_seen += len(self._loop.images) - len(again)
             actions = time.perf_counter()
             positions = self._postprocess(self._loop.actions, observation.joints)
         if not np.isfinite(positions).all():
@@ -192,6 +202,7 @@ class Runner:
             for buffer in (*self._loop.images, *self._loop.buffers.values()):
                 buffer[...] = 0
             self._loop.buffers["lang_mask"][:, :1] = True
+            self._cache.forget()
             for _ in range(repeats):
                 self._loop.run()
 

@@ -145,6 +145,8 @@ class PolicySpec:
         state_names: joints of the state, where they are not those of the action.
         evaluated_steps: which of the flow steps ask the network, from 0 on; the others go on as the last two tell. All
             of them when empty.
+        vision_cache: change of a picture, 0 to 1, up to which the tokens of the last are used again (`engine.vision_cache`);
+            each picture is looked at when 0.
     """
 
     family: str
@@ -164,6 +166,7 @@ class PolicySpec:
     text: TextSpec = TextSpec()
     state_names: tuple[str, ...] = ()
     evaluated_steps: tuple[int, ...] = ()
+    vision_cache: float = 0.0
 
     @property
     def read_names(self) -> tuple[str, ...]:
