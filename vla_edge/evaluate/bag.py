@@ -1,6 +1,7 @@
 """A recording as the policy would have seen it: observations on the clock of the camera, and what the robot then did.
 
-One pass over the files, in the order they were recorded; only the frames that are used are decoded.
+One pass over the files, in the order they were recorded; only the frames that are used are decoded, and of videos those
+that they build on.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from vla_edge.evaluate.contract import TopicContract, find_topic
+from vla_edge.evaluate.contract import ENDINGS, TopicContract, find_topic
 from vla_edge.evaluate.frame_stream import Frame, FrameStream
 from vla_edge.evaluate.recording import Moment
 from vla_edge.evaluate.storage import BagError, Storage
+from vla_edge.evaluate.video_stream import COMPRESSED_VIDEO, FFMPEG_PACKET, VIDEO
 from vla_edge.policy.spec import PolicySpec
 from vla_edge.types import NANOSECONDS
 
@@ -26,7 +28,10 @@ NEEDED = {
     COMPRESSED: ("header", "format", "data"),
     JOINT_STATE: ("header", "name", "position", "velocity", "effort"),
     STRING: ("data",),
+    COMPRESSED_VIDEO: ("timestamp", "data", "format"),
+    FFMPEG_PACKET: ("header", "encoding", "data"),
 }
+PICTURES = (IMAGE, COMPRESSED, *VIDEO)
 
 
 class Bag:
@@ -75,8 +80,11 @@ class Bag:
             return tuple(self.contract.cameras)
         names = set()
         for topic, msgtype in self.storage.topics.items():
-            parts = topic.strip("/").removesuffix("/compressed").split("/")
-            if msgtype in (IMAGE, COMPRESSED) and len(parts) >= 2 and parts[-1] == "image":
+            bare = topic.strip("/")
+            for ending in ENDINGS:
+                bare = bare.removesuffix(ending)
+            parts = bare.split("/")
+            if msgtype in PICTURES and len(parts) >= 2 and parts[-1] == "image":
                 names.add(parts[-2])
         return tuple(sorted(names))
 
@@ -133,7 +141,7 @@ class Bag:
             candidates = [find_topic(name, self.storage.topics) for name in self.contract.camera_candidates(camera)]
             filled = [topic for topic in candidates if topic and self.storage.counts[topic]]
             if filled:
-                self._check_type(filled[0], (IMAGE, COMPRESSED))
+                self._check_type(filled[0], PICTURES)
                 found[filled[0]] = ("camera", camera)
             else:
                 missing.append(" or ".join(self.contract.camera_candidates(camera)))

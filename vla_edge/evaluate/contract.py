@@ -10,6 +10,10 @@ from pathlib import Path
 from vla_edge.evaluate.storage import BagError
 
 
+# Of topics that carry a camera's pictures, compressed, or its video.
+ENDINGS = ("/compressed", "/ffmpeg", "/video")
+
+
 class ContractError(BagError):
     """A topic contract that cannot be understood."""
 
@@ -20,7 +24,7 @@ class TopicContract:
 
     Attributes:
         cameras: camera of the policy -> topic; cameras left out are looked for at `<camera>/image` and
-            `<camera>/image/compressed`.
+            `<camera>/image/compressed`, `ffmpeg` or `video`.
         joint_states: measured joints, sensor_msgs/JointState.
         instruction: std_msgs/String.
         joint_command: what the joints were told, sensor_msgs/JointState; need not be there.
@@ -63,7 +67,7 @@ class TopicContract:
         """Topics on which the frames of `camera` may be, best first."""
         if camera in self.cameras:
             return (self.cameras[camera],)
-        return (f"{camera}/image", f"{camera}/image/compressed")
+        return (f"{camera}/image", *(f"{camera}/image{ending}" for ending in ENDINGS))
 
 
 def find_topic(name: str, topics: Collection[str]) -> str | None:

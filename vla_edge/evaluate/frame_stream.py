@@ -15,6 +15,7 @@ import numpy as np
 from vla_edge.evaluate.joint_reader import JointReader
 from vla_edge.evaluate.storage import BagError, RawMessage, Storage
 from vla_edge.evaluate.trajectory import JointTrajectory, JointWindow
+from vla_edge.evaluate.video_stream import COMPRESSED_VIDEO, VIDEO, VideoStream, pixels
 from vla_edge.observe.image import ImageError, decode_compressed, decode_image
 from vla_edge.types import NANOSECONDS, Observation
 
@@ -45,19 +46,19 @@ class Frame:
 
 @dataclass
 class _Pending:
-    """A chosen frame, still serialized, waiting for the other cameras and for the joint states around and after it."""
+    """A chosen frame, still serialized or, of a video, not yet an array, waiting for the other cameras and for the joint states around and after it."""
 
     stamp_ns: int
     log_ns: int
-    images: dict[str, tuple[int, RawMessage]]
+    images: dict[str, tuple[int, object]]
     instruction: str
     until_ns: int | None = None
 
-    def offer(self, camera: str, stamp_ns: int, raw: RawMessage) -> None:
+    def offer(self, camera: str, stamp_ns: int, picture) -> None:
         """Takes the frame of another camera when it is the newest that is not newer than this one."""
         if self.stamp_ns - MAX_CAMERA_SKEW_S * NANOSECONDS <= stamp_ns <= self.stamp_ns:
             if camera not in self.images or self.images[camera][0] < stamp_ns:
-                self.images[camera] = (stamp_ns, raw)
+                self.images[camera] = (stamp_ns, picture)
 
 
 class FrameStream:
@@ -86,6 +87,10 @@ class FrameStream:
         skipped: Counter[str],
     ):
         self._storage, self._skipped = storage, skipped
+        self._videos = {
+            topic: VideoStream(camera, skipped)
+            for topic, (part, camera) in topics.items() if part == "camera" and storage.topics[topic] in VIDEO
+        }  # fmt: skip
         self._cameras, self._topics, self._names = cameras, topics, names
         self._period_ns = NANOSECONDS / rate_hz if rate_hz else 0.0
         self._horizon_ns = round(horizon_s * NANOSECONDS)
@@ -93,7 +98,7 @@ class FrameStream:
         self._measured_reader = JointReader(self._storage, names, aliases)
         self._commanded = JointWindow(names) if any(part == "command" for part, _ in topics.values()) else None
         self._commanded_reader = JointReader(self._storage, names, aliases)
-        self._others: dict[str, deque[tuple[int, RawMessage]]] = {camera: deque(maxlen=8) for camera in cameras[1:]}
+        self._others: dict[str, deque[tuple[int, object]]] = {camera: deque(maxlen=8) for camera in cameras[1:]}
         self._instruction: str | None = None
         self._pending: deque[_Pending] = deque()
         self._origin_ns: int | None = None
@@ -116,15 +121,17 @@ class FrameStream:
                     self._add_joints(raw, "joint command", self._commanded, self._commanded_reader)
                 elif part == "instruction":
                     self._add_instruction(raw)
-                elif camera == self._cameras[0]:
-                    yield from self._add_frame(raw)
                 else:
-                    self._add_other(camera, raw)
+                    for stamp, picture in self._pictures(raw):
+                        yield from self._add_picture(camera, stamp, raw.log_ns, picture)
             except BagError:
                 self._skipped[f"{raw.msgtype} that does not decode"] += 1
             for frame in self._ready(raw.log_ns):
                 seen += 1
                 yield frame
+        for topic, video in self._videos.items():
+            for stamp, picture in video.end():
+                yield from self._add_picture(self._topics[topic][1], stamp, self._storage.end_ns, picture)
         for frame in self._ready(None):
             seen += 1
             yield frame
@@ -157,8 +164,26 @@ class FrameStream:
         elif not window.add(stamp, positions, raw):
             self._skipped[f"{kind} with a stamp not newer than the last"] += 1
 
-    def _add_frame(self, raw: RawMessage) -> Iterator[Frame]:
-        stamp = self._storage.header_stamp(raw)
+    def _pictures(self, raw: RawMessage) -> list[tuple[int, object]]:
+        """Stamp and picture of each frame that a message completes; the message itself where it is a picture."""
+        stamp, video = self._storage.header_stamp(raw), self._videos.get(raw.topic)
+        if video is None:
+            return [(stamp, raw)]
+        message = self._storage.deserialize(raw)
+        told = message.format if raw.msgtype == COMPRESSED_VIDEO else message.encoding
+        try:
+            return video.push(stamp, told, message.data)
+        except ImageError as error:
+            self._skipped[f"frame of camera {self._topics[raw.topic][1]}: {error}"] += 1
+            return []
+
+    def _add_picture(self, camera: str, stamp: int, log_ns: int, picture) -> Iterator[Frame]:
+        if camera == self._cameras[0]:
+            yield from self._add_frame(stamp, log_ns, picture)
+        else:
+            self._add_other(camera, stamp, picture)
+
+    def _add_frame(self, stamp: int, log_ns: int, picture) -> Iterator[Frame]:
         if self._newest_ns is not None and stamp <= self._newest_ns:
             if stamp > self._newest_ns - CLOCK_RESET_S * NANOSECONDS:
                 self._skipped["frame with a stamp not newer than the last"] += 1
@@ -172,17 +197,16 @@ class FrameStream:
         if self._instruction is None:
             self._skipped["frame before the first instruction"] += 1
             return
-        pending = _Pending(stamp, raw.log_ns, {self._cameras[0]: (stamp, raw)}, self._instruction)
+        pending = _Pending(stamp, log_ns, {self._cameras[0]: (stamp, picture)}, self._instruction)
         for camera, recent in self._others.items():
             for at, frame in recent:
                 pending.offer(camera, at, frame)
         self._pending.append(pending)
 
-    def _add_other(self, camera: str, raw: RawMessage) -> None:
-        stamp = self._storage.header_stamp(raw)
-        self._others[camera].append((stamp, raw))
+    def _add_other(self, camera: str, stamp: int, picture) -> None:
+        self._others[camera].append((stamp, picture))
         for pending in self._pending:
-            pending.offer(camera, stamp, raw)
+            pending.offer(camera, stamp, picture)
 
     def _is_due(self, stamp: int, gap_ns: float) -> bool:
         """Whether this frame is the nearest to a tick of the rate; jitter up to a quarter period loses none."""
@@ -226,9 +250,10 @@ class FrameStream:
             if camera not in pending.images:
                 self._skipped[f"frame without one of camera {camera} near it"] += 1
                 return None
-            raw = pending.images[camera][1]
+            picture = pending.images[camera][1]
             try:
-                images[camera] = _pixels(self._storage.deserialize(raw))
+                is_message = isinstance(picture, RawMessage)
+                images[camera] = _pixels(self._storage.deserialize(picture)) if is_message else pixels(picture)
             except ImageError as error:
                 self._skipped[f"frame of camera {camera}: {error}"] += 1
                 return None
