@@ -33,6 +33,7 @@ from vla_edge.compress.statistics import InputStatistics
 from vla_edge.compress.steps import (
     FewSteps,
     Finetune,
+    FixedPoint,
     FlowSteps,
     KVCache,
     Prune,
@@ -55,7 +56,7 @@ class Compressed:
         policy: the policy that the layers belong to; the one that was given unless the recipe changes it.
         layers: "stage.path" -> what becomes of each of its linear layers.
         num_steps: flow steps it is meant to take. evaluated: those that ask the network; all when empty.
-        vision_cache: see `policy.spec.PolicySpec`.
+        vision_cache, most_passes: see `policy.spec.PolicySpec`.
     """
 
     policy: object
@@ -63,6 +64,7 @@ class Compressed:
     num_steps: int
     evaluated: tuple[int, ...] = ()
     vision_cache: float = 0.0
+    most_passes: int = 0
 
 
 def carry_out(
@@ -122,9 +124,14 @@ def carry_out(
             raise RecipeError(f"recipe {recipe.name} trains, and there is no directory to keep that in")
         tell(0.0, "reading what to train on")
         frames = _frames(recipe, original, checkpoint, demonstrations, recording or data.observations)
+    if any(isinstance(step, FixedPoint) for step in recipe.steps) and not getattr(policy, "can_revise", False):
+        raise RecipeError(
+            f"recipe {recipe.name}: fixed_point is for policies that write three tokens or more, one after the other; take "
+            "it out"
+        )
     if recipe.changes_policy:
         policy = copy.deepcopy(policy)
-    num_steps, evaluated, vision_cache = checkpoint.spec.num_steps, (), 0.0
+    num_steps, evaluated, vision_cache, most_passes = checkpoint.spec.num_steps, (), 0.0, 0
     layers, pruned = {}, set()
     others: dict[str, Callable] = {}  # layers that a provider trains through its own rounding
     pending: list = []
@@ -165,6 +172,10 @@ def carry_out(
                     runner, num_steps, step.evaluations, data.observations,
                     lambda f: part(f, "seeing which flow steps have to ask the network"),
                 )  # fmt: skip
+        elif isinstance(step, FixedPoint):
+            most_passes = step.most_passes or 0
+            policy.revise_()
+            continue
         elif isinstance(step, VisionCacheStep):
             vision_cache = step.change
             continue
@@ -189,7 +200,7 @@ def carry_out(
         if isinstance(step, KVCache):  # last: nothing that looks at the policy has to see through it
             _round_cache(step, policy)
     policy.requires_grad_(False)
-    return Compressed(policy, layers, num_steps, evaluated, vision_cache)
+    return Compressed(policy, layers, num_steps, evaluated, vision_cache, most_passes)
 
 
 def _provided(plan, policy, checkpoint, num_steps: int, observations) -> dict[str, CompressedLinear]:

@@ -11,6 +11,7 @@ from vla_edge.compress.recipe import Recipe, RecipeError
 from vla_edge.compress.steps import (
     FewSteps,
     Finetune,
+    FixedPoint,
     FlowSteps,
     Keep,
     KVCache,
@@ -71,7 +72,7 @@ def check_order(recipe: Recipe) -> None:
         shapes = {Shrink: Shrink | FlowSteps, PruneTokens: Shrink | PruneTokens | FlowSteps}.get(type(step))
         if shapes and not all(isinstance(earlier, shapes) for earlier in before):
             raise RecipeError(f"{where} changes the shapes that earlier steps work on; put it first")
-        if isinstance(step, PruneTokens | KVCache | FlowSteps | VisionCacheStep) and any(type(earlier) is type(step) for earlier in before):
+        if isinstance(step, PruneTokens | KVCache | FlowSteps | VisionCacheStep | FixedPoint) and any(type(earlier) is type(step) for earlier in before):
             raise RecipeError(f"{where} is there twice; drop one")
         if isinstance(step, FlowSteps) and (before or any(isinstance(other, FewSteps) for other in recipe.steps)):
             raise RecipeError(f"{where} comes before all others and without few_steps; put it first, or drop one")

@@ -371,6 +371,25 @@ class VisionCacheStep:
 
 
 @dataclass(frozen=True)
+class FixedPoint:
+    """Decode all tokens of a chunk together, from a guess until they stand, see `engine.token_loop`.
+
+    Attributes:
+        most_passes: after which tokens are taken as they are, which bounds the time and may change the chunk; None for as
+            many as it takes, with the chunk of decoding one by one.
+    """
+
+    key: ClassVar[str] = "fixed_point"
+    needs_statistics: ClassVar[bool] = False
+    changes_policy: ClassVar[bool] = True
+    most_passes: int | None = None
+
+    def check(self) -> None:
+        if self.most_passes is not None:
+            _whole("most_passes", self.most_passes)
+
+
+@dataclass(frozen=True)
 class PruneTokens:
     """Go on with the image tokens that matter, after the first text layers; what follows gets shorter, and so does the
     cache that each flow step reads. Which they are is decided anew for each observation, see `prune.tokens`.
@@ -428,7 +447,10 @@ class KVCache:
 
 STEPS = {
     step.key: step
-    for step in (Keep, Smooth, Prune, LowRankStep, Quantize, Shrink, PruneTokens, FlowSteps, VisionCacheStep, Finetune, FewSteps, KVCache)
+    for step in (
+        Keep, Smooth, Prune, LowRankStep, Quantize, Shrink, PruneTokens, FlowSteps, VisionCacheStep, FixedPoint, Finetune,
+        FewSteps, KVCache,
+    )  # fmt: skip
 }
 Storage = Keep | LowRankStep | Quantize
 """What says how a layer is stored; the other steps prepare it."""

@@ -196,7 +196,7 @@ class _Build:
         )  # fmt: skip
         spec = replace(
             checkpoint.spec, num_steps=compressed.num_steps, evaluated_steps=compressed.evaluated,
-            vision_cache=compressed.vision_cache,
+            vision_cache=compressed.vision_cache, most_passes=compressed.most_passes,
         )  # fmt: skip
         shutil.copyfile(checkpoint.tokenizer_path, self.directory / TOKENIZER)
         stages = compressed.policy.stages()

@@ -12,6 +12,7 @@ from vla_edge.compress.recipe import Recipe, RecipeError
 from vla_edge.compress.steps import (
     CHANNEL,
     FewSteps,
+    FixedPoint,
     FlowSteps,
     Keep,
     KVCache,
@@ -102,6 +103,8 @@ def asked_of_workload(recipe: Recipe) -> dict[str, float | str | int]:
             found["steps"] = step.num_steps
         elif isinstance(step, FlowSteps):
             found["steps"] = step.calls
+        elif isinstance(step, FixedPoint):
+            found |= {"decoding": "fixed-point"} | ({"iterations": step.most_passes} if step.most_passes else {})
         elif isinstance(step, PruneTokens):
             found["keep_vision"] = step.keep
         elif isinstance(step, KVCache):

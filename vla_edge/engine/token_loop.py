@@ -17,6 +17,53 @@ from vla_edge.policy.bins import bin_values
 from vla_edge.policy.spec import PolicySpec
 
 
+class RevisedTokenLoop(Loop):
+    """Fixed-point (Jacobi) decoding (Santilli et al., 2023, arXiv:2305.10427; of action chunks: PD-VLA, arXiv:2503.02310): all
+    tokens are guessed, and every pass tells for each what follows those before it.
+
+    What follows right tokens is right, so each pass makes at least one more of them right, and tokens that a pass leaves as
+    they are are those of greedy decoding. The first guess is the last chunk: a robot seldom changes its mind at once.
+    """
+
+    NAMES, READS = ("vision", "prefill", "revise"), "prefill"
+
+    def __init__(self, spec: PolicySpec, stages: Mapping[str, LoadedStage]):
+        super().__init__(spec, stages)
+        self.actions = np.zeros((1, spec.chunk_size, spec.max_action_dim))
+        self.passes = 0  # of the last chunk
+        self._revise = stages["revise"].bind(self.buffers, self.buffers)
+        self._values = bin_values()
+        self._chosen = np.full(self.actions.size, len(self._values) // 2)
+
+    def act(self) -> None:
+        for _ in self._passes():
+            pass
+
+    def inputs(self, seed: int, stamp_ns: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        yield from super().inputs(seed, stamp_ns)
+        self._read()
+        for number in self._passes():
+            if number == 0:
+                yield "revise", {name: buffer.copy() for name, buffer in self.buffers.items()}
+
+    def _passes(self) -> Iterator[int]:
+        """Every pass, from what was read; stops before each, its inputs ready."""
+        tokens, chosen = self.buffers["tokens"], self._chosen
+        chosen[0] = self.buffers["scores"].argmax()
+        most = self.spec.most_passes or len(chosen) - 1
+        for number in range(min(most, len(chosen) - 1)):
+            tokens[...] = chosen[:-1]
+            yield number
+            self._revise()
+            self.passes = number + 1
+            told = self.buffers["row_scores"][0].argmax(-1)
+            settled = (told[:-1] == chosen[1:-1]).all()
+            chosen[1:] = told
+            if settled:
+                break
+        self.actions.reshape(-1)[...] = self._values[chosen]
+
+
 class TokenLoop(Loop):
     """Greedy decoding of T x A tokens."""
 

@@ -111,12 +111,14 @@ def compare(
 def compare_stages(engine, reference, observations: Sequence[Observation], seed: int = 0) -> dict:
     """Stage -> output -> worst cosine and relative L2, each stage on the reference's own inputs.
 
-    Stages that pass other tensors than the reference's, because heads were taken out, are left out.
+    Stages that the reference does not have, or that pass other tensors than its own, because heads were taken out, are
+    left out.
     """
     worst: dict[str, dict[str, dict[str, float]]] = {}
     alike = {
         name for name, stage in engine.stages.items()
-        if (stage.interface.inputs, stage.interface.outputs)
+        if name in reference.stages
+        and (stage.interface.inputs, stage.interface.outputs)
         == (reference.stages[name].interface.inputs, reference.stages[name].interface.outputs)
     }  # fmt: skip
     for observation in observations:

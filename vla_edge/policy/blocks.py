@@ -200,6 +200,28 @@ def attend_cached(q: Tensor, k: Tensor, v: Tensor, own_k: Tensor, own_v: Tensor,
     return out.reshape(1, 1, heads * head_dim)
 
 
+def attend_cached_rows(
+    q: Tensor, k: Tensor, v: Tensor, own_k: Tensor, own_v: Tensor, bias: Tensor, causal: Tensor
+) -> Tensor:
+    """As `attend_cached`, of R tokens that follow each other.
+
+    Args:
+        q: (1, H, R, hd). own_k, own_v: (1, KVH, R, hd).
+        causal: additive, (R, R), of the tokens themselves.
+
+    Returns:
+        (1, R, H * hd).
+    """
+    _, heads, rows, head_dim = q.shape
+    kv_heads = k.shape[1]
+    q = q.reshape(1, kv_heads, heads // kv_heads * rows, head_dim) * head_dim**-0.5
+    own = (q @ own_k.transpose(-1, -2)).reshape(1, heads, rows, rows) + causal
+    own = own.reshape(1, kv_heads, heads // kv_heads * rows, rows)
+    probabilities = torch.cat([q @ k.transpose(-1, -2) + bias, own], dim=-1).softmax(-1)
+    out = probabilities[..., :-rows] @ v + probabilities[..., -rows:] @ own_v
+    return out.reshape(1, heads, rows, head_dim).transpose(1, 2).reshape(1, rows, heads * head_dim)
+
+
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
     """(B, T, H * hd) -> (B, H, T, hd)."""
     batch, length, width = x.shape

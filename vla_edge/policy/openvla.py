@@ -26,6 +26,7 @@ from vla_edge.policy.blocks import (
     VisionTransformer,
     attend,
     attend_cached,
+    attend_cached_rows,
     rotary,
     rotate,
 )
@@ -214,6 +215,35 @@ class Decode(nn.Module):
     folds = Prefill.folds  # of the very same norm: a graph traced once has to take what a recipe makes of it
 
 
+class Revise(nn.Module):
+    """All tokens but the last, guessed, from `position` on -> scores of each one's successor: a pass of fixed-point decoding
+    (Santilli et al., 2023, arXiv:2305.10427)."""
+
+    def __init__(self, decode: Decode):
+        super().__init__()
+        c = self.config = decode.config
+        self.head_dim = decode.head_dim
+        self.layers, self.norm, self.head, self.words = decode.layers, decode.norm, decode.head, decode.words
+        self.register_buffer("places", decode.places.clone(), persistent=False)
+        rows = c.tokens - 1
+        self.register_buffer("rows", torch.arange(rows), persistent=False)
+        self.register_buffer("causal", torch.triu(torch.full((rows, rows), MASKED), diagonal=1), persistent=False)
+
+    def forward(self, tokens: Tensor, position: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor]:
+        cos, sin = rotary((position + self.rows)[None], self.head_dim, self.config.wavelength)
+        x = self.words(tokens)
+        bias = (self.places >= position).to(x.dtype)[None, None, None] * MASKED
+        for index, layer in enumerate(self.layers):
+            normed = layer.attention_norm(x)
+            k, v = layer.project(normed, normed)
+            q = rotate(layer.queries(normed), cos, sin)
+            own = rotate(k, cos, sin), v
+            x = layer.finish(x, attend_cached_rows(q, keys[index], values[index], *own, bias, self.causal))
+        return (self.head(self.norm(x)),)
+
+    folds = Prefill.folds
+
+
 class ResidualBlock(nn.Module):
     """Norm, linear layer, ReLU, and what came in."""
 
@@ -291,6 +321,16 @@ class OpenVLA(nn.Module):
         else:
             self.prefill = Prefill(config)
             self.decode = Decode(self.prefill)
+        self.revise: Revise | None = None  # decodes in the place of `decode`
+
+    @property
+    def can_revise(self) -> bool:
+        """Whether there are tokens, one after the other, to be guessed and revised together."""
+        return not self.config.head_hidden and self.config.tokens > 2
+
+    def revise_(self) -> None:
+        """From now on all tokens are guessed and revised together."""
+        self.revise = Revise(self.decode)
 
     def chunk(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor) -> Tensor:
         """Normalized actions (1, T, A), differentiable: of tokens the mean of the bins by their probabilities, each
@@ -331,8 +371,17 @@ class OpenVLA(nn.Module):
         cache = TensorSpec("cache_keys", kv), TensorSpec("cache_values", kv)
         added = TensorSpec("new_keys", new), TensorSpec("new_values", new)
         scores, token = TensorSpec("scores", (1, BINS)), TensorSpec("token", (1, 1), "int64")
+        prefill = Stage("prefill", self.prefill, prompt, (scores, position, *cache))
+        if self.revise is not None:
+            rows = c.tokens - 1
+            guessed, revised = TensorSpec("tokens", (1, rows), "int64"), TensorSpec("row_scores", (1, rows, BINS))
+            return (
+                vision,
+                prefill,
+                Stage("revise", self.revise, (guessed, position, *cache), (revised,), shares="prefill"),
+            )
         return (
             vision,
-            Stage("prefill", self.prefill, prompt, (scores, position, *cache)),
+            prefill,
             Stage("decode", self.decode, (token, position, *cache), (scores, *added), shares="prefill"),
         )

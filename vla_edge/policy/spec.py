@@ -147,6 +147,7 @@ class PolicySpec:
             of them when empty.
         vision_cache: change of a picture, 0 to 1, up to which the tokens of the last are used again (`engine.vision_cache`);
             each picture is looked at when 0.
+        most_passes: of fixed-point decoding, after which the tokens are taken as they are; as many as it takes when 0.
     """
 
     family: str
@@ -167,6 +168,7 @@ class PolicySpec:
     state_names: tuple[str, ...] = ()
     evaluated_steps: tuple[int, ...] = ()
     vision_cache: float = 0.0
+    most_passes: int = 0
 
     @property
     def read_names(self) -> tuple[str, ...]:
