@@ -257,9 +257,15 @@ def ours(network: Network, method: str) -> None:
     plan = plan_layers(recipe, list(modules))
     layers = compress_policy(recipe, plan, modules, [Stage()], Runner(), network.calibration, lambda *_: None)
     for name in list(modules):
+        layer, module = layers.pop(name), modules.pop(name)
+        if layer.activation is None:  # in place, as the peers do
+            with torch.no_grad():
+                module.weight.copy_(torch.from_numpy(layer.effective_weight()))
+                if layer.bias is not None:
+                    module.bias.copy_(torch.from_numpy(layer.bias))
+            continue
         parent, _, own = name.removeprefix("network.").rpartition(".")
-        setattr(network.model.get_submodule(parent), own, FakeLinear(layers.pop(name)))
-        del modules[name]  # its weights make room for the next
+        setattr(network.model.get_submodule(parent), own, FakeLinear(layer))
 
 
 def modelopt(network: Network, method: str) -> None:
