@@ -106,6 +106,11 @@ def carry_out(
     plan_smoothing(recipe, plan)
     if recipe.trains and not hasattr(policy, "denoise"):
         raise RecipeError(f"recipe {recipe.name} trains, which is for flow policies; take its training steps out")
+    if any(isinstance(step, FixedPoint) for step in recipe.steps) and not getattr(policy, "can_revise", False):
+        raise RecipeError(
+            f"recipe {recipe.name}: fixed_point is for policies that write three tokens or more, one after the other; take "
+            "it out"
+        )
     for step in recipe.steps:
         if isinstance(step, FlowSteps):
             if not hasattr(policy, "denoise"):
@@ -124,11 +129,6 @@ def carry_out(
             raise RecipeError(f"recipe {recipe.name} trains, and there is no directory to keep that in")
         tell(0.0, "reading what to train on")
         frames = _frames(recipe, original, checkpoint, demonstrations, recording or data.observations)
-    if any(isinstance(step, FixedPoint) for step in recipe.steps) and not getattr(policy, "can_revise", False):
-        raise RecipeError(
-            f"recipe {recipe.name}: fixed_point is for policies that write three tokens or more, one after the other; take "
-            "it out"
-        )
     if recipe.changes_policy:
         policy = copy.deepcopy(policy)
     num_steps, evaluated, vision_cache, most_passes = checkpoint.spec.num_steps, (), 0.0, 0

@@ -27,6 +27,7 @@ from vla_edge.compress.steps import (
 )
 
 OPTIONAL = "?"  # at the end of a target
+_ONCE = PruneTokens | KVCache | FlowSteps | VisionCacheStep | FixedPoint
 
 
 def plan_layers(recipe: Recipe, layers: Sequence[str]) -> dict[str, Storage]:
@@ -72,7 +73,7 @@ def check_order(recipe: Recipe) -> None:
         shapes = {Shrink: Shrink | FlowSteps, PruneTokens: Shrink | PruneTokens | FlowSteps}.get(type(step))
         if shapes and not all(isinstance(earlier, shapes) for earlier in before):
             raise RecipeError(f"{where} changes the shapes that earlier steps work on; put it first")
-        if isinstance(step, PruneTokens | KVCache | FlowSteps | VisionCacheStep | FixedPoint) and any(type(earlier) is type(step) for earlier in before):
+        if isinstance(step, _ONCE) and any(type(earlier) is type(step) for earlier in before):
             raise RecipeError(f"{where} is there twice; drop one")
         if isinstance(step, FlowSteps) and (before or any(isinstance(other, FewSteps) for other in recipe.steps)):
             raise RecipeError(f"{where} comes before all others and without few_steps; put it first, or drop one")

@@ -30,7 +30,7 @@ LEVERS = {
     SCHEDULING: "a recorded graph (CUDA graph) or fewer and larger kernels; processors of its own: priority, isolated cores, "
     "stay_awake",
     HOST: "less work outside the network: the crop done by the camera, pictures resized once, fewer or smaller cameras",
-    FLOW_STEPS: "fewer flow steps: num_steps at run time, or a recipe with few_steps that trains for it",
+    FLOW_STEPS: "fewer flow steps: a recipe with flow_steps, or with few_steps that trains for them; num_steps at run time",
     MEMORY: "fewer bits per weight: int8, int4-awq, or mixed by vla-edge sensitivity; the cache in 8 or 4 bits (kv_cache)",
 }
 """Bottleneck -> the lever to pull next."""

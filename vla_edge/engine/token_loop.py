@@ -18,8 +18,8 @@ from vla_edge.policy.spec import PolicySpec
 
 
 class RevisedTokenLoop(Loop):
-    """Fixed-point (Jacobi) decoding (Santilli et al., 2023, arXiv:2305.10427; of action chunks: PD-VLA, arXiv:2503.02310): all
-    tokens are guessed, and every pass tells for each what follows those before it.
+    """Fixed-point (Jacobi) decoding (Santilli et al., 2023, arXiv:2305.10427; of action chunks PD-VLA, arXiv:2503.02310):
+    all tokens are guessed, and every pass tells for each what follows those before it.
 
     What follows right tokens is right, so each pass makes at least one more of them right, and tokens that a pass leaves as
     they are are those of greedy decoding. The first guess is the last chunk: a robot seldom changes its mind at once.

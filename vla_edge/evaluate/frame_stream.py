@@ -46,7 +46,8 @@ class Frame:
 
 @dataclass
 class _Pending:
-    """A chosen frame, still serialized or, of a video, not yet an array, waiting for the other cameras and for the joint states around and after it."""
+    """A chosen frame, still serialized or, of a video, not yet an array, waiting for the other cameras and for the joint
+    states around and after it."""
 
     stamp_ns: int
     log_ns: int

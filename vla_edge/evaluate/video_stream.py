@@ -1,7 +1,7 @@
 """Video that a bag carries packet by packet -> frames with their stamps, decoded by PyAV (FFmpeg).
 
-A packet says what changed since the last, so every one has to be decoded, also those whose frame nobody uses; only what is used
-becomes an RGB array.
+A packet says what changed since the last, so every one has to be decoded, also those whose frame nobody uses; only what
+is used becomes an RGB array.
 """
 
 from __future__ import annotations
