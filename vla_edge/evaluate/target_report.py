@@ -30,7 +30,7 @@ def judged(attempt: Attempt, outcome: Outcome) -> str:
     missed = outcome.target.missed(attempt)
     if not missed:
         return "reaches the target"
-    return f"misses {' and '.join(missed)}; held back by {attempt.bottleneck}"
+    return f"misses {' and '.join(missed)}"
 
 
 def summary(outcome: Outcome) -> str:
@@ -41,7 +41,8 @@ def summary(outcome: Outcome) -> str:
             f"{'':51}" if a.failure else f"{a.rate_hz:8.2f}{a.p50_ms:9.1f}{a.p95_ms:8.1f}{100 * a.action_error_rel:9.2f}"
             f"{a.bundle_bytes / 1e6:8.1f}{a.memory_bytes / 1e6:9.0f}"
         )
-        lines.append(f"{a.draft.name:28}{figures}  {judged(a, outcome)}")
+        held = f", held back by {a.bottleneck}" if a.bottleneck else ""
+        lines.append(f"{a.draft.name:28}{figures}  {judged(a, outcome)}{held}")
     if outcome.reached:
         lines.append(f"{outcome.best.draft.name} reaches {asked(outcome.target)}")
     elif outcome.best is None:
@@ -62,14 +63,14 @@ def write_target_report(outcome: Outcome, path: str | Path, name: str) -> Path:
     cards = [("Target", "reached" if outcome.reached else "not reached", "", asked(outcome.target))]
     if best is not None:
         cards += [
-            ("By" if outcome.reached else "Nearest", best.draft.name, "", judged(best, outcome)),
+            ("By" if outcome.reached else "Nearest", best.draft.name, "", f"held back by {best.bottleneck}"),
             ("Rate", f"{best.rate_hz:.1f}", "Hz", f"p50 {best.p50_ms:.1f} ms, p95 {best.p95_ms:.1f} ms"),
             ("Action error", f"{100 * best.action_error_rel:.2f}", "%", "of the motion"),
         ]
     if not outcome.reached:
         cards.append(("In the way", outcome.bottleneck, "", outcome.lever))
     page.cards(cards)
-    columns = ("Engine", "Because of", "Hz", "p50 ms", "p95 ms", "Error %", "Engine MB", "Process MB", "Held back by", "")
+    columns = ("Engine", "Because of", "Hz", "p50 ms", "p95 ms", "Error %", "Engine MB", "Process MB", "Held back by", "Verdict")
     rows = [
         (a.draft.name, a.because, *([""] * 6 if a.failure else _figures(a)), a.bottleneck, judged(a, outcome))
         for a in outcome.attempts
