@@ -160,19 +160,19 @@ def _rate(name: str, milliseconds: np.ndarray, limit: float | None, note: str) -
 
 def _memory_row(name: str, bundle: Path) -> Row:
     """What a process with the engine has at most, over one with everything imported and nothing loaded."""
-    from vla_edge.engine.alone import footprint
+    from vla_edge.engine.alone import most_memory
     from vla_edge.engine.bundle import Bundle
 
     opened = Bundle.load(bundle)
-    taken = footprint(opened)
+    idle, busy = most_memory(opened, idle=True), most_memory(opened)
     tensors = {
         spec.name: spec for entry in opened.stages for spec in (*entry.interface.inputs, *entry.interface.outputs)
     }
     activations = sum(spec.zeros().nbytes for spec in tensors.values())
-    note = f"{taken.busy / 1e6:.0f} MB, {taken.idle / 1e6:.0f} before loading; bundle {opened.bytes / 1e6:.1f} and "
+    note = f"{busy / 1e6:.0f} MB, {idle / 1e6:.0f} before loading; bundle {opened.bytes / 1e6:.1f} and "
     note += f"tensors between stages {activations / 1e6:.1f} MB"
     limit = ("<=", 1.3) if POLICIES[name] is not None else (None, None)
-    ratio = (taken.busy - taken.idle) / (opened.bytes + activations)
+    ratio = (busy - idle) / (opened.bytes + activations)
     return Row(f"peak_memory_ratio.{name}", ratio, "", *limit, 1, None, note)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from vla_edge.cli import main
 from vla_edge.engine import build_to as building
-from vla_edge.engine.alone import cold_start, footprint
+from vla_edge.engine.alone import cold_start, most_memory
 from vla_edge.engine.backends import BackendError
 from vla_edge.engine.build_to import build_to, report_path
 from vla_edge.engine.bundle import Bundle
@@ -62,8 +62,8 @@ def test_what_cannot_be_built_is_an_attempt_that_failed(checkpoint, data, tmp_pa
 
 
 def test_an_engine_alone_tells_its_memory_and_its_start(bundle):
-    taken = footprint(Bundle.load(bundle))
-    assert 20e6 < taken.idle < taken.busy < 4e9
+    opened = Bundle.load(bundle)
+    assert 20e6 < most_memory(opened, idle=True) < most_memory(opened) < 4e9
     assert 0.1 < cold_start(bundle) < 60
     with pytest.raises(BackendError, match="does not run in a process of its own: .*BundleError"):
         cold_start(bundle / "nowhere")

@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np
 
 from vla_edge.compress.recipe import RecipeError
-from vla_edge.engine.flow_loop import extrapolation
+from vla_edge.engine.flow_loop import extrapolation, mean_velocity
 from vla_edge.types import Observation
 
 # Beyond, there are too many choices to try: 462 of 6 in 12.
@@ -84,9 +84,8 @@ def _ends(
         for choice in left:
             onward.setdefault(choice[len(done)] if len(choice) > len(done) else num_steps, []).append(choice)
         for step, those in onward.items():
-            ahead = 0.0 if previous is None else extrapolation(done[-1] - done[-2], step - done[-1])
-            mean = now if previous is None else now + np.float32(ahead) * (now - previous)
-            reached = x - np.float32((step - done[-1]) / num_steps) * mean
+            ahead = np.float32(0) if previous is None else extrapolation(done[-1] - done[-2], step - done[-1])
+            reached = x - np.float32((step - done[-1]) / num_steps) * mean_velocity(now, previous, ahead)
             if step == num_steps:
                 yield those[0], reached
             else:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from vla_edge.engine.backends import BackendError
@@ -23,22 +22,14 @@ _START = "import sys; from vla_edge.engine.runner import Runner; Runner.from_bun
 _LONGEST_S = 600.0
 
 
-@dataclass(frozen=True)
-class Footprint:
-    """Most memory of a process, bytes: `idle` with all that it imports and no engine, `busy` with the engine in use."""
-
-    idle: int
-    busy: int
-
-
-def footprint(bundle: Bundle) -> Footprint:
-    """What `bundle` takes on this computer.
+def most_memory(bundle: Bundle, idle: bool = False) -> int:
+    """Bytes, at most, of a process with `bundle` in use; with `idle`, of one that has imported the same and loads nothing.
 
     Raises:
         BackendError: it cannot be run here.
     """
     backends = {entry.backend for entry in bundle.stages}
-    return Footprint(*(int(_said(program, bundle.directory, sorted(backends))) for program in (_IDLE, _BUSY)))
+    return int(_said(_IDLE if idle else _BUSY, bundle.directory, sorted(backends)))
 
 
 def cold_start(bundle: str | Path) -> float:

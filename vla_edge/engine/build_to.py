@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vla_edge.compress.calibrate import load_calibration
 from vla_edge.compress.recipe import RecipeError
-from vla_edge.engine.alone import footprint
+from vla_edge.engine.alone import most_memory
 from vla_edge.engine.backends import AUTO, BackendError, chosen_backends, runs_here
 from vla_edge.engine.build import Progress, build, build_key, calibration_source, default_output
 from vla_edge.engine.bundle import Bundle, writing
@@ -82,13 +82,13 @@ def build_to(
             try:
                 bundle = Bundle.load(built(draft))
                 tell((number + 0.8) / most, f"{draft.name}: measuring")
-                seen, taken = profile_bundle(bundle, data.held_out, REPEATS, roofline=roofline), footprint(bundle)
+                seen, memory = profile_bundle(bundle, data.held_out, REPEATS, roofline=roofline), most_memory(bundle)
             except (BackendError, ExportError, RecipeError) as error:
                 found = Attempt(draft, because, failure=str(error))
             else:
                 total, error = seen.parts["total"], bundle.manifest["verification"]["action_error_rel"]
                 found = Attempt(
-                    draft, because, total["p50"], total["p95"], error, taken.busy, bundle.bytes, seen.bottleneck
+                    draft, because, total["p50"], total["p95"], error, memory, bundle.bytes, seen.bottleneck
                 )
             records.put(key, found)
         number += 1

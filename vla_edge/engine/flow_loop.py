@@ -22,10 +22,15 @@ from vla_edge.policy.spec import PolicySpec
 MOST_STEPS = 100
 
 
-def extrapolation(gap: int, steps: int) -> float:
+def extrapolation(gap: int, steps: int) -> np.float32:
     """How much of the change between the last two velocities that were asked for, `gap` steps apart, is on average still
     to come in the `steps` steps until the next."""
-    return (steps - 1) / (2 * gap)
+    return np.float32((steps - 1) / (2 * gap))
+
+
+def mean_velocity(asked: np.ndarray, previous: np.ndarray, ahead: np.float32) -> np.ndarray:
+    """Of a step that begins with the velocity `asked`; `ahead` as of `extrapolation`, 0 where there is no `previous`."""
+    return asked + ahead * (asked - previous) if ahead else asked
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class _Step:
 
     def velocity(self, asked: np.ndarray, previous: np.ndarray) -> np.ndarray:
         """Mean velocity of the step; `previous` becomes `asked`."""
-        found = asked + self.ahead * (asked - previous) if self.ahead else asked
+        found = mean_velocity(asked, previous, self.ahead)
         previous[...] = asked
         return found
 
@@ -78,8 +83,8 @@ class FlowLoop(Loop):
             condition = self._condition(moment)
             self._conditions.append((condition, condition.copy()))
             denoise = self.stages["denoise"].bind(self.buffers | {"time_condition": condition}, self.buffers)
-            ahead = 0.0 if before is None else extrapolation(step - before, after - step)
-            self._steps.append(_Step(denoise, moment, np.float32((after - step) / num_steps), np.float32(ahead)))
+            ahead = np.float32(0) if before is None else extrapolation(step - before, after - step)
+            self._steps.append(_Step(denoise, moment, np.float32((after - step) / num_steps), ahead))
 
     def start(self, noise: np.ndarray | None, seed: int, stamp_ns: int) -> None:
         self.actions[...] = noise_for(seed, stamp_ns, self.actions.shape) if noise is None else noise

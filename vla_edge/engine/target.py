@@ -30,6 +30,7 @@ MOST_ATTEMPTS = 12
 # What an engine has to gain, or the next one is tried from the one before it.
 LEAST_GAIN = 0.03
 
+_FULL = "fp32"
 _BITS = ("int8", "int4-awq", "int4-gptq")
 _PRODUCTS = ("int8", "int8-static")
 _TOKENS = (0.75, 0.5)
@@ -81,7 +82,7 @@ class Draft:
         keep_vision: share of the image tokens. cache_bits: of keys and values; as they are when None.
     """
 
-    precision: str = "fp32"
+    precision: str = _FULL
     flow_steps: int | None = None
     keep_vision: float = 1.0
     cache_bits: int | None = None
@@ -152,14 +153,18 @@ class Outcome:
 
     Attributes:
         attempts: in the order they were made. best: the one gone on from last; None when nothing could be built.
-        bottleneck, lever: what is in the way of the best, and what a person can do; empty when the target is reached.
+        bottleneck: what is in the way of the best; empty when the target is reached.
     """
 
     target: Target
     attempts: tuple[Attempt, ...]
     best: Attempt | None
     bottleneck: str = ""
-    lever: str = ""
+
+    @property
+    def lever(self) -> str:
+        """What a person can do about it."""
+        return LEVERS.get(self.bottleneck, "")
 
     @property
     def reached(self) -> bool:
@@ -196,18 +201,17 @@ def pursue(
         because = MEMORY if best is None else _held_back(best, target)
         base = Draft() if best is None else best.draft
         draft = next((d for move in MOVES[because] for d in moved(base, move, flow_steps) if d not in tried), None)
-    return Outcome(target, tuple(tried.values()), best, because, LEVERS[because])
+    return Outcome(target, tuple(tried.values()), best, because)
 
 
 def moved(draft: Draft, move: str, flow_steps: int) -> Iterator[Draft]:
-    """What a move makes of a draft, the least first; of what goes by degrees the next alone."""
-    if move in (LESS_BITS, LESS_PRODUCTS):
-        ladder = _BITS if move == LESS_BITS else _PRODUCTS
-        if draft.precision != "fp32":
-            if draft.precision not in ladder:
-                return
-            ladder = ladder[ladder.index(draft.precision) + 1 :] if move == LESS_BITS else ()
-        yield from (replace(draft, precision=name) for name in ladder)
+    """What a move makes of a draft, the least first; of flow steps the next alone."""
+    if move == LESS_PRODUCTS:
+        yield from (replace(draft, precision=name) for name in _PRODUCTS if draft.precision == _FULL)
+    elif move == LESS_BITS:
+        ladder = (_FULL, *_BITS)
+        if draft.precision in ladder:
+            yield from (replace(draft, precision=name) for name in ladder[ladder.index(draft.precision) + 1 :])
     elif move == LESS_STEPS:
         steps = (draft.flow_steps or flow_steps) // 2
         if steps:

@@ -17,7 +17,23 @@ from vla_edge.policy.bins import bin_values
 from vla_edge.policy.spec import PolicySpec
 
 
-class RevisedTokenLoop(Loop):
+class _Tokens(Loop):
+    """Actions by the bins that tokens stand for; `_steps` chooses the tokens and stops before each call of a stage."""
+
+    def __init__(self, spec: PolicySpec, stages: Mapping[str, LoadedStage]):
+        super().__init__(spec, stages)
+        self.actions = np.zeros((1, spec.chunk_size, spec.max_action_dim))
+        self._values = bin_values()
+
+    def act(self) -> None:
+        for _ in self._steps():
+            pass
+
+    def _steps(self) -> Iterator[int]:
+        raise NotImplementedError
+
+
+class RevisedTokenLoop(_Tokens):
     """Fixed-point (Jacobi) decoding (Santilli et al., 2023, arXiv:2305.10427; of action chunks PD-VLA, arXiv:2503.02310):
     all tokens are guessed, and every pass tells for each what follows those before it.
 
@@ -29,24 +45,18 @@ class RevisedTokenLoop(Loop):
 
     def __init__(self, spec: PolicySpec, stages: Mapping[str, LoadedStage]):
         super().__init__(spec, stages)
-        self.actions = np.zeros((1, spec.chunk_size, spec.max_action_dim))
         self.passes = 0  # of the last chunk
         self._revise = stages["revise"].bind(self.buffers, self.buffers)
-        self._values = bin_values()
         self._chosen = np.full(self.actions.size, len(self._values) // 2)
-
-    def act(self) -> None:
-        for _ in self._passes():
-            pass
 
     def inputs(self, seed: int, stamp_ns: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         yield from super().inputs(seed, stamp_ns)
         self._read()
-        for number in self._passes():
+        for number in self._steps():
             if number == 0:
                 yield "revise", {name: buffer.copy() for name, buffer in self.buffers.items()}
 
-    def _passes(self) -> Iterator[int]:
+    def _steps(self) -> Iterator[int]:
         """Every pass, from what was read; stops before each, its inputs ready."""
         tokens, chosen = self.buffers["tokens"], self._chosen
         chosen[0] = self.buffers["scores"].argmax()
@@ -64,20 +74,14 @@ class RevisedTokenLoop(Loop):
         self.actions.reshape(-1)[...] = self._values[chosen]
 
 
-class TokenLoop(Loop):
+class TokenLoop(_Tokens):
     """Greedy decoding of T x A tokens."""
 
     NAMES, READS = ("vision", "prefill", "decode"), "prefill"
 
     def __init__(self, spec: PolicySpec, stages: Mapping[str, LoadedStage]):
         super().__init__(spec, stages)
-        self.actions = np.zeros((1, spec.chunk_size, spec.max_action_dim))
         self._decode = stages["decode"].bind(self.buffers, self.buffers)
-        self._values = bin_values()
-
-    def act(self) -> None:
-        for _ in self._steps():
-            pass
 
     def inputs(self, seed: int, stamp_ns: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         yield from super().inputs(seed, stamp_ns)
