@@ -110,9 +110,9 @@ class FlowLoop(Loop):
 
         self._lead = lead
 
-    def act(self) -> None:
+    def acting(self) -> Iterator[tuple[str, Callable[[], None]]]:
         for step in self._steps:
-            step.denoise()
+            yield "denoise", step.denoise
             velocity = step.velocity(self._velocity, self._previous)
             if self._lead is not None:
                 velocity = self._lead(velocity, step.moment)

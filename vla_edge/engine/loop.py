@@ -7,7 +7,7 @@ or copied between stages, and keys and values are read in place by every later s
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -89,12 +89,20 @@ class Loop:
         seen = time.perf_counter()
         self._read()
         read = time.perf_counter()
-        self.act()
+        for _, call in self.acting():
+            call()
         times = {"vision": seen - begin, self.READS: read - seen}
         return times | ({self.NAMES[-1]: time.perf_counter() - read} if self.NAMES[-1] != self.READS else {})
 
-    def act(self) -> None:
-        """From what was read to `actions`."""
+    def calls(self) -> Iterator[tuple[str, Callable[[], None]]]:
+        """All of `run`, to be made one by one: stage and call, each before the next is asked for."""
+        for vision in self._vision:
+            yield "vision", vision
+        yield self.READS, self._read
+        yield from self.acting()
+
+    def acting(self) -> Iterator[tuple[str, Callable[[], None]]]:
+        """From what was read to `actions`: as `calls`."""
         raise NotImplementedError
 
     def inputs(self, seed: int, stamp_ns: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
@@ -114,5 +122,6 @@ class DirectLoop(Loop):
         super().__init__(spec, stages)
         self.actions = self.buffers["actions"]
 
-    def act(self) -> None:
+    def acting(self) -> Iterator[tuple[str, Callable[[], None]]]:
         """It is done."""
+        yield from ()

@@ -7,7 +7,7 @@ one place of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -18,19 +18,12 @@ from vla_edge.policy.spec import PolicySpec
 
 
 class _Tokens(Loop):
-    """Actions by the bins that tokens stand for; `_steps` chooses the tokens and stops before each call of a stage."""
+    """Actions by the bins that tokens stand for."""
 
     def __init__(self, spec: PolicySpec, stages: Mapping[str, LoadedStage]):
         super().__init__(spec, stages)
         self.actions = np.zeros((1, spec.chunk_size, spec.max_action_dim))
         self._values = bin_values()
-
-    def act(self) -> None:
-        for _ in self._steps():
-            pass
-
-    def _steps(self) -> Iterator[int]:
-        raise NotImplementedError
 
 
 class RevisedTokenLoop(_Tokens):
@@ -52,19 +45,18 @@ class RevisedTokenLoop(_Tokens):
     def inputs(self, seed: int, stamp_ns: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         yield from super().inputs(seed, stamp_ns)
         self._read()
-        for number in self._steps():
+        for number, (name, call) in enumerate(self.acting()):
             if number == 0:
-                yield "revise", {name: buffer.copy() for name, buffer in self.buffers.items()}
+                yield name, {tensor: buffer.copy() for tensor, buffer in self.buffers.items()}
+            call()
 
-    def _steps(self) -> Iterator[int]:
-        """Every pass, from what was read; stops before each, its inputs ready."""
+    def acting(self) -> Iterator[tuple[str, Callable[[], None]]]:
         tokens, chosen = self.buffers["tokens"], self._chosen
         chosen[0] = self.buffers["scores"].argmax()
         most = self.spec.most_passes or len(chosen) - 1
         for number in range(min(most, len(chosen) - 1)):
             tokens[...] = chosen[:-1]
-            yield number
-            self._revise()
+            yield "revise", self._revise
             self.passes = number + 1
             told = self.buffers["row_scores"][0].argmax(-1)
             settled = (told[:-1] == chosen[1:-1]).all()
@@ -87,12 +79,12 @@ class TokenLoop(_Tokens):
         yield from super().inputs(seed, stamp_ns)
         self._read()
         last = self.actions.size - 2
-        for step in self._steps():
-            if step in (0, last):
-                yield "decode", {name: buffer.copy() for name, buffer in self.buffers.items()}
+        for number, (name, call) in enumerate(self.acting()):
+            if number in (0, last):
+                yield name, {tensor: buffer.copy() for tensor, buffer in self.buffers.items()}
+            call()
 
-    def _steps(self) -> Iterator[int]:
-        """Every token, from the scores that were read; stops before each decoding, its inputs ready."""
+    def acting(self) -> Iterator[tuple[str, Callable[[], None]]]:
         buffers, chosen = self.buffers, self.actions.reshape(-1)
         for index in range(len(chosen)):
             token = int(buffers["scores"].argmax())
@@ -100,8 +92,7 @@ class TokenLoop(_Tokens):
             if index == len(chosen) - 1:
                 return
             buffers["token"][...] = token
-            yield index
-            self._decode()
+            yield "decode", self._decode
             place = int(buffers["position"][0])
             for kind in ("keys", "values"):
                 buffers[f"cache_{kind}"][..., place, :] = buffers[f"new_{kind}"][..., 0, :]

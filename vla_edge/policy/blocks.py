@@ -367,14 +367,23 @@ class VisionTransformer(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, grid**2, width)."""
+        x = self.embed(image)
+        for layer in self.layers:
+            x = layer(x)
+        return self.finish(x)
+
+    def embed(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> what the layers read, (B, registers + grid**2, width)."""
         batch, patch, grid = image.shape[0], self.patch_size, self.grid
         patches = image.view(batch, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
         x = self.patch_embedding(patches.reshape(batch, grid**2, 3 * patch**2)) + self.position_embedding.weight
         if self.registers is not None:
             x = torch.cat([self.registers.expand(batch, -1, -1), x], dim=1)
-        for layer in self.layers:
-            x = layer(x)
-        return self.norm(x[:, -(grid**2) :])
+        return x
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What the layers give -> (B, grid**2, width)."""
+        return self.norm(x[:, -(self.grid**2) :])
 
 
 def pixel_shuffle(x: Tensor, factor: int) -> Tensor:

@@ -11,7 +11,9 @@ Both keep the place of each token: padding follows the prompt, and in the cache 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +32,7 @@ from vla_edge.policy.blocks import (
     rotary,
     rotate,
 )
+from vla_edge.policy.chain import Chain, numbered
 from vla_edge.policy.stages import Stage, TensorSpec
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -103,7 +106,7 @@ class OpenVLAConfig:
         return self.chunk_size * self.action_dim
 
 
-class VisionTower(nn.Module):
+class VisionTower(Chain):
     """image (B, 3, H, W) in [-1, 1] -> image_tokens (B, N, width)."""
 
     def __init__(self, c: OpenVLAConfig):
@@ -122,19 +125,38 @@ class VisionTower(nn.Module):
             self.register_buffer(f"scale{index}", 0.5 / std, persistent=False)
             self.register_buffer(f"shift{index}", (0.5 - mean) / std, persistent=False)
 
-    def forward(self, image: Tensor) -> tuple[Tensor]:
-        seen = [
-            encoder(image * getattr(self, f"scale{i}") + getattr(self, f"shift{i}"))
-            for i, encoder in enumerate(self.encoders)
-        ]
-        x = torch.cat(seen, dim=-1)
+    def pieces(self) -> tuple[tuple[str, ...], ...]:
+        """See `Chain`: the encoders' layers one after the other."""
+        parts = ("patch_embedding", "position_embedding", "registers")
+        embeddings = tuple(f"encoders.{i}.{part}" for i in range(len(self.encoders)) for part in parts)
+        layers = (numbered(f"encoders.{i}.layers", encoder.layers) for i, encoder in enumerate(self.encoders))
+        norms = tuple(f"encoders.{i}.norm" for i in range(len(self.encoders)))
+        return embeddings, *sum(layers, ()), (*norms, "projector")
+
+    def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
+        """See `Chain`; handed on is what each encoder has seen so far."""
+        if number == 0:
+            (image,) = inputs
+            views = (image * getattr(self, f"scale{i}") + getattr(self, f"shift{i}") for i in range(len(self.encoders)))
+            return tuple(encoder.embed(view) for encoder, view in zip(self.encoders, views)), ()
+        place = number - 1
+        for index, encoder in enumerate(self.encoders):
+            if place < len(encoder.layers):
+                return (*handed[:index], encoder.layers[place](handed[index]), *handed[index + 1 :]), ()
+            place -= len(encoder.layers)
+        x = torch.cat([encoder.finish(seen) for encoder, seen in zip(self.encoders, handed)], dim=-1)
         for index, layer in enumerate(self.projector):
             x = layer(x if index == 0 else ACTIVATIONS["gelu"](x))
-        return (x,)
+        return (x,), ()
 
 
-class Reader(nn.Module):
-    """Llama's layers, and its norm: what all stages that read share."""
+class Reader(Chain):
+    """Llama's layers, and its norm: what all stages that read share.
+
+    Handed from layer to layer are x (B, T, width), the rotary table of its places, and what else a stage keeps for its end.
+    """
+
+    BEGIN: ClassVar[tuple[str, ...]]  # what the first piece needs
 
     def __init__(self, c: OpenVLAConfig):
         super().__init__()
@@ -151,20 +173,23 @@ class Reader(nn.Module):
         words = self.embedding(lang_tokens)
         return torch.cat([words[:, :1], image_tokens, words[:, 1:]], dim=1)
 
-    def read(self, x: Tensor, positions: Tensor, bias: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """x (B, T, width) through all layers, and the keys and values of each, (B, KVH, T, hd)."""
-        cos, sin = rotary(positions, self.head_dim, self.config.wavelength)
-        cache = []
-        for layer in self.layers:
-            normed = layer.attention_norm(x)
-            k, v = layer.project(normed, normed)
-            cache.append((rotate(k, cos, sin), v))
-            x = layer.finish(x, attend(rotate(layer.queries(normed), cos, sin), *cache[-1], bias)[0])
-        return x, cache
+    def pieces(self) -> tuple[tuple[str, ...], ...]:
+        """See `Chain`."""
+        return self.BEGIN, *numbered("layers", self.layers), ("norm", "head")
+
+    def read(self, number: int, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x through a layer, and the layer's keys and values, (B, KVH, T, hd)."""
+        layer = self.layers[number]
+        normed = layer.attention_norm(x)
+        k, v = layer.project(normed, normed)
+        k = rotate(k, cos, sin)
+        return layer.finish(x, attend(rotate(layer.queries(normed), cos, sin), k, v, bias)[0]), k, v
 
 
 class Prefill(Reader):
     """Prompt -> the cache with room for the tokens to come, scores of the first token, and where it will stand."""
+
+    BEGIN = ("embedding",)
 
     def __init__(self, c: OpenVLAConfig):
         super().__init__(c)
@@ -172,21 +197,27 @@ class Prefill(Reader):
         causal = torch.triu(torch.full((c.prompt_length, c.prompt_length), MASKED), diagonal=1)
         self.register_buffer("causal", causal[None, None], persistent=False)
 
-    def forward(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor) -> tuple[Tensor, ...]:
-        length = self.config.prompt_length
-        x = self.prompt(image_tokens, lang_tokens)
-        x, cache = self.read(x, torch.arange(length, device=x.device)[None], self.causal)
-        position = image_tokens.shape[1] + lang_mask.to(torch.int64).sum(1)
+    def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
+        """See `Chain`; rows are keys and values with room."""
+        if number == 0:
+            image_tokens, lang_tokens, lang_mask = inputs
+            x = self.prompt(image_tokens, lang_tokens)
+            positions = torch.arange(self.config.prompt_length, device=x.device)[None]
+            position = image_tokens.shape[1] + lang_mask.to(torch.int64).sum(1)
+            return (x, *rotary(positions, self.head_dim, self.config.wavelength), position), ()
+        x, cos, sin, position = handed
+        if number <= len(self.layers):
+            x, k, v = self.read(number - 1, x, cos, sin, self.causal)
+            room = (0, 0, 0, self.config.tokens - 1)
+            return (x, cos, sin, position), (nn.functional.pad(k, room), nn.functional.pad(v, room))
         last = x.index_select(1, position - 1)
-        room = (0, 0, 0, self.config.tokens - 1)
-        keys, values = (torch.stack([nn.functional.pad(part, room) for part in parts]) for parts in zip(*cache))
-        return self.head(self.norm(last))[:, 0], position, keys, values
+        return (self.head(self.norm(last))[:, 0], position), ()
 
     def folds(self) -> tuple[Fold, ...]:
         return (Fold(self.norm, (self.head,)),)
 
 
-class Decode(nn.Module):
+class Decode(Chain):
     """One token, counted among the 256 of actions, at `position` -> scores of the next, and its keys and values."""
 
     def __init__(self, prefill: Prefill):
@@ -198,19 +229,27 @@ class Decode(nn.Module):
         places = torch.arange(c.prompt_length + c.tokens - 1)
         self.register_buffer("places", places, persistent=False)
 
-    def forward(self, token: Tensor, position: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        cos, sin = rotary(position[None], self.head_dim, self.config.wavelength)
-        x = self.words(token)
-        bias = (self.places >= position).to(x.dtype)[None, None, None] * MASKED
-        new = []
-        for index, layer in enumerate(self.layers):
-            normed = layer.attention_norm(x)
-            k, v = layer.project(normed, normed)
-            new.append((rotate(k, cos, sin), v))
-            q = rotate(layer.queries(normed), cos, sin)
-            x = layer.finish(x, attend_cached(q, keys[index], values[index], *new[-1], bias))
-        new_keys, new_values = (torch.stack(parts) for parts in zip(*new))
-        return self.head(self.norm(x))[:, 0], new_keys, new_values
+    def pieces(self) -> tuple[tuple[str, ...], ...]:
+        """See `Chain`."""
+        return ("words",), *numbered("layers", self.layers), ("norm", "head")
+
+    def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
+        """See `Chain`; rows are the token's keys and values."""
+        token, position, keys, values = inputs
+        if number == 0:
+            x = self.words(token)
+            bias = (self.places >= position).to(x.dtype)[None, None, None] * MASKED
+            return (x, *rotary(position[None], self.head_dim, self.config.wavelength), bias), ()
+        x, cos, sin, bias = handed
+        if number > len(self.layers):
+            return (self.head(self.norm(x))[:, 0],), ()
+        layer = self.layers[number - 1]
+        normed = layer.attention_norm(x)
+        k, v = layer.project(normed, normed)
+        k = rotate(k, cos, sin)
+        q = rotate(layer.queries(normed), cos, sin)
+        x = layer.finish(x, attend_cached(q, keys[number - 1], values[number - 1], k, v, bias))
+        return (x, cos, sin, bias), (k, v)
 
     folds = Prefill.folds  # of the very same norm: a graph traced once has to take what a recipe makes of it
 
@@ -281,15 +320,29 @@ class ActionHead(nn.Module):
 class Act(Reader):
     """Prompt (and state) -> the whole chunk at once (B, T, A), normalized."""
 
+    BEGIN = ("embedding", "state_in", "state_out")
+
     def __init__(self, c: OpenVLAConfig):
         super().__init__(c)
         self.head = ActionHead(c)
         self.state_in = nn.Linear(c.proprio_dim, c.width) if c.proprio_dim else None
         self.state_out = nn.Linear(c.width, c.width) if c.proprio_dim else None
 
-    def forward(
+    def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
+        """See `Chain`."""
+        if number == 0:
+            return self._begin(*inputs), ()
+        c = self.config
+        x, cos, sin, bias, position = handed
+        if number <= len(self.layers):
+            return (self.read(number - 1, x, cos, sin, bias)[0], cos, sin, bias, position), ()
+        # each is told by the place before it, as if it were the next word
+        found = torch.cat([x.index_select(1, position - 1), x[:, c.prompt_length : -2]], dim=1)
+        return (self.head(self.norm(found).reshape(-1, c.chunk_size, c.action_dim * c.width)),), ()
+
+    def _begin(
         self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor | None = None
-    ) -> tuple[Tensor]:
+    ) -> tuple[Tensor, ...]:
         c = self.config
         if self.state_in is not None:
             token = self.state_out(ACTIVATIONS["gelu"](self.state_in(state)))
@@ -302,11 +355,9 @@ class Act(Reader):
         words = lang_mask.to(x.dtype)
         rest = x.new_ones(x.shape[0], c.tokens + 1)
         mask = torch.cat([words[:, :1], real, words[:, 1:], rest], dim=1)
-        x, _ = self.read(x, mask.cumsum(1) - 1, ((1 - mask) * MASKED)[:, None, None, :])
-        # each is told by the place before it, as if it were the next word
-        last = image_tokens.shape[1] + lang_mask.to(torch.int64).sum(1) - 1
-        found = torch.cat([x.index_select(1, last), x[:, c.prompt_length : -2]], dim=1)
-        return (self.head(self.norm(found).reshape(-1, c.chunk_size, c.action_dim * c.width)),)
+        rope = rotary(mask.cumsum(1) - 1, self.head_dim, c.wavelength)
+        position = image_tokens.shape[1] + lang_mask.to(torch.int64).sum(1)
+        return (x, *rope, ((1 - mask) * MASKED)[:, None, None, :], position)
 
 
 class OpenVLA(nn.Module):

@@ -1,0 +1,45 @@
+"""A stage whose forward is one piece after the other, so that a policy larger than memory runs a piece at a time.
+
+A piece reads what the one before hands on and the stage's own inputs, and needs the parameters of its own modules only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Chain(nn.Module):
+    """`forward` of a stage out of its pieces.
+
+    The first piece makes what is handed on out of the inputs, each of the others out of that, and the last makes the stage's
+    leading outputs of it. The other outputs hold a row for each piece in between, which gives it.
+    """
+
+    def pieces(self) -> tuple[tuple[str, ...], ...]:
+        """Of each piece the modules and parameters that it needs, as paths in this module; together they are all of it."""
+        raise NotImplementedError
+
+    def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Piece `number` -> what it hands on, and its rows.
+
+        Args:
+            handed: by the piece before; nothing to the first.
+            inputs: of the stage. Of one with a row for each piece, only the piece's own is looked at.
+        """
+        raise NotImplementedError
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        handed: tuple[Tensor, ...] = ()
+        given = []
+        for number in range(len(self.pieces())):
+            handed, rows = self.piece(number, handed, inputs)
+            given.append(rows)
+        return (*handed, *(torch.stack(parts) for parts in zip(*given[1:-1])))
+
+
+def numbered(prefix: str, layers: nn.ModuleList) -> tuple[tuple[str, ...], ...]:
+    """A piece of each of `layers`."""
+    return tuple((f"{prefix}.{number}",) for number in range(len(layers)))
