@@ -22,6 +22,17 @@ def sha256(path: Path) -> str:
     return value.hexdigest()
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """`content` at `path`, which is never there in part, wherever the process ends."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 @contextmanager
 def whole_directory(directory: Path, error: type[VlaEdgeError]) -> Iterator[Path]:
     """A temporary directory that takes the place of `directory` when the block ends well, and vanishes otherwise.

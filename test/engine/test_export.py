@@ -12,10 +12,11 @@ from onnx.reference import ReferenceEvaluator
 from toy import PRECISIONS, compressed, toy_inputs
 
 from vla_edge.compress.fake import installed
+from vla_edge.compress.quantize.packing import pack_4_bits
 from vla_edge.compress.quantize.weights import CompressedLinear
 from vla_edge.engine import export
 from vla_edge.engine.export import ConstantStore, ExportError, as_it_is, export_stage, linear_layers, trace
-from vla_edge.engine.lower import lower, pack_4_bits
+from vla_edge.engine.lower import lower
 from vla_edge.policy.stages import Stage, TensorSpec
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from vla_edge.compress.calibrate import never_reached, watch_inputs
+from vla_edge.compress.calibrate import Observer, never_reached, watch_inputs
 from vla_edge.compress.fold import InputGroup, input_groups, rescale
 from vla_edge.compress.low_rank import factorize, saves
 from vla_edge.compress.plan import plan_pruning, plan_smoothing
@@ -26,12 +26,15 @@ from vla_edge.compress.quantize.smoothquant import best_smoothing, smoothing_sca
 from vla_edge.compress.quantize.weights import ActivationQuant, CompressedLinear, LowRank, QuantizedWeight
 from vla_edge.compress.recipe import Recipe
 from vla_edge.compress.statistics import InputStatistics, products_size
-from vla_edge.compress.steps import CHANNEL, Keep, LowRankStep, Prune, Quantize, Storage
+from vla_edge.compress.steps import CHANNEL, Keep, LowRankStep, Prune, Quantize, Smooth, Storage
 from vla_edge.types import Observation
 
 Tell = Callable[[float, str], None]
 Weighed = Callable[[Mapping[str, Sequence], Callable[[float], None]], dict[str, InputStatistics]]
 """Of layers that read one tensor, by name, and of progress: `importance.weighed_inputs` of a policy."""
+
+Record = Callable[[Mapping[str, object], Callable[[str], Observer], Callable[[float], None]], dict[str, Observer]]
+"""Of layers by name, of what makes an observer of each, and of progress: the observers after all the data."""
 
 _LEAST_PRODUCTS = 128 << 20
 
@@ -65,10 +68,37 @@ def compress_policy(
         RecipeError: smoothing or pruning that contradicts the plan.
         CalibrationError: data that are not finite, or never reach a layer that needs them.
     """
+
+    def record(watched, observer, progress) -> dict[str, Observer]:
+        return watch_inputs(runner, watched, observer, observations, progress)
+
     smoothing = plan_smoothing(recipe, plan)
     pruning = plan_pruning(recipe, plan, {name: module.in_features for name, module in modules.items()})
     groups = input_groups(modules, stages)
+    return compress_layers(
+        plan, smoothing, pruning, modules, groups, record, tell, reduce_range, zeros, given, weighed
+    )
 
+
+def compress_layers(
+    plan: Mapping[str, Storage],
+    smoothing: Mapping[str, Smooth],
+    pruning: Mapping[str, Prune],
+    modules: Mapping[str, object],
+    groups: Sequence[InputGroup],
+    record: Record,
+    tell: Tell,
+    reduce_range: bool = False,
+    zeros: Collection[str] = (),
+    given: Mapping[str, CompressedLinear] | None = None,
+    weighed: Weighed | None = None,
+) -> dict[str, CompressedLinear]:
+    """What becomes of `modules`, all layers of a policy or a part that `input_groups` leaves whole.
+
+    Args:
+        plan, smoothing, pruning: of at least these layers. groups: of `input_groups`.
+        record: shows the data to layers; for the others see `compress_policy`, and what it raises.
+    """
     done = dict(given or {})
     fixed = {id(modules[name]) for name in done}
     groups = [replace(group, producer=None) if id(group.producer) in fixed else group for group in groups]
@@ -98,7 +128,7 @@ def compress_policy(
         def part(fraction: float, what: str, number: int = number) -> None:
             tell(0.6 * (number + fraction) / len(shares), what)
 
-        seen = _recorded(share, modules, runner, observations, weighed, part)
+        seen = _recorded(share, modules, record, weighed, part)
         for group in share:
             if not seen[group].count:
                 raise never_reached(group.names[0])
@@ -132,15 +162,14 @@ def compress_policy(
             prune(name, None)
             done[name] = compressed(name, None)
     static = {
-        name: step for name, step in plan.items()
-        if isinstance(step, Quantize) and step.static_activations and name not in (given or {})
+        name: plan[name] for name in modules
+        if isinstance(plan[name], Quantize) and plan[name].static_activations and name not in (given or {})
     }  # fmt: skip
     unknown = {name: modules[name] for name in static if name not in ranges}
     if unknown:
-        ranges |= watch_inputs(
-            runner, unknown, lambda name: RangeObserver(scales.get(name)), observations,
-            lambda f: tell(0.6 + 0.4 * f, "calibrating"),
-        )  # fmt: skip
+        ranges |= record(
+            unknown, lambda name: RangeObserver(scales.get(name)), lambda f: tell(0.6 + 0.4 * f, "calibrating")
+        )
     for name, step in static.items():
         activation = _activation(name, step, ranges.get(name), modules[name].in_features)
         done[name] = replace(done[name], activation=activation)
@@ -179,9 +208,9 @@ def _shares(
 
 
 def _recorded(
-    share: Mapping[InputGroup, Sequence], modules, runner, observations, weighed: Weighed | None, part: Tell
+    share: Mapping[InputGroup, Sequence], modules, record: Record, weighed: Weighed | None, part: Tell
 ) -> dict[InputGroup, InputStatistics]:
-    """What reaches each group while the policy acts on the observations."""
+    """What reaches each group."""
     first = {group.names[0]: group for group in share}
     important = [
         group for group, steps in share.items() if any(isinstance(step, Quantize) and step.importance for step in steps)
@@ -192,11 +221,11 @@ def _recorded(
         readers = {group.names[0]: [modules[name] for name in group.names] for group in important}
         seen |= weighed(readers, lambda f: part(cut * f, told))
     if rest:
-        seen |= watch_inputs(
-            runner, {name: modules[name] for name in rest},
+        seen |= record(
+            {name: modules[name] for name in rest},
             lambda name: InputStatistics(any(step.needs_products for step in share[first[name]])),
-            observations, lambda f: part(cut + (0.8 - cut) * f, told),
-        )  # fmt: skip
+            lambda f: part(cut + (0.8 - cut) * f, told),
+        )
     return {first[name]: statistics for name, statistics in seen.items()}
 
 

@@ -6,7 +6,8 @@ Observations are streamed; what stays in memory is an observer per layer and a b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -167,6 +168,23 @@ def watch_inputs(
     Raises:
         CalibrationError: a layer's input is not finite.
     """
+    with watching(modules, observer) as observers:
+        # what is computed when the number of steps is chosen has to be seen too
+        runner.set_num_steps(runner.num_steps)
+        for index, observation in enumerate(observations):
+            runner.infer(observation)
+            if progress is not None:
+                progress((index + 1) / len(observations))
+    return observers
+
+
+@contextmanager
+def watching(modules: Mapping[str, object], observer: Callable[[str], Observer]) -> Iterator[dict[str, Observer]]:
+    """A context in which whatever reaches the input of each layer is shown to its observer; arguments of `watch_inputs`.
+
+    Raises:
+        CalibrationError: a layer's input is not finite.
+    """
     observers = {name: observer(name) for name in modules}
 
     def watch(name: str):
@@ -180,16 +198,10 @@ def watch_inputs(
 
     handles = [module.register_forward_pre_hook(watch(name)) for name, module in modules.items()]
     try:
-        # what is computed when the number of steps is chosen has to be seen too
-        runner.set_num_steps(runner.num_steps)
-        for index, observation in enumerate(observations):
-            runner.infer(observation)
-            if progress is not None:
-                progress((index + 1) / len(observations))
+        yield observers
     finally:
         for handle in handles:
             handle.remove()
-    return observers
 
 
 def never_reached(name: str) -> CalibrationError:

@@ -25,13 +25,18 @@ class InputGroup:
 
 
 def input_groups(modules: Mapping[str, object], stages: Iterable) -> list[InputGroup]:
-    """Every layer of `modules` ("stage.path" -> `nn.Linear`) in exactly one group, in the order of the policy."""
+    """Every layer of `modules` ("stage.path" -> `nn.Linear`) in exactly one group, in the order of the policy.
+
+    Where `modules` are a part of the policy, it holds the producer of a tensor together with all that read it.
+    """
     from vla_edge.policy.blocks import folds_in
 
     names = {id(module): name for name, module in modules.items()}
     groups, taken = [], set()
     for stage in (stage for stage in stages if stage.shares is None):
         for producer, consumers in folds_in(stage.module):
+            if not all(id(layer) in names for layer in consumers):
+                continue
             group = InputGroup(tuple(names[id(layer)] for layer in consumers), producer)
             groups.append(group)
             taken.update(group.names)

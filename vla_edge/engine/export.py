@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 from vla_edge.compress.quantize.weights import CompressedLinear
 from vla_edge.engine.lower import lower
 from vla_edge.engine.trace import ExportError, linear_layers, rescalable_norms, trace
 from vla_edge.policy.stages import Stage
+from vla_edge.policy.weights import OnDemand
 
 __all__ = ["ConstantStore", "ExportError", "as_it_is", "export_stage", "linear_layers", "trace"]
 
@@ -29,28 +32,43 @@ class ConstantStore:
         self._directory = Path(directory)
         self._places: dict[bytes, tuple[str, int]] = {}
 
-    def move_out(self, model, file: str) -> None:
-        """The constants of `model` into `file`, or to where they are already; all but small ones, in place."""
-        from onnx import TensorProto
-        from onnx.external_data_helper import set_external_data
+    @contextmanager
+    def taking(self, file: str) -> Iterator[Callable[[object], None]]:
+        """A context with what takes a stage's constants one by one: into `file`, or to where they are already, all but small
+        ones, as soon as they are too large together for one file of ONNX."""
+        waiting, size = [], 0
+
+        def take(constant) -> None:
+            nonlocal size
+            size += len(constant.raw_data)
+            waiting.append(constant)
+            if size > LARGEST_FILE:
+                for one in waiting:
+                    self._move_out(one, file, out)
+                waiting.clear()
 
         path = self._directory / file
         with open(path, "wb") as out:
-            for constant in model.graph.initializer:
-                raw = constant.raw_data
-                if len(raw) < _PAGE:
-                    continue
-                key = hashlib.sha256(raw).digest()
-                if key not in self._places:
-                    out.seek(-(-out.tell() // _PAGE) * _PAGE)
-                    self._places[key] = file, out.tell()
-                    out.write(raw)
-                location, offset = self._places[key]
-                set_external_data(constant, location, offset, len(raw))
-                constant.ClearField("raw_data")
-                constant.data_location = TensorProto.EXTERNAL
+            yield take
         if not path.stat().st_size:
             path.unlink()
+
+    def _move_out(self, constant, file: str, out: BinaryIO) -> None:
+        from onnx import TensorProto
+        from onnx.external_data_helper import set_external_data
+
+        raw = constant.raw_data
+        if len(raw) < _PAGE:
+            return
+        key = hashlib.sha256(raw).digest()
+        if key not in self._places:
+            out.seek(-(-out.tell() // _PAGE) * _PAGE)
+            self._places[key] = file, out.tell()
+            out.write(raw)
+        location, offset = self._places[key]
+        set_external_data(constant, location, offset, len(raw))
+        constant.ClearField("raw_data")
+        constant.data_location = TensorProto.EXTERNAL
 
 
 def export_stage(
@@ -76,16 +94,16 @@ def export_stage(
     unknown = set(layers) - set(linear_layers(stage))
     if unknown:
         raise ExportError(f"stage {stage.name!r} has no linear layer {sorted(unknown)[0]!r}, for which there is a plan")
-    everything = {name: layers.get(name) or as_it_is(module) for name, module in linear_layers(stage).items()}
+    modules = linear_layers(stage)
+    everything = OnDemand(modules, lambda name: layers[name] if name in layers else as_it_is(modules[name]))
     norms = {
         f"{name}.{key}": value.detach().cpu().float().numpy()
         for name, norm in rescalable_norms(stage.module).items()
         for key, value in norm.named_parameters(recurse=False)
     }
-    model = lower(trace(stage) if traced is None else traced, everything, norms, stage.name)
     path = Path(path)
-    if store is not None and sum(len(constant.raw_data) for constant in model.graph.initializer) > LARGEST_FILE:
-        store.move_out(model, f"{stage.name}.weights")
+    with nullcontext(lambda constant: None) if store is None else store.taking(f"{stage.name}.weights") as take:
+        model = lower(trace(stage) if traced is None else traced, everything, norms, stage.name, take)
     path.write_bytes(model.SerializeToString(deterministic=True))
     onnx.checker.check_model(str(path), full_check=True)  # by its name, so that it is checked with what lies beside it
     return path

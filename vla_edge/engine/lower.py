@@ -16,11 +16,12 @@ place of three products, was measured to be no faster on the CPU.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from vla_edge.compress.quantize.formats import FP8, INT4
+from vla_edge.compress.quantize.packing import pack_4_bits
 from vla_edge.compress.quantize.weights import ActivationQuant, CompressedLinear, QuantizedWeight
 from vla_edge.engine.trace import MARKER_DOMAIN, OPSET, ExportError
 
@@ -30,13 +31,21 @@ LARGEST_ANONYMOUS_CONSTANT = 1024
 NVFP4_OPSET = 23
 
 
-def lower(graph, layers: Mapping[str, CompressedLinear], norms: Mapping[str, np.ndarray], stage: str):
+def lower(
+    graph,
+    layers: Mapping[str, CompressedLinear],
+    norms: Mapping[str, np.ndarray],
+    stage: str,
+    written: Callable[[object], None] = lambda constant: None,
+):
     """A traced model with every marker replaced, ready to be saved.
 
     Args:
         graph: `onnx.ModelProto` of `trace`; it is not changed.
         layers: every linear layer of the stage by name.
         norms: constant of `rescalable_norms` by name -> its value.
+        written: shown each constant (`onnx.TensorProto`) of the result as soon as it is there; it may move its data to
+            another file, so that those of all layers are never in memory together.
 
     Raises:
         ExportError: a norm or a layer is not in the graph, the graph holds one that is not in `layers`, or a large
@@ -48,7 +57,11 @@ def lower(graph, layers: Mapping[str, CompressedLinear], norms: Mapping[str, np.
     model.CopyFrom(graph)
     _check_complete(model, layers, stage)
     _fill(model, norms, stage)
-    builder = _Builder(model)
+    read = {operand for node in model.graph.node for operand in node.input} | {value.name for value in model.graph.output}
+    for constant in model.graph.initializer:
+        if constant.name in read:
+            written(constant)
+    builder = _Builder(model, written)
     for node in list(model.graph.node):
         if node.domain == MARKER_DOMAIN:
             builder.linear(node, layers[_layer_name(node)])
@@ -111,8 +124,8 @@ def _divide_by_root(node, builder: _Builder):
 class _Builder:
     """Collects the nodes and constants of the lowered graph."""
 
-    def __init__(self, model):
-        self.model = model
+    def __init__(self, model, written: Callable[[object], None]):
+        self.model, self.written = model, written
         self.nodes: list = []
         self.constants: dict[str, object] = {}
         self.reciprocals: dict[str, str] = {}
@@ -273,9 +286,8 @@ class _Builder:
             integer = weight.grid.is_integer
             kind = onnx.TensorProto.INT4 if integer else onnx.TensorProto.FLOAT4E2M1
             codes = values if integer else values.view(np.uint8)
-            self.constants[stored] = onnx.helper.make_tensor(
-                stored, kind, values.shape, pack_4_bits(codes).tobytes(), raw=True
-            )
+            packed = pack_4_bits(codes).tobytes()
+            self._keep(onnx.helper.make_tensor(stored, kind, values.shape, packed, raw=True))
         operands = [stored, self._scales(name, call, weight)]
         if weight.format == "int8" and weight.group_size is None:
             # zeros by default, but ONNX Runtime's rewrite of signed weights to unsigned ones needs them spelled out
@@ -314,8 +326,12 @@ class _Builder:
     def _constant(self, name: str, value) -> str:
         import onnx
 
-        self.constants[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name)
+        self._keep(onnx.numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name))
         return name
+
+    def _keep(self, constant) -> None:
+        self.constants[constant.name] = constant
+        self.written(constant)
 
 
 def _is_integer_product(layer: CompressedLinear) -> bool:
@@ -329,10 +345,3 @@ def _zero_point(activation: ActivationQuant) -> np.ndarray:
     if activation.format == "fp8":
         return np.zeros((), FP8.dtype)
     return np.array(activation.zero_point, np.uint8)
-
-
-def pack_4_bits(codes: np.ndarray) -> np.ndarray:
-    """4-bit values, two in a byte, the first in the low half (ONNX's layout of INT4 and FLOAT4E2M1)."""
-    flat = np.ascontiguousarray(codes).ravel().astype(np.uint8) & 0x0F
-    flat = np.append(flat, np.uint8(0)) if flat.size % 2 else flat
-    return flat[0::2] | (flat[1::2] << 4)

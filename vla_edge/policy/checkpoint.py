@@ -84,28 +84,44 @@ def load_policy(checkpoint: Checkpoint):
     Raises:
         CheckpointError: the weights are damaged, incomplete, of another shape, or not finite.
     """
-    import torch
+    policy, weights = build_policy(checkpoint), Weights(checkpoint.weights)
+    try:
+        policy.load_state_dict(checkpoint.family.module.tensors(policy, checkpoint, weights))
+    except (IndexError, RuntimeError, ValueError) as error:
+        raise unfit(weights, error) from error
+    for name, tensor in policy.state_dict().items():
+        check_finite(weights, name, tensor)
+    return policy.float().eval()
 
-    weights, module = Weights(checkpoint.weights), checkpoint.family.module
+
+def build_policy(checkpoint: Checkpoint):
+    """The policy's modules, of the checkpoint's shapes and not of its values.
+
+    Raises:
+        CheckpointError: its files contradict each other.
+    """
     try:
         with uninitialized():
-            policy = module.build(checkpoint, weights)
+            return checkpoint.family.module.build(checkpoint, Weights(checkpoint.weights))
     except (AttributeError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(
             f"the files of {checkpoint.directory} do not give the shapes of {checkpoint.family.title}: {error}; "
             "copy all of them from where the policy was trained"
         ) from error
-    try:
-        policy.load_state_dict(module.tensors(policy, checkpoint, weights))
-    except (IndexError, RuntimeError, ValueError) as error:
-        raise CheckpointError(
-            f"{weights.where} does not fit config.json and the backbone's: {str(error).splitlines()[-1].strip()}; "
-            "take all three from the same training run"
-        ) from error
-    broken = [name for name, tensor in policy.state_dict().items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise CheckpointError(f"{weights.where} holds values that are not finite, first in {broken[0]}; take an earlier save")
-    return policy.float().eval()
+
+
+def unfit(weights: Weights, error: Exception) -> CheckpointError:
+    """For tensors of another shape than the policy's."""
+    return CheckpointError(
+        f"{weights.where} does not fit config.json and the backbone's: {str(error).splitlines()[-1].strip()}; "
+        "take all three from the same training run"
+    )
+
+
+def check_finite(weights: Weights, name: str, tensor) -> None:
+    """Raises CheckpointError: a value of the parameter is not finite."""
+    if not tensor.isfinite().all():
+        raise CheckpointError(f"{weights.where} holds values that are not finite, first in {name}; take an earlier save")
 
 
 def uninitialized():

@@ -4,7 +4,7 @@ Each has a module with three functions:
 
     describe(directory, config) -> Description      everything but the weights, checked
     build(checkpoint, weights) -> nn.Module         of the checkpoint's shapes, not yet of its values
-    tensors(policy, checkpoint, weights) -> dict    values for its state dict
+    tensors(policy, checkpoint, weights) -> Mapping values for its state dict
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from vla_edge.policy.checkpoint_files import CheckpointError, Document, read_jso
 from vla_edge.policy.families import Description
 from vla_edge.policy.robot_facts import ROBOT_FILE, RobotFacts
 from vla_edge.policy.spec import Normalization, NormalizationMode, PolicySpec, TextSpec
-from vla_edge.policy.weights import CONVERT, Weights
+from vla_edge.policy.weights import CONVERT, OnDemand, Weights
 
 if TYPE_CHECKING:
     from vla_edge.policy.checkpoint import Checkpoint
@@ -93,7 +93,7 @@ def build(checkpoint: Checkpoint, weights: Weights):
     return OpenVLA(openvla_config(checkpoint, _all(checkpoint)))
 
 
-def tensors(policy, checkpoint: Checkpoint, weights: Weights) -> dict:
+def tensors(policy, checkpoint: Checkpoint, weights: Weights) -> OnDemand:
     """See `families`."""
     everything, config = _all(checkpoint), policy.config
     found = {name: file_names(name) for name in policy.state_dict()}
@@ -102,15 +102,17 @@ def tensors(policy, checkpoint: Checkpoint, weights: Weights) -> dict:
     layers = [tower.layers for tower in config.towers]
     everything.check(read | scales, lambda name: _is_unused(name, layers))
     action_end = config.vocabulary - checkpoint.config.get("pad_to_multiple_of", 64)
-    state = {}
-    for name, like in policy.state_dict().items():
+    likes = policy.state_dict()
+
+    def made(name: str):
+        like, scale = likes[name], _scale_of(found[name][0])
         tensor = _shaped(name, [everything[file] for file in found[name]], like, action_end)
-        scale = _scale_of(found[name][0])
         if scale in scales:  # what a layer gives is multiplied by it, so the layer can be
             gain = everything[scale].float()
             tensor = tensor.float() * (gain[:, None] if like.ndim == 2 else gain)
-        state[name] = tensor
-    return state
+        return tensor
+
+    return OnDemand(likes, made)
 
 
 def openvla_config(checkpoint: Checkpoint, weights: Weights) -> OpenVLAConfig:

@@ -124,6 +124,28 @@ class Weights(Mapping):
         return CheckpointError(f"{self.where} {' and '.join(parts)}; {cause or otherwise}")
 
 
+class OnDemand(Mapping):
+    """Name -> tensor, each made when it is asked for and not kept.
+
+    Args:
+        names: that there are. make: name -> tensor.
+    """
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], object]):
+        self._names, self._make = dict.fromkeys(names), make
+
+    def __getitem__(self, name: str):
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __iter__(self):
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 def find_weights(directory: Path) -> tuple[Path, ...]:
     """The safetensors files of a checkpoint directory: model.safetensors, or the shards its index lists.
 
