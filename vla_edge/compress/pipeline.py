@@ -40,6 +40,7 @@ from vla_edge.compress.steps import (
     PruneTokens,
     Quantize,
     Shrink,
+    Storage,
     Training,
     VisionCacheStep,
 )
@@ -95,34 +96,8 @@ def carry_out(
     from vla_edge.engine.runner import Runner
     from vla_edge.engine.trace import policy_layers
 
-    check_order(recipe)
-    check_shapes(recipe, policy)
-    for step in recipe.steps:
-        if isinstance(step, Quantize) and step.provider:
-            get_provider(step)
-    original, names = policy, list(policy_layers(policy.stages()))
-    plan = plan_layers(recipe, names)
-    plan_pruning(recipe, plan)
-    plan_smoothing(recipe, plan)
-    if recipe.trains and not hasattr(policy, "denoise"):
-        raise RecipeError(f"recipe {recipe.name} trains, which is for flow policies; take its training steps out")
-    if any(isinstance(step, FixedPoint) for step in recipe.steps) and not getattr(policy, "can_revise", False):
-        raise RecipeError(
-            f"recipe {recipe.name}: fixed_point is for policies that write three tokens or more, one after the other; take "
-            "it out"
-        )
-    for step in recipe.steps:
-        if isinstance(step, FlowSteps):
-            if not hasattr(policy, "denoise"):
-                raise RecipeError(f"recipe {recipe.name}: flow_steps is for flow policies; take it out")
-            if step.evaluations:
-                flow_steps.check(step.num_steps or checkpoint.spec.num_steps, step.evaluations)
-    for step in recipe.steps:
-        if isinstance(step, FewSteps) and checkpoint.spec.num_steps % step.num_steps:
-            raise RecipeError(
-                f"recipe {recipe.name}: {step.num_steps} flow steps do not divide the checkpoint's "
-                f"{checkpoint.spec.num_steps}"
-            )
+    check_recipe(recipe, policy, checkpoint)
+    original = policy
     frames = None
     if recipe.trains:
         if work is None:
@@ -201,6 +176,44 @@ def carry_out(
             _round_cache(step, policy)
     policy.requires_grad_(False)
     return Compressed(policy, layers, num_steps, evaluated, vision_cache, most_passes)
+
+
+def check_recipe(recipe: Recipe, policy, checkpoint) -> dict[str, Storage]:
+    """The plan of all layers, when the recipe can be carried out on the policy.
+
+    Raises:
+        RecipeError: why it cannot; a library that it asks for may be missing.
+    """
+    from vla_edge.engine.trace import policy_layers
+
+    check_order(recipe)
+    check_shapes(recipe, policy)
+    for step in recipe.steps:
+        if isinstance(step, Quantize) and step.provider:
+            get_provider(step)
+    plan = plan_layers(recipe, list(policy_layers(policy.stages())))
+    plan_pruning(recipe, plan)
+    plan_smoothing(recipe, plan)
+    if recipe.trains and not hasattr(policy, "denoise"):
+        raise RecipeError(f"recipe {recipe.name} trains, which is for flow policies; take its training steps out")
+    if any(isinstance(step, FixedPoint) for step in recipe.steps) and not getattr(policy, "can_revise", False):
+        raise RecipeError(
+            f"recipe {recipe.name}: fixed_point is for policies that write three tokens or more, one after the other; take "
+            "it out"
+        )
+    for step in recipe.steps:
+        if isinstance(step, FlowSteps):
+            if not hasattr(policy, "denoise"):
+                raise RecipeError(f"recipe {recipe.name}: flow_steps is for flow policies; take it out")
+            if step.evaluations:
+                flow_steps.check(step.num_steps or checkpoint.spec.num_steps, step.evaluations)
+    for step in recipe.steps:
+        if isinstance(step, FewSteps) and checkpoint.spec.num_steps % step.num_steps:
+            raise RecipeError(
+                f"recipe {recipe.name}: {step.num_steps} flow steps do not divide the checkpoint's "
+                f"{checkpoint.spec.num_steps}"
+            )
+    return plan
 
 
 def _provided(plan, policy, checkpoint, num_steps: int, observations) -> dict[str, CompressedLinear]:

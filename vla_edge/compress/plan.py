@@ -25,6 +25,7 @@ from vla_edge.compress.steps import (
     Training,
     VisionCacheStep,
 )
+from vla_edge.policy.weights import OnDemand
 
 OPTIONAL = "?"  # at the end of a target
 _ONCE = PruneTokens | KVCache | FlowSteps | VisionCacheStep | FixedPoint
@@ -286,10 +287,12 @@ def _nearest(target: str, layers: Sequence[str]) -> str:
     return difflib.get_close_matches(target, places, n=1, cutoff=0.0)[0]
 
 
-def grouped_by_stage(plan: Mapping[str, object]) -> dict[str, dict[str, object]]:
-    """stage -> layer within the stage -> what was planned."""
-    stages: dict[str, dict[str, object]] = {}
-    for name, step in plan.items():
+def grouped_by_stage(plan: Mapping[str, object]) -> dict[str, OnDemand]:
+    """stage -> layer within the stage -> what was planned, looked up when it is asked for."""
+    stages: dict[str, list[str]] = {}
+    for name in plan:
         stage, _, layer = name.partition(".")
-        stages.setdefault(stage, {})[layer] = step
-    return stages
+        stages.setdefault(stage, []).append(layer)
+    return {
+        stage: OnDemand(layers, lambda layer, stage=stage: plan[f"{stage}.{layer}"]) for stage, layers in stages.items()
+    }

@@ -6,6 +6,7 @@ recipe accepts leaves nothing behind.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,19 +14,23 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from vla_edge.compress.calibrate import CalibrationData, CalibrationError
+from vla_edge.compress.pipeline import Compressed
 from vla_edge.compress.recipe import Recipe, load_recipe
 from vla_edge.engine.backends import AUTO, BackendError, chosen_backends, gain_by_reduced_range, runs_here
 from vla_edge.engine.bundle import Bundle, BundleError, load_entries, writing
 from vla_edge.engine.compile import STAND_IN, compile_ahead, compile_stages, export_stages
 from vla_edge.engine.diverge import first_divergence, layer_errors
+from vla_edge.engine.foreseen import Chunks
+from vla_edge.engine.lockstep import InTurn, infer_together
 from vla_edge.engine.manifest import TOKENIZER, write_manifest
+from vla_edge.engine.piecewise import Piecewise, available_memory, first_inputs, whole_memory
 from vla_edge.engine.runner import Runner
 from vla_edge.engine.verify import VerifyError, check, compare
 from vla_edge.files import sha256
@@ -52,6 +57,7 @@ def build(
     traced: MutableMapping[str, object] | None = None,
     demonstrations: Sequence[str | Path] = (),
     compute_capability: str | None = None,
+    memory: int | None = None,
 ) -> Path:
     """Build a bundle, or find that it is there already.
 
@@ -69,6 +75,8 @@ def build(
         demonstrations: directories that recipes with training steps train on; the recording when there are none.
         compute_capability: of the GPU to build for where it is not here, as "8.6" (backend tensorrt_rtx); another
             runtime verifies such an engine, on the same files.
+        memory: bytes the build may take; what is free here when None. A policy that does not fit is built piece by piece,
+            see `engine.piecewise`, and goes on where it was when it is interrupted.
 
     Returns:
         The bundle's directory.
@@ -94,7 +102,7 @@ def build(
     if not force and key is not None and _is_valid(target, key):
         tell(1.0, "the bundle is there already")
         return target.expanduser().resolve()
-    with writing(target) as directory:
+    with enough_disk(target), writing(target) as directory:
         work = target.expanduser().resolve().with_name(f".{target.name}.training")
         job = _Build(
             loaded,
@@ -106,6 +114,7 @@ def build(
             {} if traced is None else traced,
             demonstrations,
             work,
+            available_memory() if memory is None else memory,
         )
         with torch_threads(loaded.bytes // 4), enough_memory(loaded.directory):
             manifest = job.run(calibration)
@@ -155,6 +164,32 @@ def versions() -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class _Subject:
+    """A policy after its recipe, and what it was before.
+
+    Attributes:
+        reference: the policy in full precision, as `compare` asks for it.
+        inputs: stage -> what it is run on for measurements. original_stages: before the recipe.
+        begin: fraction of the build that is done.
+        ready: stage -> a context in which it can be traced.
+        in_turn: bytes for what goes between stages where one of them is loaded at a time; 0 where all are.
+    """
+
+    compressed: Compressed
+    data: CalibrationData
+    reference: object
+    inputs: Mapping
+    original_stages: Sequence
+    begin: float
+    ready: Callable = nullcontext
+    in_turn: int = 0
+
+    def place(self, fraction: float) -> float:
+        """Of the whole build, of a `fraction` of one that has come to this point at 0.30."""
+        return self.begin + (1 - self.begin) * (fraction - 0.30) / 0.70
+
+
 @dataclass
 class _Build:
     """The steps of one build, in order."""
@@ -168,6 +203,7 @@ class _Build:
     traced: MutableMapping[str, object]
     demonstrations: Sequence[str | Path]
     work: Path
+    memory: int
 
     @property
     def ahead(self) -> bool:
@@ -176,10 +212,55 @@ class _Build:
 
     def run(self, source) -> dict:
         """Everything into `self.directory`; returns the manifest."""
-        from vla_edge.compress.calibrate import load_calibration
-        from vla_edge.compress.pipeline import carry_out
         from vla_edge.compress.plan import grouped_by_stage
         from vla_edge.engine.profile import profile
+
+        checkpoint = self.checkpoint
+        pieces = None
+        if whole_memory(checkpoint, self.recipe) > self.memory:
+            pieces = Piecewise(checkpoint, self.recipe, self.memory, self.work)
+        subject = self._whole(source) if pieces is None else self._in_pieces(pieces, source)
+        compressed, data = subject.compressed, subject.data
+        spec = replace(
+            checkpoint.spec, num_steps=compressed.num_steps, evaluated_steps=compressed.evaluated,
+            vision_cache=compressed.vision_cache, most_passes=compressed.most_passes,
+        )  # fmt: skip
+        shutil.copyfile(checkpoint.tokenizer_path, self.directory / TOKENIZER)
+        stages = compressed.policy.stages()
+        # a stage that was trained or made smaller is a graph of its own
+        traced = {} if self.recipe.reshapes or self.recipe.trains else self.traced
+        with tempfile.TemporaryDirectory(prefix=".exported-", dir=self.directory) as scratch:
+            exported = export_stages(
+                stages, grouped_by_stage(compressed.layers), Path(scratch), traced, checkpoint.fingerprint,
+                lambda i, name: self.tell(subject.place(0.30 + 0.12 * i / len(stages)), f"exporting {name}"),
+                subject.ready,
+            )  # fmt: skip
+            entries, engine, result = self._compile(exported, subject, spec, Path(scratch))
+        timed = not self.ahead and not subject.in_turn
+        if timed:
+            self.tell(subject.place(0.93), "measuring")
+        return {
+            "name": f"{checkpoint.directory.parent.name or checkpoint.directory.name}-{self.recipe.name}",
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "checkpoint": {"name": checkpoint.directory.name, "fingerprint": checkpoint.fingerprint},
+            "policy": spec.to_dict(),
+            "joint_names": list(spec.joint_names),
+            "dt": spec.dt,
+            "recipe": self.recipe.to_dict(),
+            "stages": {entry.interface.name: entry.to_dict() for entry in entries},
+            "cache": {"bytes": cache_bytes(stages), "full_precision_bytes": cache_bytes(subject.original_stages)},
+            "calibration": data.to_dict(),
+            "verification": {**result.to_dict(), "by": STAND_IN if self.ahead else "the engine itself"},
+            # what stands in for the engine's device tells nothing of its speed, and a stage at a time nothing of a chunk's
+            "profile": profile(engine, data.held_out, PROFILE_REPEATS) if timed else {},
+            "machine": {"architecture": platform.machine(), "processors": os.cpu_count()},
+            "versions": versions(),
+        }
+
+    def _whole(self, source) -> _Subject:
+        """With the policy in memory."""
+        from vla_edge.compress.calibrate import load_calibration
+        from vla_edge.compress.pipeline import carry_out
         from vla_edge.policy.checkpoint import load_policy
 
         checkpoint = self.checkpoint
@@ -194,85 +275,74 @@ class _Build:
             self.recipe, policy, checkpoint, data, lambda fraction, step: self.tell(0.05 + 0.25 * fraction, step),
             gain_by_reduced_range(self.backends), self.demonstrations, recording, self.work,
         )  # fmt: skip
-        spec = replace(
-            checkpoint.spec, num_steps=compressed.num_steps, evaluated_steps=compressed.evaluated,
-            vision_cache=compressed.vision_cache, most_passes=compressed.most_passes,
-        )  # fmt: skip
-        shutil.copyfile(checkpoint.tokenizer_path, self.directory / TOKENIZER)
-        stages = compressed.policy.stages()
-        # a stage that was trained or made smaller is a graph of its own
-        traced = {} if self.recipe.reshapes or self.recipe.trains else self.traced
         inputs: dict = {}
         for name, tensors in Runner.from_policy(compressed.policy, checkpoint).stage_inputs(data.held_out[0]):
             inputs.setdefault(name, tensors)
-        with tempfile.TemporaryDirectory(prefix=".exported-", dir=self.directory) as scratch:
-            exported = export_stages(
-                stages, grouped_by_stage(compressed.layers), Path(scratch), traced, checkpoint.fingerprint,
-                lambda i, name: self.tell(0.30 + 0.12 * i / len(stages), f"exporting {name}"),
-            )  # fmt: skip
-            entries, engine, result = self._compile(
-                exported, reference, data, spec, inputs, {stage.name: stage.module for stage in stages}, Path(scratch)
-            )
-        self.tell(0.93, "measuring")
-        return {
-            "name": f"{checkpoint.directory.parent.name or checkpoint.directory.name}-{self.recipe.name}",
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "checkpoint": {"name": checkpoint.directory.name, "fingerprint": checkpoint.fingerprint},
-            "policy": spec.to_dict(),
-            "joint_names": list(spec.joint_names),
-            "dt": spec.dt,
-            "recipe": self.recipe.to_dict(),
-            "stages": {entry.interface.name: entry.to_dict() for entry in entries},
-            "cache": {"bytes": cache_bytes(stages), "full_precision_bytes": cache_bytes(policy.stages())},
-            "calibration": data.to_dict(),
-            "verification": {**result.to_dict(), "by": STAND_IN if self.ahead else "the engine itself"},
-            # what stands in for the engine's device tells nothing of its speed
-            "profile": {} if self.ahead else profile(engine, data.held_out, PROFILE_REPEATS),
-            "machine": {"architecture": platform.machine(), "processors": os.cpu_count()},
-            "versions": versions(),
-        }
+        return _Subject(compressed, data, reference, inputs, policy.stages(), begin=0.30)
 
-    def _locate(self, name: str, modules, exported, entries, inputs, scratch: Path) -> tuple[str, float] | None:
+    def _in_pieces(self, pieces: Piecewise, source) -> _Subject:
+        """With a piece of it in memory."""
+        import torch
+
+        from vla_edge.compress.calibrate import load_calibration
+
+        self.tell(0.01, "reading observations")
+        data = load_calibration(source, self.checkpoint.spec, **pieces.frames)
+        settings = [versions(), _code(), torch.get_num_threads()]
+        pieces.run(
+            data, gain_by_reduced_range(self.backends), settings,
+            lambda fraction, step: self.tell(0.02 + 0.68 * fraction, step),
+        )  # fmt: skip
+        reference = pieces.foreseen.reference(self.checkpoint.spec)
+        inputs = first_inputs(pieces.source, pieces.foreseen)
+        before = pieces.source.policy.stages()
+        return _Subject(
+            pieces.compressed(), data, reference, inputs, before, 0.70, pieces.ready, pieces.between_stages
+        )
+
+    def _locate(self, name: str, exported, entries, subject: _Subject, scratch: Path) -> tuple[str, float] | None:
         """The layer in which stage `name` diverges first, and by how much; None where it cannot be found."""
         stage = next(stage for stage in exported if stage.interface.name == name)
+        module = next(stage.module for stage in subject.compressed.policy.stages() if stage.name == name)
         entry = next(entry for entry in entries if entry.interface.name == name)
         backend, options = (STAND_IN, {}) if self.ahead else (entry.backend, entry.options)
         try:
             errors = layer_errors(
-                modules[name], stage.file, stage.traced, stage.interface, backend, options, inputs[name], scratch
+                module, stage.file, stage.traced, stage.interface, backend, options, subject.inputs[name], scratch
             )
         except BackendError:
             return None
         return first_divergence(errors)
 
-    def _compile(self, exported, reference, data, spec, inputs, modules, scratch: Path):
+    def _compile(self, exported, subject: _Subject, spec, scratch: Path):
         """The fastest engine that passes: entries, its runner, its verification.
 
         Ways of running that round more than the files ask for are given up when the engine errs too much with them.
         """
 
         def tell(index: int, name: str) -> None:
-            self.tell(0.42 + 0.28 * index / len(exported), f"compiling {name}")
+            self.tell(subject.place(0.42 + 0.28 * index / len(exported)), f"compiling {name}")
 
         for only_exact in (False, True):
             if self.ahead:
                 options = {} if self.compute_capability is None else {"compute_capability": self.compute_capability}
                 entries, loaded = compile_ahead(exported, self.directory, self.backends[0], options, scratch, tell)
             else:
-                entries = compile_stages(exported, self.directory, self.backends, inputs, only_exact, tell)
-                loaded = load_entries(entries, self.directory)
-            engine = Runner(spec, self.directory / TOKENIZER, loaded)
-            engine.warm_up()
+                entries = compile_stages(
+                    exported, self.directory, self.backends, subject.inputs, only_exact, tell, subject.in_turn
+                )
+                loaded = None if subject.in_turn else load_entries(entries, self.directory)
+            engine = self._engine(entries, loaded, subject, spec)
             result = compare(
                 engine,
-                reference,
-                data.held_out,
-                progress=lambda f: self.tell(0.70 + 0.22 * f, "comparing with full precision"),
+                subject.reference,
+                subject.data.held_out,
+                progress=lambda f: self.tell(subject.place(0.70 + 0.22 * f), "comparing with full precision"),
             )
             rounded = any(not entry.options.get("exact", True) for entry in entries)
 
             def locate(name: str, entries=entries):
-                return self._locate(name, modules, exported, entries, inputs, scratch)
+                return self._locate(name, exported, entries, subject, scratch)
 
             try:
                 check(result, self.recipe.accept, None if rounded else locate)
@@ -281,6 +351,26 @@ class _Build:
                     raise
                 continue
             return entries, engine, result
+
+    def _engine(self, entries, loaded, subject: _Subject, spec):
+        """The engine as a runner; one that does not fit beside the rest, as the chunks that it gives."""
+        if not subject.in_turn:
+            engine = Runner(spec, self.directory / TOKENIZER, loaded)
+            engine.warm_up()
+            return engine
+        named, held_out = {entry.interface.name: entry for entry in entries}, subject.data.held_out
+
+        def load(name: str):
+            return loaded[name] if loaded else load_entries([named[name]], self.directory)[name]
+
+        turns = InTurn({name: entry.interface for name, entry in named.items()}, load)
+        chunks: list = []
+        for group in infer_together(
+            lambda stages: Runner(spec, self.directory / TOKENIZER, stages), turns, held_out, 0, subject.in_turn
+        ):
+            chunks += group
+            self.tell(subject.place(0.70 + 0.22 * len(chunks) / len(held_out)), "running the engine")
+        return Chunks(spec, held_out, chunks)
 
 
 def cache_bytes(stages) -> int:
@@ -317,6 +407,24 @@ def enough_memory(checkpoint: Path):
         raise BackendError(
             f"there is not enough memory to build an engine of {checkpoint}; close other programs, or build it on a "
             "computer with more and copy the bundle"
+        ) from error
+
+
+@contextmanager
+def enough_disk(target: Path):
+    """Makes a named error of a disk that is full.
+
+    Raises:
+        BundleError: it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
+            raise
+        raise BundleError(
+            f"the disk is full, so there is no bundle {target}; free some space or choose another output, and build again: "
+            "what was finished of a large policy is still there"
         ) from error
 
 

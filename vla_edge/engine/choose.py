@@ -68,6 +68,7 @@ def choose(
     backends: Sequence[str],
     inputs: Mapping[str, np.ndarray] | None = None,
     only_exact: bool = False,
+    in_turn: bool = False,
 ) -> Choice:
     """Build `stage` with what is fastest here.
 
@@ -76,6 +77,8 @@ def choose(
         backends: names of those to choose from, the one to trust first.
         inputs: what the stage is run on; zeros when None.
         only_exact: leave out ways that round more than the file asks for.
+        in_turn: have one contender in memory at a time, and none whose weights take more room than in the file; they are
+            timed one after the other then.
 
     Raises:
         BackendError: nothing can run the stage; why the first could not.
@@ -88,7 +91,7 @@ def choose(
         for backend in backends:
             runtime = get_backend(backend)
             for options in runtime.candidates(onnx):
-                if only_exact and not options.get("exact", True):
+                if only_exact and not options.get("exact", True) or in_turn and options.get("fold_weights"):
                     continue
                 name = label(backend, options)
                 place = Path(scratch) / str(len(contenders) + len(refused))
@@ -107,11 +110,13 @@ def choose(
                     continue
                 yardstick = found if yardstick is None else yardstick
                 contenders[name] = contender
+                if in_turn:
+                    contender.stage = loaded = None
                 _forget_slow(contenders)
         if not contenders:
             raise BackendError(next(iter(refused.values())))
-        final = {name: c for name, c in contenders.items() if c.stage is not None}
-        if len(final) > 1:
+        final = {name: c for name, c in contenders.items() if c.stage is not None} or contenders
+        if len(final) > 1 and not in_turn:
             once = 2 * sum(c.seconds for c in final.values())
             rounds = int(np.clip(SECONDS / once, FEWEST, ROUNDS))
             for name, seconds in _run_in_turn(final, stage, inputs, rounds).items():

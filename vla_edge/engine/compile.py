@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,12 +40,14 @@ def export_stages(
     traced: MutableMapping,
     key: str,
     tell,
+    ready: Callable = nullcontext,
 ) -> list[ExportedStage]:
     """Every stage as ONNX in `directory`.
 
     Args:
         layers: stage -> layer -> what it got. traced: graphs of earlier builds by `key` and stage, filled here.
         tell: called with the number of stages done and the stage being exported.
+        ready: stage -> a context in which all of it but its linear layers is in memory.
 
     Raises:
         ExportError: a stage cannot be exported.
@@ -55,10 +58,11 @@ def export_stages(
     for index, stage in enumerate(stages):
         tell(index, stage.name)
         name = f"{key} {stage.name}"
-        if name not in traced:
-            traced[name] = trace(stage)
         mine = layers.get(stage.shares or stage.name, {})
-        file = export_stage(stage, mine, directory / f"{stage.name}.onnx", traced[name], store)
+        with ready(stage):
+            if name not in traced:
+                traced[name] = trace(stage)
+            file = export_stage(stage, mine, directory / f"{stage.name}.onnx", traced[name], store)
         interface = StageInterface(stage.name, stage.inputs, stage.outputs)
         exported.append(ExportedStage(interface, file, mine, traced[name]))
     return exported
@@ -71,6 +75,7 @@ def compile_stages(
     inputs: Mapping[str, Mapping[str, np.ndarray]],
     only_exact: bool,
     tell,
+    in_turn: bool = False,
 ) -> list[StageEntry]:
     """The fastest way of running each stage, compiled into `directory`.
 
@@ -78,6 +83,7 @@ def compile_stages(
         backends: to choose from. inputs: stage -> what it is run on meanwhile.
         only_exact: leave out ways that round more than the files ask for.
         tell: called with the number of stages done and the stage being compiled.
+        in_turn: have one way of running one stage in memory at a time.
 
     Raises:
         BackendError: nothing can run a stage.
@@ -86,9 +92,9 @@ def compile_stages(
     for index, stage in enumerate(exported):
         name = stage.interface.name
         tell(index, name)
-        entries.append(
-            _entry(stage, choose(stage.file, directory, stage.interface, backends, inputs.get(name), only_exact))
-        )
+        given = inputs.get(name)
+        chosen = choose(stage.file, directory, stage.interface, backends, given, only_exact, in_turn)
+        entries.append(_entry(stage, chosen))
     return entries
 
 

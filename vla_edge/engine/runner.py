@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,13 +167,7 @@ class Runner:
         """
         begin = time.perf_counter()
         with self._lock:
-            tensors = self._preprocess(observation)
-            for camera, buffer in zip(self.spec.cameras, self._loop.images):
-                buffer[...] = tensors.pop(f"image.{camera.name}")
-            for name, value in tensors.items():
-                if name in self._loop.buffers:  # not every policy reads its state as numbers
-                    self._loop.buffers[name][...] = value
-            self._loop.start(noise, seed, observation.stamp_ns)
+            self._show(observation, noise, seed)
             if continuation is not None:
                 self._loop.continue_(
                     continuation, self._postprocess.inverse(continuation.positions, observation.joints)
@@ -187,14 +181,45 @@ class Runner:
                 raise
             self.pictures_seen += len(self._loop.images) - len(again)
             actions = time.perf_counter()
-            positions = self._postprocess(self._loop.actions, observation.joints)
+            chunk = self._chunk(observation)
+        end = time.perf_counter()
+        return Inference(chunk, InferenceTiming(prepared - begin, times, end - actions, end - begin))
+
+    def steps(
+        self, observation: Observation, seed: int = 0
+    ) -> Generator[tuple[str, Callable[[], None]], None, ActionChunk]:
+        """An inference call by call: stage and call, each to be made before the next is asked for; returns the chunk.
+
+        Pictures are not taken for seen before. Raises as `infer`.
+        """
+        with self._lock:
+            self._show(observation, None, seed)
+            yield from self._loop.calls()
+            return self._chunk(observation)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Of the tensors that go between stages."""
+        return sum(buffer.nbytes for buffer in (*self._loop.images, *self._loop.buffers.values()))
+
+    def _show(self, observation: Observation, noise: np.ndarray | None, seed: int) -> None:
+        """Fill what the first stages read."""
+        tensors = self._preprocess(observation)
+        for camera, buffer in zip(self.spec.cameras, self._loop.images):
+            buffer[...] = tensors.pop(f"image.{camera.name}")
+        for name, value in tensors.items():
+            if name in self._loop.buffers:  # not every policy reads its state as numbers
+                self._loop.buffers[name][...] = value
+        self._loop.start(noise, seed, observation.stamp_ns)
+
+    def _chunk(self, observation: Observation) -> ActionChunk:
+        """What the loop has come to."""
+        positions = self._postprocess(self._loop.actions, observation.joints)
         if not np.isfinite(positions).all():
             raise RunnerError(
                 "the engine gave actions that are not finite; build it again and look at its verification"
             )
-        chunk = ActionChunk(observation.stamp_ns, self.spec.joint_names, positions, self.spec.dt)
-        end = time.perf_counter()
-        return Inference(chunk, InferenceTiming(prepared - begin, times, end - actions, end - begin))
+        return ActionChunk(observation.stamp_ns, self.spec.joint_names, positions, self.spec.dt)
 
     def warm_up(self, repeats: int = 2) -> None:
         """Run every stage on zeros, so that the first real inference is as fast as the others; no chunk comes of it."""

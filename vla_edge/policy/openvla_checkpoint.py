@@ -43,6 +43,7 @@ _LAYER = {
     "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj",
 }  # fmt: skip
 _BLOCK = {"attention_norm": "norm1", "out": "attn.proj", "mlp_norm": "norm2", "mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"}
+_TOKENS = ("prefill", "decode", "revise")  # stages that score and read tokens of actions
 _HEAD_PARTS = {"norm_in": "layer_norm1", "linear_in": "fc1", "norm_out": "layer_norm2", "linear_out": "fc2"}
 
 
@@ -179,7 +180,7 @@ def file_names(name: str) -> tuple[str, ...]:
         return (f"{_TEXT}embed_tokens.{kind}",)
     if inner == "norm":
         return (f"{_TEXT}norm.{kind}",)
-    if stage in ("prefill", "decode") and inner == "head":
+    if stage in _TOKENS and inner == "head":
         return (_LLM_HEAD,)
     if match := re.fullmatch(r"head\.blocks\.(\d+)\.(norm|linear)", inner):
         return (f"{HEAD}.model.mlp_resnet_blocks.{match[1]}.ffn.{int(match[2] == 'linear')}.{kind}",)
@@ -217,7 +218,7 @@ def _shaped(name: str, tensor: list, like, action_end: int):
         return torch.cat(tensor, dim=1)
     if match := re.fullmatch(r"vision\..*\.([qkv])", module):
         return first.chunk(3)["qkv".index(match[1])]
-    if module in ("prefill.head", "decode.head", "decode.words"):
+    if module in {f"{stage}.{part}" for stage in _TOKENS for part in ("head", "words")}:
         return first[action_end - like.shape[0] : action_end]
     return first.reshape(like.shape)
 

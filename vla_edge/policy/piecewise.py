@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-from vla_edge.policy.chain import Chain
 from vla_edge.policy.checkpoint import Checkpoint, build_policy, check_finite, unfit
 from vla_edge.policy.weights import Weights
 
@@ -34,6 +33,8 @@ class PiecewisePolicy:
     @property
     def whole(self) -> tuple[str, ...]:
         """Stages that cannot be run a piece at a time."""
+        from vla_edge.policy.chain import Chain
+
         return tuple(stage.name for stage in self.policy.stages() if not isinstance(stage.module, Chain))
 
     @contextmanager
@@ -46,12 +47,31 @@ class PiecewisePolicy:
         Raises:
             CheckpointError: they are damaged, of another shape, or not finite.
         """
-        names = [name for name in self.policy.state_dict() if _belongs(name, stage, piece)]
+        yield from self._in_memory([name for name in self.policy.state_dict() if _belongs(name, stage, piece)], {})
+
+    @contextmanager
+    def holding_rest(self, stage: str, changed: Mapping[str, object]) -> Iterator[None]:
+        """A context with all parameters of a stage but those of its linear layers.
+
+        Args:
+            changed: parameter -> tensor, in the place of the checkpoint's.
+        """
+        from torch import nn
+
+        names = [
+            name for name in self.policy.state_dict()
+            if name.startswith(f"{stage}.")
+            and not isinstance(self.policy.get_submodule(name.rpartition(".")[0]), nn.Linear)
+        ]  # fmt: skip
+        yield from self._in_memory(names, changed)
+
+    def _in_memory(self, names: list[str], changed: Mapping[str, object]) -> Iterator[None]:
         try:
+            self.put(changed)
             self._load(names)
             yield
         finally:
-            self.drop(names)
+            self.drop([*names, *changed])
 
     def put(self, values: Mapping[str, object]) -> None:
         """Parameter -> tensor, in the place of those that are there."""
@@ -71,6 +91,8 @@ class PiecewisePolicy:
         weights = Weights(self.checkpoint.weights)
         found = self._tensors(weights)
         for name in names:
+            if not self.policy.get_parameter(name).is_meta:
+                continue  # under another name, of a stage that shares it
             try:
                 tensor = found[name]
                 expected = self.policy.get_parameter(name).shape

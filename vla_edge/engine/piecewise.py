@@ -1,0 +1,252 @@
+"""A policy that does not fit into memory, from the checkpoint to its compressed layers: what can be done, what it takes.
+
+First everything is inferred in full precision (`foreseen`), then the recipe is carried out piece by piece
+(`compress.piecewise`). Both leave files, so that a build that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vla_edge.compress.calibrate import CalibrationData
+from vla_edge.compress.layer_files import LayerFiles
+from vla_edge.compress.piecewise import compress_piecewise
+from vla_edge.compress.pipeline import Compressed, check_recipe
+from vla_edge.compress.quantize.formats import number_format
+from vla_edge.compress.recipe import Recipe, RecipeError
+from vla_edge.compress.steps import STEPS, FixedPoint, Keep, LowRankStep, Prune, Quantize, Smooth, VisionCacheStep
+from vla_edge.engine.backends import BackendError
+from vla_edge.engine.foreseen import ROWS, Foreseen, foresee
+from vla_edge.policy.checkpoint import Checkpoint, CheckpointError
+from vla_edge.policy.piecewise import PiecewisePolicy
+from vla_edge.policy.weights import Weights
+
+PIECEWISE_RECIPE = "int4-layerwise"  # the shipped one to take
+CALIBRATION_TOKENS = 16_384
+HELD_OUT_FRAMES = 8
+_POSSIBLE = (Keep, Smooth, Prune, LowRankStep, Quantize, VisionCacheStep, FixedPoint)
+_PROGRAM = 1 << 30  # bytes of PyTorch, ONNX and what else is not weights
+
+Tell = Callable[[float, str], None]
+
+
+def available_memory() -> int:
+    """Bytes that a process can still have here: what the system says, or the control group it is held to."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    if meminfo.is_file():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        found.append(1024 * int(lines["MemAvailable"].split()[0]))
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            found.append(int(limit) - int((group / "memory.current").read_text()))
+    except OSError:
+        pass  # another system, or no group of its own
+    return max(0, min(found))
+
+
+def whole_memory(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """Bytes, about, of a build with the whole policy in memory: in float32, once more where the recipe changes it, and its
+    layers as integers and as they are written."""
+    values = sum(int(np.prod(weights.shape(name))) for weights in [Weights(checkpoint.weights)] for name in weights)
+    return round(values * (4 * (1 + recipe.changes_policy) + 2.5)) + _PROGRAM
+
+
+class Piecewise:
+    """The build of one policy that is never in memory as a whole.
+
+    Args:
+        memory: bytes the build may take. work: directory to keep what is finished in.
+
+    Raises:
+        CheckpointError: the family cannot be taken apart. RecipeError: a step wants all of the policy at once.
+        BackendError: not even its largest piece fits.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, memory: int, work: Path):
+        self.checkpoint, self.recipe, self.memory, self._work = checkpoint, recipe, memory, work
+        self.source = PiecewisePolicy(checkpoint)
+        needed = whole_memory(checkpoint, recipe)
+        told = f"{checkpoint.directory} takes about {needed / 1e9:.1f} GB to build at once and there are {memory / 1e9:.1f}"
+        if self.source.whole:
+            raise CheckpointError(
+                f"{told}, and a {checkpoint.spec.family}'s stages ({', '.join(self.source.whole)}) are not built piece by "
+                "piece; build it on a computer with more memory and copy the bundle"
+            )
+        _check_steps(recipe, told)
+        self.plan = check_recipe(recipe, self.source.policy, checkpoint)
+        least = self._largest_piece() + _PROGRAM
+        if least > memory:
+            raise BackendError(f"{told}; not even its largest piece fits, which takes {least / 1e9:.1f} GB")
+
+    @property
+    def frames(self) -> dict[str, int]:
+        """How many observations to calibrate on and to hold out, where a recording has more."""
+        reads = next(stage for stage in self.source.policy.stages() if stage.name != "vision")
+        tokens = self.checkpoint.spec.tokenizer_max_length + reads.inputs[0].shape[1]
+        return {"frames": -(-CALIBRATION_TOKENS // tokens), "held_out": HELD_OUT_FRAMES}
+
+    def run(self, data: CalibrationData, reduce_range: bool, settings: Sequence, tell: Tell) -> None:
+        """Everything, or what is left of it; then `compressed`, `foreseen` and `ready` may be asked for.
+
+        Args:
+            settings: plain values that decide, with checkpoint, recipe and data, what comes of it.
+
+        Raises:
+            CheckpointError, CalibrationError, ObservationError: of values and data. BackendError: there is no room.
+        """
+        directory = self._directory([*settings, self.checkpoint.fingerprint, self.recipe.to_dict(), data.identity, reduce_range])
+        calibrates = self.recipe.needs_calibration
+        observations = (*data.held_out, *(data.observations if calibrates else ()))
+        self._check_room(directory, len(observations))
+        self._foreseen = foresee(
+            self.source, observations, directory / "foreseen", self.between_stages,
+            lambda f: tell(0.35 * f, "inferring in full precision"),
+        )  # fmt: skip
+        skipped = len(data.held_out)
+        self._layers = compress_piecewise(
+            self.recipe, self.plan, self.source, lambda place: self._foreseen.calls(skipped + place),
+            len(observations) - skipped, directory / "layers", lambda f, what: tell(0.35 + 0.65 * f, what), reduce_range,
+        )  # fmt: skip
+
+    @property
+    def foreseen(self) -> Foreseen:
+        """Of the observations that are held out, then those that were calibrated on."""
+        return self._foreseen
+
+    def compressed(self) -> Compressed:
+        """With layers that are read when they are asked for. From now on the policy has the stages of the engine."""
+        vision_cache, most_passes = 0.0, 0
+        for step in self.recipe.steps:
+            if isinstance(step, FixedPoint):
+                most_passes = step.most_passes or 0
+                self.source.policy.revise_()
+            elif isinstance(step, VisionCacheStep):
+                vision_cache = step.change
+        spec = self.checkpoint.spec
+        return Compressed(self.source.policy, self._layers, spec.num_steps, (), vision_cache, most_passes)
+
+    def ready(self, stage):
+        """A context in which a stage can be traced: what is no linear layer is in memory, as compression left it."""
+        import torch
+
+        owner = stage.shares or stage.name
+        names = [name for name in self.source.policy.state_dict() if name.startswith(f"{owner}.")]
+        changed = {name: torch.from_numpy(array) for name, array in self._layers.parameters(names).items()}
+        return self.source.holding_rest(stage.name, changed)
+
+    @property
+    def between_stages(self) -> int:
+        """Bytes that tensors between stages may take, for all observations that advance together."""
+        return max(0, self.memory - self._largest_piece() - _PROGRAM) // 2
+
+    def _largest_piece(self) -> int:
+        """Bytes of its parameters as they are compressed: in float32 once, and what AWQ and GPTQ make of the largest layer."""
+        from vla_edge.engine.trace import linear_layers
+
+        policy = self.source.policy
+        largest = 0
+        for stage in policy.stages():
+            for piece in stage.module.pieces():
+                size = sum(
+                    4 * parameter.numel() for name, parameter in stage.module.named_parameters()
+                    if any(name.startswith(f"{part}.") for part in piece)
+                )  # fmt: skip
+                inside = [
+                    layer for name, layer in linear_layers(stage).items()
+                    if any(name == part or name.startswith(f"{part}.") for part in piece)
+                ]  # fmt: skip
+                work = max((_work_bytes(layer) for layer in inside), default=0)
+                largest = max(largest, size + work)
+        return largest
+
+    def _directory(self, question: list) -> Path:
+        """Where this build's files are; those of another are of no use any more."""
+        name = hashlib.sha256(json.dumps(question, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        for other in self._work.glob("pieces-*"):
+            if other.name != f"pieces-{name}":
+                shutil.rmtree(other, ignore_errors=True)
+        directory = self._work / f"pieces-{name}"
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+
+    def _check_room(self, directory: Path, observations: int) -> None:
+        """Raises BackendError: the disk is smaller than what is to be written."""
+        between = [
+            4 * int(np.prod(spec.shape)) for stage in self.source.policy.stages() for spec in stage.inputs
+            if not spec.name.startswith(ROWS)
+        ]  # fmt: skip
+        layers = sum(_stored_bytes(step, layer) for step, layer in self._planned())
+        # what stages are given, and what two pieces hand on; layers here and in the bundle
+        needed = round(observations * (sum(between) + 3 * max(between)) + 2 * layers + self._rest_bytes())
+        there = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+        free = shutil.disk_usage(directory).free
+        if needed - there > free:
+            raise BackendError(
+                f"the build writes about {(needed - there) / 1e9:.1f} GB beside {directory.parent.parent} and "
+                f"{free / 1e9:.1f} GB are free there; free some, or choose another output"
+            )
+
+    def _planned(self):
+        from vla_edge.engine.trace import policy_layers
+
+        modules = policy_layers(self.source.policy.stages())
+        return [(step, modules[name]) for name, step in self.plan.items()]
+
+    def _rest_bytes(self) -> int:
+        """Bytes of what is no linear layer, which is written in float32."""
+        from torch import nn
+
+        return sum(
+            4 * parameter.numel() for module in self.source.policy.modules() if not isinstance(module, nn.Linear)
+            for parameter in module.parameters(recurse=False)
+        )  # fmt: skip
+
+
+def first_inputs(source: PiecewisePolicy, foreseen: Foreseen) -> dict[str, dict[str, np.ndarray]]:
+    """What each stage is first given for the first observation; rows of pieces are zeros, whose values cost as much time."""
+    found = {}
+    for stage in source.policy.stages():
+        calls = foreseen.calls(0).get(stage.name)
+        if calls:
+            found[stage.name] = {spec.name: calls[0].get(spec.name, spec.zeros()) for spec in stage.inputs}
+    return found
+
+
+def _check_steps(recipe: Recipe, told: str) -> None:
+    """Raises RecipeError: a step looks at the whole policy at once."""
+    for number, step in enumerate(recipe.steps, 1):
+        reason = None
+        if not isinstance(step, _POSSIBLE):
+            reason = f"{step.key} works on the whole policy at once"
+        elif isinstance(step, Quantize) and step.importance:
+            reason = f"importance {step.importance} needs gradients through the whole policy"
+        elif isinstance(step, Quantize) and step.provider:
+            reason = f"{step.provider} works on the whole policy at once"
+        if reason:
+            possible = ", ".join(key for key, kind in STEPS.items() if kind in _POSSIBLE)
+            raise RecipeError(
+                f"recipe {recipe.name}, step {number}: {reason}; {told}. Take recipe {PIECEWISE_RECIPE}, or one of the steps "
+                f"{possible} without importance and provider, or build on a computer with more memory"
+            )
+
+
+def _work_bytes(layer) -> int:
+    """Of AWQ and GPTQ on one layer: its second moment, the factor in float64, and the weight in several forms."""
+    columns = layer.in_features
+    return 16 * columns**2 + 16 * layer.weight.numel()
+
+
+def _stored_bytes(step, layer) -> float:
+    """Of a layer, about."""
+    if isinstance(step, Quantize):
+        return layer.weight.numel() * (number_format(step.weights).bits / 8 + 0.07)
+    return layer.weight.numel() * (2 if getattr(step, "dtype", "float32") != "float32" else 4)
