@@ -7,7 +7,7 @@ JSON in the file's header. It is written under another name and renamed: a file 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -40,9 +40,13 @@ def write_layers(path: Path, layers: Mapping[str, CompressedLinear], parameters:
 
 
 class LayerFiles(Mapping):
-    """Name -> `CompressedLinear` of all files of `write_layers`, each read when it is asked for and not kept."""
+    """Name -> `CompressedLinear` of all files of `write_layers`, each read when it is asked for and not kept.
 
-    def __init__(self, files: list[Path]):
+    Args:
+        order: of the names.
+    """
+
+    def __init__(self, files: Iterable[Path], order: Iterable[str]):
         self._layers: dict[str, tuple[Path, dict]] = {}
         self._parameters: dict[str, tuple[Path, dict]] = {}
         for path in files:
@@ -50,6 +54,7 @@ class LayerFiles(Mapping):
                 header = file.metadata()
             self._layers |= {name: (path, parts) for name, parts in json.loads(header[_LAYERS]).items()}
             self._parameters |= {name: (path, part) for name, part in json.loads(header[_PARAMETERS]).items()}
+        self._layers = {name: self._layers[name] for name in order}
 
     def __getitem__(self, name: str) -> CompressedLinear:
         path, parts = self._layers[name]

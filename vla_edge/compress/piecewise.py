@@ -88,7 +88,7 @@ def compress_piecewise(
             work.forget(number)
             files.append(work.file(number))
             done += share
-    return LayerFiles(files)
+    return LayerFiles(files, modules)
 
 
 def _looks_at_data(step) -> bool:

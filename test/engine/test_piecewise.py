@@ -1,0 +1,305 @@
+"""A policy that is never in memory as a whole becomes the engine that it would have become there, however often the build is
+interrupted, and in memory that does not grow with its layers."""
+
+from __future__ import annotations
+
+import errno
+import filecmp
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vla_edge.compress.calibrate import collect
+from vla_edge.compress.pipeline import carry_out
+from vla_edge.compress.recipe import Accept, RecipeError, load_recipe, parse_recipe
+from vla_edge.engine import build as building
+from vla_edge.engine import export, piecewise
+from vla_edge.engine.backends import BackendError
+from vla_edge.engine.bundle import BundleError
+from vla_edge.engine.piecewise import Piecewise, whole_memory
+from vla_edge.engine.runner import Runner
+from vla_edge.policy.checkpoint import CheckpointError, load_checkpoint, load_policy
+from vla_edge.policy.piecewise import PiecewisePolicy
+from vla_edge.types import JointState, Observation
+
+SAVED = Path(__file__).parents[1] / "parity" / "openvla"
+LANGUAGE = {"targets": ["prefill.layers?", "act.layers?"], "weights": "int4", "group_size": 16, "method": "awq+gptq"}
+REST = {"targets": ["vision", "prefill.head?", "act.head?", "act.state_*?"], "weights": "int8", "method": "gptq"}
+RECIPE = parse_recipe({"name": "pieces", "steps": [{"quantize": LANGUAGE}, {"quantize": REST}]})
+
+
+def observations(spec, count: int = 16) -> list[Observation]:
+    rng = np.random.default_rng(0)
+    sizes = {camera.name: (camera.source_height, camera.source_width, 3) for camera in spec.cameras}
+    names = tuple(dict.fromkeys((*spec.joint_names, *spec.read_names)))
+    return [
+        Observation(
+            200_000_000 * index + 5_000_000_000 * (index // 4),
+            {name: rng.integers(0, 256, size, dtype=np.uint8) for name, size in sizes.items()},
+            JointState(0, names, rng.normal(0, 0.3, len(names))),
+            ("touch the red cube", "push the ball")[index // 4 % 2],
+        )
+        for index in range(count)
+    ]
+
+
+@pytest.fixture(params=["openvla", "oft"])
+def directory(request, tmp_path) -> Path:
+    """A checkpoint its original has saved, in shards."""
+    return Path(shutil.copytree(SAVED / request.param / "checkpoint", tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def openvla(tmp_path) -> Path:
+    return Path(shutil.copytree(SAVED / "openvla" / "checkpoint", tmp_path / "checkpoint"))
+
+
+@pytest.fixture(autouse=True)
+def no_program(monkeypatch):
+    """Beside these policies PyTorch itself is large."""
+    monkeypatch.setattr(piecewise, "_PROGRAM", 0)
+
+
+def data_of(directory: Path):
+    return collect(observations(load_checkpoint(directory).spec), "random observations", frames=5, held_out=3)
+
+
+def too_little(directory: Path, recipe=RECIPE) -> int:
+    """Memory in which a piece fits, and not the whole."""
+    return whole_memory(load_checkpoint(directory), recipe) - 1
+
+
+def in_pieces(directory: Path, recipe=RECIPE, data=None, tell=lambda *_: None, memory: int | None = None) -> Piecewise:
+    memory = too_little(directory, recipe) if memory is None else memory
+    pieces = Piecewise(load_checkpoint(directory), recipe, memory, directory.parent / "work")
+    pieces.run(data or data_of(directory), False, [], tell)
+    return pieces
+
+
+def same(ours, theirs) -> bool:
+    """Whether two layers are the same to the bit."""
+    parts = [(ours.dense_weight(), theirs.dense_weight()), (ours.bias, theirs.bias), (ours.input_scale, theirs.input_scale)]
+    if ours.quantized:
+        parts += [(ours.weight.values, theirs.weight.values), (ours.weight.scales, theirs.weight.scales)]
+    alike = ours.describe() == theirs.describe() and ours.activation == theirs.activation
+    return alike and all((a is None) == (b is None) and (a is None or np.array_equal(a, b)) for a, b in parts)
+
+
+def test_layers_norms_and_chunks_are_those_of_the_whole_policy(directory):
+    checkpoint, data = load_checkpoint(directory), data_of(directory)
+    policy = load_policy(checkpoint)
+    pieces = in_pieces(directory, data=data)
+    found, expected = pieces.compressed(), carry_out(RECIPE, policy, checkpoint, data, lambda *_: None)
+    assert list(found.layers) == list(expected.layers)
+    assert all(same(found.layers[name], expected.layers[name]) for name in expected.layers)
+    wanted = expected.policy.state_dict()
+    for stage in found.policy.stages():
+        with pieces.ready(stage):
+            there = {name: value for name, value in found.policy.state_dict().items() if not value.is_meta}
+            assert any("norm" in name for name in there)
+            assert all(torch.equal(value, wanted[name]) for name, value in there.items())
+    reference = Runner.from_policy(policy, checkpoint)
+    chunks = pieces.foreseen.reference(checkpoint.spec)
+    for observation in (*data.held_out, *data.observations):
+        np.testing.assert_array_equal(
+            chunks.infer(observation).chunk.positions, reference.infer(observation).chunk.positions
+        )
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [{"smooth": {"targets": ["vision"]}}, {"quantize": {"targets": ["vision"], "activations": "int8"}}],
+        [{"prune": {"targets": ["prefill.layers"]}}, {"quantize": {**LANGUAGE, "method": "gptq", "correct_bias": True}}],
+        [{"quantize": {**LANGUAGE, "method": "awq", "at_run_time": True}}, {"keep": {"targets": ["vision"], "dtype": "float16"}}],
+        [{"quantize": {**LANGUAGE, "method": "rtn", "low_rank": 2}}],
+        [{"lowrank": {"targets": ["prefill.layers.*.mlp"], "energy": 0.5}}, {"quantize": {"targets": ["vision"], "weights": "fp8"}}],
+        [{"quantize": {"targets": ["*"], "weights": "int4", "group_size": 16}}],
+    ],
+)  # fmt: skip
+def test_what_can_be_done_in_pieces_gives_what_it_gives_on_the_whole(openvla, steps):
+    recipe = parse_recipe({"name": "steps", "steps": steps})
+    found = in_pieces(openvla, recipe).compressed().layers
+    checkpoint = load_checkpoint(openvla)
+    expected = carry_out(recipe, load_policy(checkpoint), checkpoint, data_of(openvla), lambda *_: None).layers
+    assert all(same(found[name], expected[name]) for name in expected)
+
+
+class Interrupted(BaseException):
+    """As a signal: nothing catches it."""
+
+
+def test_interrupted_anywhere_it_goes_on_and_comes_to_the_same(openvla, tmp_path):
+    seen: list[str] = []
+    expected = in_pieces(openvla, tell=lambda f, what: seen.append(what)).compressed().layers
+    expected = {name: expected[name] for name in expected}
+    for moment in random.Random(0).sample(range(len(seen)), 6):
+        shutil.rmtree(tmp_path / "work")
+        left = [moment]
+
+        def interrupt(_fraction: float, _what: str, left=left) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Interrupted
+
+        with pytest.raises(Interrupted):
+            in_pieces(openvla, tell=interrupt)
+        kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.safetensors")}
+        found = in_pieces(openvla).compressed().layers
+        assert all(same(found[name], expected[name]) for name in expected)
+        assert all(path.stat().st_mtime_ns == time for path, time in kept.items())  # what was finished is not done again
+    assert not list((tmp_path / "work").rglob("*.handed"))
+
+
+def test_what_another_recipe_left_behind_is_not_taken_for_its_own(openvla, tmp_path):
+    in_pieces(openvla)
+    other = replace(RECIPE, steps=RECIPE.steps[:1])
+    found = in_pieces(openvla, other).compressed().layers
+    assert found["vision.projector.0"].precision == "float32" and found["prefill.layers.0.q"].precision == "int4"
+    assert len(list((tmp_path / "work").iterdir())) == 1
+
+
+def test_recipes_that_want_the_whole_policy_are_refused_with_what_to_take(openvla):
+    for step, reason in (
+        ({"quantize": {**LANGUAGE, "importance": "action"}}, "importance action needs gradients"),
+        ({"finetune": {"steps": 1}}, "finetune works on the whole policy"),
+        ({"shrink": {"targets": ["*"], "channels": 0.5}}, "shrink works on the whole policy"),
+    ):
+        with pytest.raises(RecipeError, match=f"step 1: {reason}.*Take recipe {piecewise.PIECEWISE_RECIPE}, or one of"):
+            in_pieces(openvla, parse_recipe({"name": "whole", "steps": [step]}))
+    recipe = load_recipe(piecewise.PIECEWISE_RECIPE)  # which can
+    assert piecewise.Piecewise(load_checkpoint(openvla), recipe, too_little(openvla, recipe), openvla).plan
+
+
+def test_a_family_that_is_not_taken_apart_is_refused(checkpoint):
+    recipe = load_recipe("int8-weight-only")
+    with pytest.raises(CheckpointError, match="a smolvla's stages .* are not built piece by piece; build it on a computer"):
+        building.build(checkpoint, recipe, "onnxruntime", checkpoint.parent / "b", data_of(checkpoint), memory=1)
+
+
+def test_memory_for_not_even_a_piece_is_refused(openvla):
+    with pytest.raises(BackendError, match="not even its largest piece fits"):
+        in_pieces(openvla, memory=1000)
+
+
+def test_values_that_are_not_finite_are_found_where_they_are_read(openvla, tmp_path):
+    path = openvla / "model-00002-of-00002.safetensors"
+    tensors = load_file(path)
+    tensors["language_model.model.layers.2.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"not finite, first in prefill\.layers\.2\.mlp\.up\.weight"):
+        building.build(openvla, RECIPE, "onnxruntime", tmp_path / "b", data_of(openvla), memory=too_little(openvla))
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_missing_shard_is_named_before_any_work(openvla, tmp_path):
+    (openvla / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="lacks 'model-00002-of-00002.safetensors' of the 2 shards"):
+        building.build(openvla, RECIPE, "onnxruntime", tmp_path / "b", memory=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
+
+
+def test_a_disk_that_is_too_small_is_told_before_any_work(openvla, monkeypatch):
+    monkeypatch.setattr(piecewise.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(BackendError, match="the build writes about .* GB beside .* and 0.0 GB are free there"):
+        in_pieces(openvla)
+
+
+@pytest.mark.parametrize("module", ["vla_edge.compress.layer_files", "vla_edge.engine.foreseen"])
+def test_a_disk_that_gets_full_is_a_named_error_and_leaves_nothing_half_written(openvla, tmp_path, monkeypatch, module):
+    written, write = [], sys.modules[module].write_whole
+
+    def full(path: Path, content) -> None:
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        written.append(path)
+        write(path, content)
+
+    monkeypatch.setattr(sys.modules[module], "write_whole", full)
+    output, data = tmp_path / "bundles" / "b", data_of(openvla)
+    with pytest.raises(BundleError, match="the disk is full, so there is no bundle .*/bundles/b; free some space"):
+        building.build(openvla, RECIPE, "onnxruntime", output, data, memory=too_little(openvla))
+    assert len(written) == 3 and all(path.is_file() for path in written)
+    assert [path.name for path in output.parent.iterdir()] == [".b.training"]  # what it goes on from
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoding", [[], [{"fixed_point": {}}]])
+def test_the_bundle_is_the_same_to_the_byte(openvla, tmp_path, monkeypatch, decoding):
+    monkeypatch.setattr(export, "LARGEST_FILE", 100_000)  # constants lie beside the stages
+    recipe = replace(RECIPE, steps=(*RECIPE.steps, *parse_recipe({"steps": decoding}).steps), accept=Accept())
+    if decoding:  # what reaches the layers while tokens are guessed together is not what does while they follow each other
+        recipe = replace(recipe, steps=tuple(replace(s, method="rtn") if hasattr(s, "method") else s for s in recipe.steps))
+    data, traced = data_of(openvla), {}
+    whole = building.build(openvla, recipe, "onnxruntime", tmp_path / "whole", data, traced=traced)
+    pieces = building.build(openvla, recipe, "onnxruntime", tmp_path / "pieces", data, memory=too_little(openvla, recipe))
+    files = sorted(path.name for path in whole.iterdir() if path.name != "manifest.yaml")
+    assert files == sorted(path.name for path in pieces.iterdir() if path.name != "manifest.yaml")
+    assert "prefill.weights" in files
+    assert filecmp.cmpfiles(whole, pieces, files, shallow=False) == (files, [], [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "pieces", "whole"]
+
+
+BUILD = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_piecewise as here
+from vla_edge.engine import build, piecewise
+from vla_edge.engine.profile import peak_bytes
+piecewise._PROGRAM = 0
+checkpoint = Path(sys.argv[1])
+if sys.argv[2] == "work":
+    before = peak_bytes()
+    here.in_pieces(checkpoint, memory=here.too_little(checkpoint))
+    print(peak_bytes() - before)
+else:
+    build.build(checkpoint, here.RECIPE, "onnxruntime", sys.argv[2], here.data_of(checkpoint), memory=here.too_little(checkpoint))
+"""
+
+
+def start(checkpoint: Path, output) -> subprocess.Popen:
+    program = BUILD.format(tests=str(Path(__file__).parent))
+    return subprocess.Popen([sys.executable, "-c", program, str(checkpoint), str(output)], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments_it_ends_with_the_same_bundle(openvla, tmp_path):
+    whole = building.build(openvla, RECIPE, "onnxruntime", tmp_path / "whole", data_of(openvla))
+    begin = time.monotonic()
+    start(openvla, tmp_path / "timed").wait(300)
+    seconds, chance = time.monotonic() - begin, random.Random(1)
+    for _ in range(10):
+        process = start(openvla, tmp_path / "killed")
+        time.sleep(seconds * chance.uniform(0.2, 0.8))
+        process.send_signal(signal.SIGKILL)
+        process.wait(60)
+        if (tmp_path / "killed").exists():
+            break
+    assert start(openvla, tmp_path / "killed").wait(300) == 0
+    files = [path.name for path in whole.iterdir() if path.name != "manifest.yaml"]
+    assert filecmp.cmpfiles(whole, tmp_path / "killed", files, shallow=False) == (files, [], [])
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_layers(tmp_path):
+    from benchmarks.openvla_shapes import Shapes, write_openvla
+
+    peaks, layer = {}, 4 * (4 * 512**2 + 3 * 512 * 1408)
+    for layers in (4, 24):
+        shapes = Shapes(layers, 512, 1408, 8, 384, 28, ((64, 128, 2), (64, 128, 2)))
+        checkpoint = write_openvla(tmp_path / str(layers) / "checkpoint", shapes)
+        process = start(checkpoint, "work")
+        peaks[layers] = int(process.communicate(timeout=300)[0])
+    assert peaks[24] - peaks[4] < 3 * layer  # and not the 20 that there are more
