@@ -32,6 +32,10 @@ def add(command) -> None:
         "--demonstrations", type=Path, nargs="+", default=[], help="recordings that recipes with training train on"
     )
     sub.add_argument("--force", action="store_true", help="build even when the same bundle is there already")
+    sub.add_argument(
+        "--build-memory-mb", type=float,
+        help="that the build may take, what is free when left out; a policy that does not fit is built piece by piece",
+    )  # fmt: skip
 
     sub = command("plan", _plan, "predict time, rates and memory of an engine on a device, before anything is built")
     sub.add_argument("policy", help="checkpoint directory, or a published architecture such as pi0.5 or openvla-7b")
@@ -120,6 +124,7 @@ def _build(options):
             options.force,
             demonstrations=options.demonstrations,
             compute_capability=options.compute_capability,
+            memory=None if options.build_memory_mb is None else round(1e6 * options.build_memory_mb),
         )
     finally:
         progress.close()
@@ -128,7 +133,7 @@ def _build(options):
     text = (
         f"{path}: {bundle.bytes / 1e6:.1f} MB, {bundle.description()['precision']}, "
         f"action error {100 * found['action_error_rel']:.2f} % of the motion over {found['frames']} observations, "
-        + (f"{profile['total']['p50']:.1f} ms a chunk here" if profile else f"verified by {found['by']}, not run here")
+        + (f"{profile['total']['p50']:.1f} ms a chunk here" if profile else f"verified by {found['by']}, not timed here")
     )
     return {"bundle": str(path), "bytes": bundle.bytes, **manifest_of(bundle, layers=False)}, 0, text
 
@@ -138,7 +143,7 @@ def _build_to(options):
     from vla_edge.engine.target import MOST_ERROR, Target
     from vla_edge.evaluate.target_report import summary, to_json
 
-    for name in ("recipe", "compute_capability"):
+    for name in ("recipe", "compute_capability", "build_memory_mb"):
         if getattr(options, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} does not go with a target, which finds and measures engines here")
     memory = None if options.max_memory_mb is None else 1e6 * options.max_memory_mb

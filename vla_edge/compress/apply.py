@@ -19,7 +19,7 @@ from vla_edge.compress.prune.masks import magnitude_mask, wanda_mask
 from vla_edge.compress.prune.sparsegpt import sparsegpt
 from vla_edge.compress.quantize.awq import clipped_steps, search_scale
 from vla_edge.compress.quantize.formats import INT4, NVFP4_GROUP, Format, number_format
-from vla_edge.compress.quantize.gptq import gptq
+from vla_edge.compress.quantize.gptq import gptq, ordered_factor
 from vla_edge.compress.quantize.ranges import RangeObserver, calibrate
 from vla_edge.compress.quantize.rtn import fitting_group, round_on_grid, round_to_nearest
 from vla_edge.compress.quantize.smoothquant import best_smoothing, smoothing_scale
@@ -112,9 +112,9 @@ def compress_layers(
         if name in pruning:
             _put(modules[name], prune_weight(_numpy(modules[name].weight), pruning[name], statistics))
 
-    def compressed(name: str, statistics: InputStatistics | None) -> CompressedLinear:
-        stays = name in pruning or name in zeros
-        return compress_layer(name, modules[name], plan[name], statistics, reduce_range, stays, scales.get(name))
+    def compressed(name: str, statistics: InputStatistics | None, factors: dict | None = None) -> CompressedLinear:
+        stays, scale = name in pruning or name in zeros, scales.get(name)
+        return compress_layer(name, modules[name], plan[name], statistics, reduce_range, stays, scale, factors)
 
     ranges: dict[str, RangeObserver] = {}
     scales: dict[str, np.ndarray] = {}  # by which inputs are divided at run time
@@ -147,12 +147,12 @@ def compress_layers(
                 scales |= dict.fromkeys(group.names, scale)
         for place, group in enumerate(share):
             part(0.8 + 0.2 * place / len(share), "choosing weights")
-            statistics = seen.pop(group)
+            statistics, factors = seen.pop(group), {}
             for name in group.names:
                 step = plan[name]
                 if name in done:
                     continue
-                done[name] = compressed(name, statistics)
+                done[name] = compressed(name, statistics, factors)
                 if isinstance(step, LowRankStep):
                     _put(modules[name], done[name].effective_weight())
                 elif untouched and isinstance(step, Quantize) and step.calibrator == "minmax":
@@ -237,6 +237,7 @@ def compress_layer(
     reduce_range: bool = False,
     pruned: bool = False,
     scale: np.ndarray | None = None,
+    factors: dict | None = None,
 ) -> CompressedLinear:
     """One `nn.Linear` as its step wants it, all but the grid of static activations.
 
@@ -246,6 +247,7 @@ def compress_layer(
         reduce_range: what `reduce_range: auto` means on the machine the engine is for.
         pruned: whether zeros of the weight have to stay.
         scale: (in,) by which the input is divided at run time, and the weight multiplied.
+        factors: what layers of the same statistics share of GPTQ, filled here.
 
     Raises:
         CalibrationError: data are needed and did not come.
@@ -269,7 +271,8 @@ def compress_layer(
     dense = weight if branch is None else weight - branch.dequantize()
     if branch is not None and scale is not None:  # which sees the input as it is
         branch = LowRank((branch.down / scale).astype(branch.down.dtype), branch.up)
-    quantized = _quantize(dense, step, statistics, reduce_range, dense != 0 if pruned else None)
+    keep = dense != 0 if pruned else None
+    quantized = _quantize(dense, step, statistics, reduce_range, keep, {} if factors is None else factors)
     if step.correct_bias:
         lost = (dense - quantized.dequantize()) @ statistics.mean
         bias = lost if bias is None else bias + lost
@@ -295,15 +298,25 @@ def weight_grid(step: Quantize, columns: int, reduce_range: bool = False) -> tup
 
 
 def _quantize(
-    weight: np.ndarray, step: Quantize, statistics: InputStatistics | None, reduce_range: bool, keep: np.ndarray | None
+    weight: np.ndarray,
+    step: Quantize,
+    statistics: InputStatistics | None,
+    reduce_range: bool,
+    keep: np.ndarray | None,
+    factors: dict,
 ) -> QuantizedWeight:
     grid, group = weight_grid(step, weight.shape[1], reduce_range)
     if step.method == "rtn":
         return round_to_nearest(weight, grid, group)
-    steps = clipped_steps(weight, statistics.second_moment, grid, group)
+    moment = statistics.second_moment
+    steps = clipped_steps(weight, moment, grid, group)
     if step.method == "awq":
         return round_on_grid(weight, steps, grid, group)
-    return gptq(weight, statistics.second_moment, grid, group, steps, step.damping, step.activation_order, keep)
+    asked = step.damping, step.activation_order
+    if asked not in factors:
+        factors[asked] = ordered_factor(moment, *asked)
+    del moment  # one of the largest matrices there are
+    return gptq(weight, None, grid, group, steps, *asked, keep, factors[asked])
 
 
 def _scale(

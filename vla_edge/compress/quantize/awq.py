@@ -7,16 +7,21 @@ Both searches measure the error of the layer's output over the calibration data,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from vla_edge.compress.quantize.formats import Format
-from vla_edge.compress.quantize.rtn import grid_steps, round_on_grid
+from vla_edge.compress.quantize.rtn import grid_steps
 from vla_edge.compress.quantize.weights import QuantizedWeight
 from vla_edge.compress.statistics import InputStatistics, output_error
 
 RATIOS = tuple(np.linspace(0.0, 1.0, 21))
+MOST_ROWS, LEAST_ROWS, PRODUCTS = 512, 128, 2**32
+"""Outputs of a layer, evenly spread, that stand for all in the search of scales, each for its inputs' products: every output
+errs by itself, so that this many tell the sum to a few percent, and they are the same for every scale that is tried."""
 SHRINKS = tuple(np.linspace(1.0, 0.5, 21))
+_CACHED = 1 << 18  # weights of a layer that are looked at together: as many as a processor's cache holds
 
 
 def search_scale(
@@ -36,13 +41,16 @@ def search_scale(
     activity = np.maximum(statistics.mean_magnitude, 1e-4 * statistics.mean_magnitude.max() + 1e-12)
     size = np.mean([np.mean(np.abs(w) / np.abs(w).max(1, keepdims=True).clip(1e-12), 0) for w in weights], axis=0)
     size = np.maximum(size, 1e-4)
+    searched = int(np.clip(PRODUCTS // len(activity) ** 2, LEAST_ROWS, MOST_ROWS))
+    strides = [-(-len(weight) // searched) for weight in weights]
+    weights = [weight[::stride] for weight, stride in zip(weights, strides)]
     best = np.inf, np.ones_like(activity)
     for ratio in RATIOS:
         for scale in (activity**ratio, activity**ratio / size ** (1 - ratio)):
             scale = np.float32(scale / np.sqrt(scale.max() * scale.min()))
             error = 0.0
-            for weight, quantize in zip(weights, quantizers):
-                error += output_error(quantize(weight * scale).dequantize() / scale - weight, moment)
+            for weight, stride, quantize in zip(weights, strides, quantizers):
+                error += stride * output_error(quantize(weight * scale).dequantize() / scale - weight, moment)
             if error < best[0]:
                 best = error, scale
     return best[1]
@@ -54,17 +62,30 @@ def clipped_steps(weight: np.ndarray, second_moment: np.ndarray, grid: Format, g
     Args:
         group: inputs per scale; must divide them. None for the whole channel.
     """
+    import torch
+
     rows, columns = weight.shape
     width = group or columns
     groups = columns // width
     blocks = np.stack([second_moment[i : i + width, i : i + width] for i in range(0, columns, width)])
     whole = grid_steps(weight, grid, group)
     best, found = np.full((rows, groups), np.inf), whole.reshape(rows, groups).copy()
-    for shrink in SHRINKS:
-        steps = whole * np.float32(shrink)
-        difference = round_on_grid(weight, steps, grid, group).dequantize() - weight
-        split = difference.reshape(rows, groups, width).transpose(1, 0, 2)
-        error = ((split @ blocks) * split).sum(-1).T
-        better = error < best
-        best[better], found[better] = error[better], steps.reshape(rows, groups)[better]
+    some = max(1, _CACHED // columns)
+
+    def search(begin: int, steps: np.ndarray, seen: np.ndarray) -> None:
+        place = slice(begin, begin + some)
+        split = weight[place].reshape(-1, groups, width)
+        step = seen[place].reshape(-1, groups, 1)
+        difference = (grid.nearest(split / step) * step - split).transpose(1, 0, 2)
+        error = ((difference @ blocks) * difference).sum(-1).T
+        better = error < best[place]
+        best[place][better], found[place][better] = error[better], steps[place].reshape(-1, groups)[better]
+
+    # outputs are apart from each other, and numpy keeps no other thread from running meanwhile
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for shrink in SHRINKS:
+            steps = whole * np.float32(shrink)
+            scales, second = grid.store_steps(steps)
+            seen = scales.astype(np.float32) * np.float32(second)
+            list(pool.map(lambda begin, steps=steps, seen=seen: search(begin, steps, seen), range(0, rows, some)))
     return found.reshape(whole.shape)

@@ -4,14 +4,16 @@ rounded make up for the error at the layer's output.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from vla_edge.compress.quantize.formats import Format
 from vla_edge.compress.quantize.rtn import grid_steps
 from vla_edge.compress.quantize.weights import QuantizedWeight
 
-BLOCK = 128
-"""Inputs whose corrections are applied to the rest in one product."""
+BLOCK, SMALL = 128, 16
+"""Inputs whose corrections are applied to the rest, and to the rest of their block, in one product."""
 
 
 def gptq(
@@ -23,6 +25,7 @@ def gptq(
     damping: float = 0.01,
     activation_order: bool = True,
     keep: np.ndarray | None = None,
+    factor: OrderedFactor | None = None,
 ) -> QuantizedWeight:
     """Symmetric quantization of (out, in) weights.
 
@@ -34,14 +37,13 @@ def gptq(
         damping: share of the mean of the diagonal that is added to it.
         keep: (out, in) bool; where False a weight was pruned and stays 0.
         activation_order: begin with the inputs of largest energy, whose errors most others can make up for.
+        factor: `ordered_factor` of the three, where several layers share it; `second_moment` is not looked at then.
     """
     import torch
 
     rows, columns = weight.shape
-    moment = torch.from_numpy(np.asarray(second_moment, np.float32))
-    order = torch.argsort(moment.diagonal(), descending=True, stable=True) if activation_order else torch.arange(columns)
-    factor = inverse_factor(moment, damping, order)
-    del moment, second_moment  # the largest matrices there are
+    order, factor = ordered_factor(second_moment, damping, activation_order) if factor is None else factor
+    del second_moment  # the largest matrices there are
     scales, whole = grid.store_steps(grid_steps(weight, grid, group) if steps is None else steps)
     seen = scales.astype(np.float32).reshape(rows, -1) * np.float32(whole)
     steps = torch.from_numpy(np.repeat(seen, group or columns, axis=1).T.copy())
@@ -52,16 +54,36 @@ def gptq(
     for begin in range(0, columns, BLOCK):
         end = min(begin + BLOCK, columns)
         errors, lead = torch.empty(end - begin, rows), factor[begin:end].float()
-        for i in range(begin, end):
-            own = lead[i - begin]
-            rounded = torch.from_numpy(grid.nearest((left[i] / steps[i]).numpy()))
-            values[i] = rounded if stays is None else rounded.mul_(stays[i])
-            errors[i - begin] = (left[i] - rounded * steps[i]) / own[i]
-            left[i + 1 : end] -= own[i + 1 : end, None] * errors[i - begin]
+        for small in range(begin, end, SMALL):
+            last = min(small + SMALL, end)
+            for i in range(small, last):
+                own = lead[i - begin]
+                rounded = torch.from_numpy(grid.nearest((left[i] / steps[i]).numpy()))
+                values[i] = rounded if stays is None else rounded.mul_(stays[i])
+                errors[i - begin] = (left[i] - rounded * steps[i]) / own[i]
+                left[i + 1 : last] -= own[i + 1 : last, None] * errors[i - begin]
+            inside = slice(small - begin, last - begin)
+            left[last:end] -= lead[inside, last:end].T @ errors[inside]
         left[end:] -= lead[:, end:].T @ errors
     restored = torch.empty_like(values)
     restored[order] = values
     return QuantizedWeight(restored.T.contiguous().numpy(), scales, grid.name, group, whole)
+
+
+class OrderedFactor(NamedTuple):
+    """Inputs in the order of rounding, and `inverse_factor` in that order."""
+
+    order: object
+    factor: object
+
+
+def ordered_factor(second_moment: np.ndarray, damping: float, activation_order: bool) -> OrderedFactor:
+    """What layers that read the same inputs share of `gptq`; the arguments are its."""
+    import torch
+
+    moment = torch.from_numpy(np.asarray(second_moment, np.float32))
+    order = torch.argsort(moment.diagonal(), descending=True, stable=True) if activation_order else torch.arange(len(moment))
+    return OrderedFactor(order, inverse_factor(moment, damping, order))
 
 
 def inverse_factor(moment, damping: float, order=None):
