@@ -1,7 +1,7 @@
 # make demo: from nothing to a robot that moves. make test: everything that is checked. Both set up what they need.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-peers test-gpu gpu-check bench bench-compress bench-engine bench-plan \
-	bench-replay bench-robot bench-serving demonstrations train clean
+	bench-7b bench-replay bench-robot bench-serving demonstrations train clean
 SHELL := /bin/bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
@@ -11,7 +11,7 @@ PYTEST := python -m pytest
 ARGS ?=
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## .venv, ROS 2 where none is sourced, the package in install/; seconds when nothing changed
 	@tools/setup.sh
@@ -54,6 +54,10 @@ bench-compress: setup ## what every recipe costs in radians and successes, ours 
 bench-plan: setup ## how far predictions are off, published latencies and this machine's: out/bench/plan.json
 	@$(ENV)
 	python -m benchmarks.plan $(ARGS)
+
+bench-7b: setup ## builds within 6 GB at OpenVLA-7B's shapes, killed and resumed (hours, 35 GB of disk): out/bench/7b.json
+	@$(ENV)
+	python -m benchmarks.large $(ARGS)
 
 bench-robot: setup ## ticks beside inference at 1 and 2 kHz, a million adversarial chunks: out/bench/robot.json
 	@$(ENV)
