@@ -200,6 +200,18 @@ def test_the_bar_is_redrawn_in_a_terminal_and_a_line_a_step_elsewhere(monkeypatc
     assert [line.split()[-1] for line in log.getvalue().splitlines()] == ["calibrating", "comparing"]
 
 
+def test_the_bar_says_how_much_longer_and_is_not_misled_by_what_was_done_before(monkeypatch):
+    now, log = [0.0], io.StringIO()
+    monkeypatch.setattr("vla_edge.progress.time.monotonic", lambda: now[0])
+    bar = Bar(log)
+    for seconds, fraction, step in ((0, 0.0, "reading"), (1, 0.5, "resumed"), (601, 0.54, "part a"), (1201, 0.58, "part b")):
+        now[0] = seconds
+        bar(fraction, step)
+    lines = log.getvalue().splitlines()
+    assert "left" not in lines[0] and "left" not in lines[1]
+    assert "115 min left" in lines[2] and "105 min left" in lines[3]
+
+
 @pytest.mark.parametrize(("budget", "key", "limit"), [("--bits", "average_bits", 9), ("--ms", "predicted_ms", 1000)])
 def test_sensitivity_writes_a_recipe_that_builds_and_its_report(robot, tmp_path, capsys, budget, key, limit):
     recipe = tmp_path / "found.yaml"
