@@ -30,7 +30,7 @@ from vla_edge.engine.diverge import first_divergence, layer_errors
 from vla_edge.engine.foreseen import Chunks
 from vla_edge.engine.lockstep import InTurn, infer_together
 from vla_edge.engine.manifest import TOKENIZER, write_manifest
-from vla_edge.engine.piecewise import Piecewise, available_memory, first_inputs, whole_memory
+from vla_edge.engine.piecewise import Piecewise, available_memory, first_inputs, needs_pieces
 from vla_edge.engine.runner import Runner
 from vla_edge.engine.verify import VerifyError, check, compare
 from vla_edge.files import sha256
@@ -217,7 +217,7 @@ class _Build:
 
         checkpoint = self.checkpoint
         pieces = None
-        if whole_memory(checkpoint, self.recipe) > self.memory:
+        if needs_pieces(checkpoint, self.recipe, self.memory):
             pieces = Piecewise(checkpoint, self.recipe, self.memory, self.work)
         subject = self._whole(source) if pieces is None else self._in_pieces(pieces, source)
         compressed, data = subject.compressed, subject.data

@@ -56,8 +56,21 @@ def available_memory() -> int:
 def whole_memory(checkpoint: Checkpoint, recipe: Recipe) -> int:
     """Bytes, about, of a build with the whole policy in memory: in float32, once more where the recipe changes it, and its
     layers as integers and as they are written."""
-    values = sum(int(np.prod(weights.shape(name))) for weights in [Weights(checkpoint.weights)] for name in weights)
-    return round(values * (4 * (1 + recipe.changes_policy) + 2.5)) + _PROGRAM
+    return round(_values(checkpoint) * (4 * (1 + recipe.changes_policy) + 2.5)) + _PROGRAM
+
+
+def needs_pieces(checkpoint: Checkpoint, recipe: Recipe, memory: int) -> bool:
+    """Whether the policy is not to be built as a whole: it does not fit beside what is made of it, and can be taken apart; or
+    it does not fit at all."""
+    if whole_memory(checkpoint, recipe) <= memory:
+        return False
+    possible = not PiecewisePolicy(checkpoint).whole and all(_obstacle(step) is None for step in recipe.steps)
+    return possible or 4 * _values(checkpoint) > memory
+
+
+def _values(checkpoint: Checkpoint) -> int:
+    weights = Weights(checkpoint.weights)
+    return sum(int(np.prod(weights.shape(name))) for name in weights)
 
 
 class Piecewise:
@@ -224,19 +237,24 @@ def first_inputs(source: PiecewisePolicy, foreseen: Foreseen) -> dict[str, dict[
 def _check_steps(recipe: Recipe, told: str) -> None:
     """Raises RecipeError: a step looks at the whole policy at once."""
     for number, step in enumerate(recipe.steps, 1):
-        reason = None
-        if not isinstance(step, _POSSIBLE):
-            reason = f"{step.key} works on the whole policy at once"
-        elif isinstance(step, Quantize) and step.importance:
-            reason = f"importance {step.importance} needs gradients through the whole policy"
-        elif isinstance(step, Quantize) and step.provider:
-            reason = f"{step.provider} works on the whole policy at once"
+        reason = _obstacle(step)
         if reason:
             possible = ", ".join(key for key, kind in STEPS.items() if kind in _POSSIBLE)
             raise RecipeError(
                 f"recipe {recipe.name}, step {number}: {reason}; {told}. Take recipe {PIECEWISE_RECIPE}, or one of the steps "
                 f"{possible} without importance and provider, or build on a computer with more memory"
             )
+
+
+def _obstacle(step) -> str | None:
+    """Why a step cannot be carried out piece by piece, None where it can."""
+    if not isinstance(step, _POSSIBLE):
+        return f"{step.key} works on the whole policy at once"
+    if isinstance(step, Quantize) and step.importance:
+        return f"importance {step.importance} needs gradients through the whole policy"
+    if isinstance(step, Quantize) and step.provider:
+        return f"{step.provider} works on the whole policy at once"
+    return None
 
 
 def _work_bytes(layer) -> int:
