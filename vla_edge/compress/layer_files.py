@@ -17,8 +17,8 @@ from vla_edge.compress.quantize.packing import pack_4_bits, unpack_signed
 from vla_edge.compress.quantize.weights import ActivationQuant, CompressedLinear, LowRank, QuantizedWeight
 from vla_edge.files import write_whole
 
-_LAYERS = "layers"
-_PARAMETERS = "parameters"
+_LAYERS, _PARAMETERS = "layers", "parameters"
+_CONTENT = "content"  # one entry in the header: of several the order would differ from one process to another
 
 
 def write_layers(path: Path, layers: Mapping[str, CompressedLinear], parameters: Mapping[str, np.ndarray]) -> None:
@@ -35,8 +35,7 @@ def write_layers(path: Path, layers: Mapping[str, CompressedLinear], parameters:
 
     told = {name: _parts(layer, name, put) for name, layer in layers.items()}
     kept = {name: put(f"{_PARAMETERS}/{name}", value) for name, value in parameters.items()}
-    header = {_LAYERS: json.dumps(told), _PARAMETERS: json.dumps(kept)}
-    write_whole(path, save(arrays, header))
+    write_whole(path, save(arrays, {_CONTENT: json.dumps({_LAYERS: told, _PARAMETERS: kept})}))
 
 
 class LayerFiles(Mapping):
@@ -51,9 +50,9 @@ class LayerFiles(Mapping):
         self._parameters: dict[str, tuple[Path, dict]] = {}
         for path in files:
             with _opened(path) as file:
-                header = file.metadata()
-            self._layers |= {name: (path, parts) for name, parts in json.loads(header[_LAYERS]).items()}
-            self._parameters |= {name: (path, part) for name, part in json.loads(header[_PARAMETERS]).items()}
+                content = json.loads(file.metadata()[_CONTENT])
+            self._layers |= {name: (path, parts) for name, parts in content[_LAYERS].items()}
+            self._parameters |= {name: (path, part) for name, part in content[_PARAMETERS].items()}
         self._layers = {name: self._layers[name] for name in order}
 
     def __getitem__(self, name: str) -> CompressedLinear:

@@ -165,9 +165,8 @@ class Piecewise:
         """Bytes of its parameters as they are compressed: in float32 once, and what AWQ and GPTQ make of the largest layer."""
         from vla_edge.engine.trace import linear_layers
 
-        policy = self.source.policy
         largest = 0
-        for stage in policy.stages():
+        for stage in (stage for stage in self.source.policy.stages() if stage.shares is None):
             for piece in stage.module.pieces():
                 size = sum(
                     4 * parameter.numel() for name, parameter in stage.module.named_parameters()
