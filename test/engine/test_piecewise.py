@@ -260,15 +260,15 @@ from vla_edge.engine import piecewise
 from vla_edge.engine.profile import peak_bytes
 piecewise._PROGRAM = 0
 before = peak_bytes()
-here.in_pieces(Path(sys.argv[1]))
+here.in_pieces(Path(sys.argv[1]), memory=int(sys.argv[2]) or None)
 print(peak_bytes() - before)
 """
 
 
-def start(checkpoint: Path) -> subprocess.Popen:
+def start(checkpoint: Path, memory: int = 0) -> subprocess.Popen:
     """A process that carries the recipe out in pieces, in the directory work beside the checkpoint."""
     program = PROGRAM.format(tests=str(Path(__file__).parent))
-    return subprocess.Popen([sys.executable, "-c", program, str(checkpoint)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", program, str(checkpoint), str(memory)], stdout=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow
@@ -310,6 +310,6 @@ def test_memory_does_not_grow_with_the_layers(tmp_path):
     for layers in (4, 24):
         shapes = Shapes(layers, 512, 1408, 8, 32064, 28, ((64, 128, 2), (64, 128, 2)))
         checkpoint = write_openvla(tmp_path / str(layers) / "checkpoint", shapes)
-        process = start(checkpoint)
+        process = start(checkpoint, 80_000_000)
         peaks[layers] = int(process.communicate(timeout=600)[0])
     assert peaks[24] - peaks[4] < 3 * layer  # and not the 20 that there are more
