@@ -171,9 +171,9 @@ def test_demonstrations_that_are_not_the_policys_are_refused(shown, one_camera, 
     with np.load(shown / "shard-0000.npz") as arrays:
         shard = dict(arrays)
 
-    def other(name: str, names=(*JOINTS, *STATES), **changes):
+    def other(name: str, names=(*JOINTS, *STATES), dt=0.05, **changes):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "recording.json").write_text(json.dumps({"joint_names": names, "dt": 0.05}))
+        (tmp_path / name / "recording.json").write_text(json.dumps({"joint_names": names, "dt": dt}))
         np.savez_compressed(tmp_path / name / "shard-0000.npz", **{**shard, **changes})
         return tmp_path / name
 
@@ -187,3 +187,5 @@ def test_demonstrations_that_are_not_the_policys_are_refused(shown, one_camera, 
     short = other("short", action=shard["action"][:, :3])
     with pytest.raises(DemonstrationError, match="show 3 points at a time and the policy gives 8"):
         make(one_camera, short, tmp_path / "student")
+    with pytest.raises(DemonstrationError, match="every 0.1 s and the policy gives them every 0.05 s"):
+        make(OPENVLA, other("slow", dt=0.1), tmp_path / "student")

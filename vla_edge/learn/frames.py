@@ -109,7 +109,7 @@ def from_demonstrations(
         ObservationError: their pictures are not the camera's.
     """
     from vla_edge.learn.dataset import Demonstrations, instructed
-    from vla_edge.sim.demonstrations import DemonstrationError, joint_names, shards
+    from vla_edge.sim.demonstrations import DemonstrationError, joint_names, period, shards
 
     words = InstructionTokenizer.of(spec, tokenizer)
     if spec.text.state_dims:
@@ -125,6 +125,11 @@ def from_demonstrations(
             raise DemonstrationError(
                 f"demonstrations in {directory} are of the joints {', '.join(joints)}; the policy {verb} "
                 f"{lacking[0] if lacking else 'those of the others'}: record them with the robot it is for"
+            )
+        if abs((dt := period(directory)) - spec.dt) > 1e-6:
+            raise DemonstrationError(
+                f"demonstrations in {directory} show points every {dt:g} s and the policy gives them every {spec.dt:g} s; "
+                "record them at its rate"
             )
     moved, read = ([names.index(name) for name in wanted] for wanted in (spec.joint_names, spec.read_names))
     total = sum(
