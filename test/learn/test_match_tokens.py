@@ -52,7 +52,7 @@ def carried_out(subject, work, *steps, **options):
 
 def from_teacher(subject, compressed) -> tuple[float, float]:
     """Of what became of the subject, on observations that nothing was trained on."""
-    teacher, frames = copy.deepcopy(subject[0]), frames_of(*subject, 16, seed=9)
+    teacher, frames = copy.deepcopy(subject[0]), frames_of(*subject, 48, seed=9)
     with installed(policy_layers(compressed.policy.stages()), compressed.layers):
         return apart(teacher, compressed.policy, frames)
 
@@ -138,19 +138,28 @@ def test_activations_are_computed_again_and_not_kept(tokens):
 
 
 @pytest.mark.parametrize(
-    ("step", "left"),
+    ("step", "training", "left"),
     [
-        pytest.param(PRUNE, 0.7, id="pruned"),
-        pytest.param(SHRINK, 0.85, id="shrunk", marks=pytest.mark.slow),
-        pytest.param(INT4, 0.9, id="rounded", marks=pytest.mark.slow),
+        pytest.param(PRUNE, train(40), 0.7, id="pruned"),
+        pytest.param(SHRINK, train(40), 0.85, id="shrunk", marks=pytest.mark.slow),
+        pytest.param(INT4, train(60, rate=1e-3), 0.85, id="rounded", marks=pytest.mark.slow),
     ],
 )
-def test_training_brings_it_back_to_its_teacher_on_what_it_has_not_seen(subject, tmp_path, step, left):
-    before = from_teacher(subject, carried_out(subject, tmp_path / "before", step))
-    after = from_teacher(subject, carried_out(subject, tmp_path / "after", step, train(40)))
-    assert after[0] < left * before[0]
-    if subject[0].matched == "scores":
-        assert after[1] > before[1] + 0.03
+def test_training_brings_tokens_back_to_the_teachers_on_what_it_has_not_seen(tokens, tmp_path, step, training, left):
+    before = from_teacher(tokens, carried_out(tokens, tmp_path / "before", step))
+    after = from_teacher(tokens, carried_out(tokens, tmp_path / "after", step, training))
+    assert after[0] < left * before[0] and after[1] > before[1] + 0.02
+
+
+@pytest.mark.slow
+def test_training_brings_actions_back_to_the_teachers_on_what_it_has_not_seen(tmp_path):
+    """Pruned alone: what is lost otherwise is too little of so erratic a policy to be learnt for other observations."""
+    subject = load("oft")
+    before, after = (
+        from_teacher(subject, carried_out(subject, tmp_path / name, PRUNE, *more))
+        for name, more in (("before", ()), ("after", (train(40),)))
+    )
+    assert after[0] < 0.8 * before[0]
 
 
 def test_rounding_and_zeros_hold_through_training(tokens, tmp_path):
@@ -170,7 +179,8 @@ def test_a_layer_that_stages_share_is_constrained_and_released_in_all_of_them(to
     constrain(policy, layers, ())
     assert policy.decode.head is policy.prefill.head is policy.revise.head
     assert set(release(policy)) == set(layers)
-    assert type(policy.decode.head) is torch.nn.Linear and policy.decode.head is policy.prefill.head is policy.revise.head
+    assert type(policy.decode.head) is torch.nn.Linear
+    assert policy.decode.head is policy.prefill.head is policy.revise.head
 
 
 @pytest.mark.parametrize("together", [pytest.param(False, marks=pytest.mark.slow), True])

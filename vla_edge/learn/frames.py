@@ -128,8 +128,8 @@ def from_demonstrations(
             )
         if abs((dt := period(directory)) - spec.dt) > 1e-6:
             raise DemonstrationError(
-                f"demonstrations in {directory} show points every {dt:g} s and the policy gives them every {spec.dt:g} s; "
-                "record them at its rate"
+                f"demonstrations in {directory} show points every {dt:g} s and the policy gives them every "
+                f"{spec.dt:g} s; record them at its rate"
             )
     moved, read = ([names.index(name) for name in wanted] for wanted in (spec.joint_names, spec.read_names))
     total = sum(
@@ -161,8 +161,8 @@ def _pictures(stored: np.ndarray, spec: PolicySpec, words: InstructionTokenizer)
     (camera,) = spec.cameras
     if stored.shape[1:3] == (camera.height, camera.width):
         return torch.from_numpy(stored).permute(0, 3, 1, 2)[:, None]
-    preprocess = Preprocessor(spec, words)
-    frames = (Observation(0, {camera.name: as_delivered(one, camera)}, JointState(0, (), np.zeros(0)), "") for one in stored)
+    preprocess, nobody = Preprocessor(spec, words), JointState(0, (), np.zeros(0))
+    frames = (Observation(0, {camera.name: as_delivered(one, camera)}, nobody, "") for one in stored)
     return torch.from_numpy(np.stack([_kept(preprocess.image(frame, camera), spec) for frame in frames]))
 
 

@@ -109,14 +109,15 @@ def _change_facts(directory: Path, policy: OpenVLA, spec: PolicySpec, joints: Se
     """What the files beside the tensors say of widths and joints; `joints` are the teacher's."""
     columns = [joints.index(name) for name in spec.joint_names]
 
+    def picked(values):
+        told = isinstance(values, list) and len(values) == len(joints)
+        return [values[column] for column in columns] if told else values
+
     def of_joints(sets: dict) -> dict:
         return {
-            name: entry | {"action": {
-                key: [values[column] for column in columns] if isinstance(values, list) and len(values) == len(joints) else values
-                for key, values in entry["action"].items()
-            }}
+            name: entry | {"action": {key: picked(values) for key, values in entry["action"].items()}}
             for name, entry in sets.items()
-        }  # fmt: skip
+        }
 
     reader = policy.act if policy.config.head_hidden else policy.prefill
     config = read_json(directory / "config.json")
