@@ -89,7 +89,7 @@ def add(command) -> None:
     )
 
     sub = command("distill", _distill, "make a smaller policy that does what a teacher does, giving a checkpoint")
-    sub.add_argument("teacher", type=Path, help="checkpoint directory in LeRobot's layout")
+    sub.add_argument("teacher", type=Path, help="checkpoint directory of a SmolVLA or an OpenVLA")
     sub.add_argument("output", type=Path, help="checkpoint directory to write; must not exist")
     sub.add_argument("--size", type=float, default=0.5, help="share of the teacher's parameters it may have")
     sub.add_argument("--demonstrations", type=Path, nargs="+", required=True, help="recordings to train on")

@@ -16,6 +16,7 @@ from vla_edge.compress.apply import Tell, compress_policy
 from vla_edge.compress.calibrate import CalibrationData, never_reached, watch_inputs
 from vla_edge.compress.importance import weighed_inputs
 from vla_edge.compress.plan import (
+    check_kind,
     check_order,
     check_shapes,
     covers,
@@ -96,6 +97,7 @@ def carry_out(
     from vla_edge.engine.trace import policy_layers
 
     check_order(recipe)
+    check_kind(recipe, policy, checkpoint.spec.num_steps)
     check_shapes(recipe, policy)
     for step in recipe.steps:
         if isinstance(step, Quantize) and step.provider:
@@ -104,25 +106,6 @@ def carry_out(
     plan = plan_layers(recipe, names)
     plan_pruning(recipe, plan)
     plan_smoothing(recipe, plan)
-    if recipe.trains and not hasattr(policy, "denoise"):
-        raise RecipeError(f"recipe {recipe.name} trains, which is for flow policies; take its training steps out")
-    if any(isinstance(step, FixedPoint) for step in recipe.steps) and not getattr(policy, "can_revise", False):
-        raise RecipeError(
-            f"recipe {recipe.name}: fixed_point is for policies that write three tokens or more, one after the other; take "
-            "it out"
-        )
-    for step in recipe.steps:
-        if isinstance(step, FlowSteps):
-            if not hasattr(policy, "denoise"):
-                raise RecipeError(f"recipe {recipe.name}: flow_steps is for flow policies; take it out")
-            if step.evaluations:
-                flow_steps.check(step.num_steps or checkpoint.spec.num_steps, step.evaluations)
-    for step in recipe.steps:
-        if isinstance(step, FewSteps) and checkpoint.spec.num_steps % step.num_steps:
-            raise RecipeError(
-                f"recipe {recipe.name}: {step.num_steps} flow steps do not divide the checkpoint's "
-                f"{checkpoint.spec.num_steps}"
-            )
     frames = None
     if recipe.trains:
         if work is None:
@@ -337,7 +320,8 @@ def _train(
         config = match.FewStepsConfig(**shared, num_steps=step.num_steps, teacher_steps=num_steps)
         fit = match.FewSteps(config, policy, teacher, frames, run)
     else:
-        config = match.MatchConfig(**shared, features=step.features, attention=step.attention, shown=step.shown)
+        weights = dict(features=step.features, attention=step.attention, shown=step.shown)
+        config = match.MatchConfig(**shared, **weights, temperature=step.temperature or 1.0)
         fit = match.Match(config, policy, teacher, frames, run)
     fit.train(_SAVE_EVERY, progress)
     fit.module.load_state_dict(fit.average.state_dict())
@@ -346,7 +330,8 @@ def _train(
 
 def _frames(recipe: Recipe, policy, checkpoint, demonstrations, observations):
     """What to train on, with actions."""
-    from vla_edge.learn.frames import from_demonstrations, from_observations, with_actions_of
+    from vla_edge.learn.frames import from_demonstrations, from_observations
+    from vla_edge.learn.outputs import with_actions_of
 
     spec, tokenizer = checkpoint.spec, checkpoint.tokenizer_path
     named = [path for step in recipe.steps if isinstance(step, Training) for path in step.demonstrations]

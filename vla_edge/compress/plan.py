@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
+from vla_edge.compress import flow_steps
 from vla_edge.compress.recipe import Recipe, RecipeError
 from vla_edge.compress.steps import (
     FewSteps,
@@ -93,6 +94,32 @@ def check_order(recipe: Recipe) -> None:
                 raise RecipeError(f"{where} does not train the factors of a step before it; put it before that")
         if isinstance(step, Quantize | LowRankStep):
             rounded = rounded or number
+
+
+def check_kind(recipe: Recipe, policy, num_steps: int) -> None:
+    """Nothing, when every step is for policies of this kind.
+
+    Args:
+        num_steps: flow steps of the checkpoint.
+
+    Raises:
+        RecipeError: flow steps are asked of a policy without a flow, or in a number it has not; tokens of one that
+            writes none.
+    """
+    for number, step in enumerate(recipe.steps, 1):
+        where = f"recipe {recipe.name}, step {number} ({step.key})"
+        if isinstance(step, FlowSteps | FewSteps) and policy.matched != "velocity":
+            raise RecipeError(f"{where} is for flow policies, and this one has no flow; take it out")
+        if isinstance(step, FlowSteps) and step.evaluations:
+            flow_steps.check(step.num_steps or num_steps, step.evaluations)
+        if isinstance(step, FewSteps) and num_steps % step.num_steps:
+            raise RecipeError(f"{where}: {step.num_steps} flow steps do not divide the checkpoint's {num_steps}")
+        if isinstance(step, FixedPoint) and not getattr(policy, "can_revise", False):
+            raise RecipeError(
+                f"{where}: fixed_point is for policies that write three tokens or more, one after the other; take it out"
+            )
+        if isinstance(step, Finetune) and step.temperature is not None and policy.matched != "scores":
+            raise RecipeError(f"{where}: temperature is for policies that write their actions as tokens; leave it out")
 
 
 def check_shapes(recipe: Recipe, policy) -> None:

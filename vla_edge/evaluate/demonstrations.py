@@ -41,13 +41,14 @@ class DemonstrationRecording:
 
     def moments(self, spec: PolicySpec) -> Iterator[Moment]:
         """See `Recording.moments`."""
-        lacking = [name for name in spec.joint_names if name not in self._names]
+        wanted = tuple(dict.fromkeys((*spec.joint_names, *spec.read_names)))
+        lacking = [name for name in wanted if name not in self._names]
         if lacking or len(spec.cameras) != 1:
             raise DemonstrationError(
                 f"demonstrations in {self.path} are of one camera and the joints {', '.join(self._names)}; the policy "
                 f"takes {len(spec.cameras)} cameras{f' and {lacking[0]}' if lacking else ''}"
             )
-        columns = [self._names.index(name) for name in spec.joint_names]
+        columns = [self._names.index(name) for name in wanted]
         start_ns, last, before = 0, 0, None
         for file in self._files:
             shard = read_shard(file, ("state", "instruction", "episode", "step"))
@@ -55,7 +56,7 @@ class DemonstrationRecording:
                 if episode != before:
                     start_ns, before = last + round(BETWEEN_EPISODES_S * NANOSECONDS), episode
                 last = start_ns + round(int(step) * self._dt * NANOSECONDS)
-                joints = JointState(last, spec.joint_names, shard["state"][row][columns])
+                joints = JointState(last, wanted, shard["state"][row][columns])
                 instruction = str(shard["instruction"][row])
                 yield Moment(last, instruction, partial(self._observation, file, row, joints, instruction, spec))
 

@@ -156,11 +156,18 @@ class Reader(nn.Module):
         cos, sin = rotary(positions, self.head_dim, self.config.wavelength)
         cache = []
         for layer in self.layers:
-            normed = layer.attention_norm(x)
-            k, v = layer.project(normed, normed)
-            cache.append((rotate(k, cos, sin), v))
-            x = layer.finish(x, attend(rotate(layer.queries(normed), cos, sin), *cache[-1], bias)[0])
+            x, k, v, _ = through(layer, x, cos, sin, bias)
+            cache.append((k, v))
         return x, cache
+
+
+def through(layer: DecoderLayer, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    """x (B, T, width) through one layer; its keys and values; its attention probabilities (B, H, T, T)."""
+    normed = layer.attention_norm(x)
+    k, v = layer.project(normed, normed)
+    k = rotate(k, cos, sin)
+    attended, probabilities = attend(rotate(layer.queries(normed), cos, sin), k, v, bias)
+    return layer.finish(x, attended), k, v, probabilities
 
 
 class Prefill(Reader):
@@ -290,6 +297,15 @@ class Act(Reader):
     def forward(
         self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor | None = None
     ) -> tuple[Tensor]:
+        x, mask, last = self.places(image_tokens, lang_tokens, lang_mask, state)
+        x, _ = self.read(x, mask.cumsum(1) - 1, ((1 - mask) * MASKED)[:, None, None, :])
+        return (self.actions(torch.cat([x.index_select(1, last), x[:, self.config.prompt_length : -2]], dim=1)),)
+
+    def places(
+        self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Everything that is read (B, P + T * A + 1, width), a mask of what of it is real, and the place (B,) of the
+        last word. Each value is told by the place before its own, as if it were the next word."""
         c = self.config
         if self.state_in is not None:
             token = self.state_out(ACTIVATIONS["gelu"](self.state_in(state)))
@@ -302,11 +318,12 @@ class Act(Reader):
         words = lang_mask.to(x.dtype)
         rest = x.new_ones(x.shape[0], c.tokens + 1)
         mask = torch.cat([words[:, :1], real, words[:, 1:], rest], dim=1)
-        x, _ = self.read(x, mask.cumsum(1) - 1, ((1 - mask) * MASKED)[:, None, None, :])
-        # each is told by the place before it, as if it were the next word
-        last = image_tokens.shape[1] + lang_mask.to(torch.int64).sum(1) - 1
-        found = torch.cat([x.index_select(1, last), x[:, c.prompt_length : -2]], dim=1)
-        return (self.head(self.norm(found).reshape(-1, c.chunk_size, c.action_dim * c.width)),)
+        return x, mask, image_tokens.shape[1] + lang_mask.to(torch.int64).sum(1) - 1
+
+    def actions(self, found: Tensor) -> Tensor:
+        """What was found at the places that tell (B, T * A, width) -> normalized actions (B, T, A)."""
+        c = self.config
+        return self.head(self.norm(found).reshape(-1, c.chunk_size, c.action_dim * c.width))
 
 
 class OpenVLA(nn.Module):
@@ -328,6 +345,11 @@ class OpenVLA(nn.Module):
         """Whether there are tokens, one after the other, to be guessed and revised together."""
         return not self.config.head_hidden and self.config.tokens > 2
 
+    @property
+    def matched(self) -> str:
+        """See `stages.StagedPolicy`."""
+        return "actions" if self.config.head_hidden else "scores"
+
     def revise_(self) -> None:
         """From now on all tokens are guessed and revised together."""
         self.revise = Revise(self.decode)
@@ -338,16 +360,27 @@ class OpenVLA(nn.Module):
         c = self.config
         if c.head_hidden:
             return self.act(image_tokens, lang_tokens, lang_mask, state[:, : c.proprio_dim])[0]
+        scores = self.greedy(image_tokens, lang_tokens, lang_mask)
+        means = scores.softmax(-1) @ torch.as_tensor(bin_values(), dtype=scores.dtype)
+        return means.reshape(1, c.chunk_size, c.action_dim)
+
+    def greedy(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor) -> Tensor:
+        """Scores (1, T * A, 256) of all tokens of one observation, each after the likeliest tokens before it."""
         scores, position, keys, values = self.prefill(image_tokens, lang_tokens, lang_mask)
-        table = torch.as_tensor(bin_values(), dtype=scores.dtype)
-        means = [scores.softmax(-1) @ table]
-        for place in range(int(position), int(position) + c.tokens - 1):
-            token = scores.argmax(-1, keepdim=True)
+        told = [scores]
+        for place in range(int(position), int(position) + self.config.tokens - 1):
+            token = told[-1].argmax(-1, keepdim=True)
             scores, new_keys, new_values = self.decode(token, torch.tensor([place]), keys, values)
             here = (self.decode.places == place)[:, None]
             keys, values = torch.where(here, new_keys, keys), torch.where(here, new_values, values)
-            means.append(scores.softmax(-1) @ table)
-        return torch.stack(means, dim=1).reshape(1, c.chunk_size, c.action_dim)
+            told.append(scores)
+        return torch.stack(told, dim=1)
+
+    def say(self, *observed: Tensor, **asked):
+        """For training, see `openvla_training.say`."""
+        from vla_edge.policy.openvla_training import say
+
+        return say(self, *observed, **asked)
 
     def stages(self) -> tuple[Stage, ...]:
         """vision, then prefill and decode, or act; batch 1, static shapes (see `policy.stages`)."""

@@ -37,6 +37,8 @@ _BOUNDS = {NormalizationMode.QUANTILES: ("q01", "q99"), NormalizationMode.MIN_MA
 _TOWERS = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
 _TEXT = "language_model.model."
 _LLM_HEAD = "language_model.lm_head.weight"
+WORDS = (f"{_TEXT}embed_tokens.weight", _LLM_HEAD)
+"""Tables of all words, of which actions take 256 rows."""
 _LAYER = {
     "attention_norm": "input_layernorm", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
     "out": "self_attn.o_proj", "mlp_norm": "post_attention_layernorm", "mlp.gate": "mlp.gate_proj",
@@ -98,14 +100,14 @@ def tensors(policy, checkpoint: Checkpoint, weights: Weights) -> dict:
     everything, config = _all(checkpoint), policy.config
     found = {name: file_names(name) for name in policy.state_dict()}
     read = {file for files in found.values() for file in files}
-    scales = {scale for scale in map(_scale_of, read) if scale in everything}
+    scales = {scale for scale in map(scale_of, read) if scale in everything}
     layers = [tower.layers for tower in config.towers]
     everything.check(read | scales, lambda name: _is_unused(name, layers))
     action_end = config.vocabulary - checkpoint.config.get("pad_to_multiple_of", 64)
     state = {}
     for name, like in policy.state_dict().items():
         tensor = _shaped(name, [everything[file] for file in found[name]], like, action_end)
-        scale = _scale_of(found[name][0])
+        scale = scale_of(found[name][0])
         if scale in scales:  # what a layer gives is multiplied by it, so the layer can be
             gain = everything[scale].float()
             tensor = tensor.float() * (gain[:, None] if like.ndim == 2 else gain)
@@ -198,7 +200,7 @@ def _tower_names(prefix: str, module: str, kind: str) -> tuple[str, ...]:
     return (f"{prefix}{single[module]}",)
 
 
-def _scale_of(file: str) -> str | None:
+def scale_of(file: str) -> str | None:
     """The tensor by which timm multiplies what the layer gives that `file` is of."""
     half = {"attn.proj": 1, "mlp.fc2": 2}
     match = re.fullmatch(r"(.*blocks\.\d+\.)(attn\.proj|mlp\.fc2)\.(weight|bias)", file)
@@ -230,11 +232,18 @@ def _is_unused(name: str, layers: list[int]) -> bool:
     )
 
 
-def _all(checkpoint: Checkpoint) -> Weights:
-    """The shards and OFT's parts, whose names begin with "module." where they were trained in parallel."""
-    parts = {_part(checkpoint.directory, part): part for part in (HEAD, PROPRIO)}
+def files_of(checkpoint: Checkpoint) -> dict[Path, str]:
+    """The shards, and OFT's parts: file -> what is put in front of its tensors' names, which begin with "module." where
+    they were trained in parallel."""
+    parts = {_part(checkpoint.directory, part): f"{part}." for part in (HEAD, PROPRIO)}
     parts.pop(None, None)
-    return Weights((*checkpoint.weights, *parts), lambda name: name.removeprefix("module."), parts)
+    return dict.fromkeys(checkpoint.weights, "") | parts
+
+
+def _all(checkpoint: Checkpoint) -> Weights:
+    files = files_of(checkpoint)
+    parts = {path: part.removesuffix(".") for path, part in files.items() if part}
+    return Weights(files, lambda name: name.removeprefix("module."), parts)
 
 
 def _part(directory: Path, name: str) -> Path | None:

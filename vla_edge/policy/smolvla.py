@@ -375,6 +375,8 @@ def _spans(name: str, layers: nn.ModuleList, last: nn.Module) -> dict[str, tuple
 class SmolVLA(nn.Module):
     """The whole policy, made of its stages."""
 
+    matched = "velocity"
+
     def __init__(self, config: SmolVLAConfig):
         super().__init__()
         self.config = config

@@ -46,6 +46,13 @@ class Stage:
 
 
 class StagedPolicy(Protocol):
-    """A policy that can be taken apart into stages."""
+    """A policy that can be taken apart into stages.
+
+    Attributes:
+        matched: what a student is trained to have in common with it (`learn.outputs`): the "velocity" of a flow, the
+            "scores" of tokens, or "actions" that come at once.
+    """
+
+    matched: str
 
     def stages(self) -> tuple[Stage, ...]: ...

@@ -135,9 +135,18 @@ def read_shard(file: Path, fields: Sequence[str] = FIELDS) -> dict[str, np.ndarr
 
 def joint_names(directory: str | Path) -> tuple[str, ...]:
     """Of a recording, in the order of its arrays. Raises DemonstrationError where it does not tell."""
+    return _told(directory, "joint_names", tuple)
+
+
+def period(directory: str | Path) -> float:
+    """s between the points of a recording's chunks. Raises DemonstrationError where it does not tell."""
+    return _told(directory, "dt", float)
+
+
+def _told(directory: str | Path, entry: str, kind: type):
     mark = Path(directory) / "recording.json"
     try:
-        return tuple(json.loads(mark.read_text(encoding="utf-8"))["joint_names"])
+        return kind(json.loads(mark.read_text(encoding="utf-8"))[entry])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DemonstrationError(f"{mark} cannot be read ({error}); record the demonstrations again") from None
 
