@@ -14,8 +14,8 @@ from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 
 from vla_edge.control.loop import DeadlineLoop
+from vla_edge.control.realtime import prioritize
 from vla_edge.nodes import convert, middleware, qos
-from vla_edge.nodes.run import prioritize
 from vla_edge.nodes.stream import Stream
 from vla_edge.sim.world import HOME, TabletopWorld
 

@@ -36,6 +36,13 @@ def write_commands(path):
     return sink
 
 
+def write_once_opened(path, door):
+    """The same, which nobody listens to until the file `door` is there."""
+    sink = write_commands(path)
+    sink.listened = lambda: os.path.exists(door)
+    return sink
+
+
 def fail(message):
     raise RuntimeError(message)
 
@@ -162,6 +169,20 @@ def test_the_sink_gets_every_command_at_its_rate_and_is_closed(tmp_path):
     assert (np.diff(stamps) > 0).all()
     assert np.median(np.diff(stamps)) >= 3.9e6
     assert {row[1] for row in rows} == {"0.050000000"}
+
+
+def test_a_robot_that_does_not_hear_the_commands_is_not_armed(tmp_path):
+    path, door = tmp_path / "commands", tmp_path / "door"
+    arguments = str(path), str(door)
+    with ControllerProcess(g1(), DRIVEN_JOINTS, PATIENT, write_once_opened, arguments, GENTLE) as controller:
+        controller.send_joints(state())
+        with pytest.raises(ControlError, match="nobody listens"):
+            controller.rearm(timeout=0.2)
+        assert controller.report().mode is Mode.INIT and not controller.report().listened
+        door.touch()
+        controller.rearm(timeout=5.0)
+        assert wait_for(lambda: controller.report().mode is Mode.HOLD)
+    assert path.read_text()
 
 
 def test_a_sink_that_cannot_be_made_fails_the_start_with_its_reason():

@@ -243,6 +243,34 @@ def test_the_real_time_process_ends_with_its_node(arms):
     wait_for(lambda: not os.path.exists(f"/proc/{child}"), 10.0, "the controller's process to end")
 
 
+def test_it_arms_by_itself_only_once_somebody_listens_to_the_commands(start, peer):
+    robot = FakeRobot(peer, camera_rate=0.5, joint_rate=100.0)
+    try:
+        start("controller_node", rearm_on_activate="true", **PATIENT)
+        assert peer.change("controller", CONFIGURE, ACTIVATE) == [True, True]
+        peer.diagnostics("controller", lambda v: v["listened"] == "false" and "nobody listens" in v["message"])
+        time.sleep(1.0)
+        values = peer.diagnostics("controller")
+        assert values["mode"] == "INIT"
+        with pytest.raises(ConductError, match="nobody listens"):
+            peer.call("controller/rearm")
+        heard = peer.listen(JointState, "joint_command", qos.COMMAND)
+        peer.diagnostics("controller", lambda v: v["mode"] == "HOLD" and v["listened"] == "true")
+        wait_for(lambda: heard, 10.0, "commands")
+    finally:
+        robot.close()
+
+
+def test_no_thread_of_the_real_time_process_waits_behind_ordinary_load(arms):
+    (child,) = open(f"/proc/{arms.process.pid}/task/{arms.process.pid}/children").read().split()
+    if "real-time scheduling was refused" in arms.peer.diagnostics("controller")["realtime"]:
+        pytest.skip("real-time scheduling is not granted here")
+    threads = {int(thread): os.sched_getparam(int(thread)).sched_priority for thread in os.listdir(f"/proc/{child}/task")}
+    # The middleware's threads hold locks that the loop waits for: right behind it, before everything else.
+    assert len(threads) > 1 and threads.pop(int(child)) == 50
+    assert set(threads.values()) == {49}
+
+
 def test_commands_can_be_given_as_an_array(start, peer):
     heard = peer.listen(Float64MultiArray, "joint_command", qos.COMMAND)
     robot = FakeRobot(peer, camera_rate=0.5, joint_rate=100.0)

@@ -25,12 +25,12 @@ class ControlInputs:
     Args:
         node: subscribes and serves.
         process: the controller.
-        priority: of the thread that takes joint states in, see `run.prioritize`.
+        priority: of the thread that takes joint states in, see `control.realtime.prioritize`.
 
     Attributes:
         bad_joint_states, bad_chunks, bad_operator: messages refused before they reached the controller.
         last_problem: newest reason, for the diagnostics.
-        rearm_at_next_joints: arm once the next joint state has been handed over.
+        rearm_at_next_joints: arm once a joint state has been handed over and somebody listens to the commands.
     """
 
     def __init__(self, node, process: ControllerProcess, priority: int = 0):
@@ -71,7 +71,7 @@ class ControlInputs:
             self._complain(error)
             return
         self._process.send_joints(state)
-        if self.rearm_at_next_joints:
+        if self.rearm_at_next_joints and self._process.listened:
             self.rearm_at_next_joints = False
             self._order("rearm")
 

@@ -14,14 +14,14 @@ from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_edge.control.realtime import RealtimeRequest, request_realtime
+from vla_edge.control.realtime import RealtimeRequest, prioritize, request_realtime
 from vla_edge.nodes import convert, qos
 from vla_edge.nodes.engine_choice import EngineChoice
 from vla_edge.nodes.heartbeat import Heartbeat
 from vla_edge.nodes.inputs import ObservationInputs
 from vla_edge.nodes.open_runner import open_runner
 from vla_edge.nodes.params import Parameters
-from vla_edge.nodes.run import prioritize, run_node
+from vla_edge.nodes.run import run_node
 from vla_edge.nodes.vla_params import PARAMETERS
 from vla_edge.nodes.vla_status import VlaStatus
 from vla_edge.observe.align import Aligner
