@@ -78,6 +78,14 @@ class Arms:
         limit = g1().select(DRIVEN_JOINTS).column("velocity")
         return bool((steps <= limit * seconds[:, None] * 1.01 + 1e-6).all())
 
+    def keeps_to_accelerations(self) -> bool:
+        """Whether the velocity changed by no more than the working acceleration allows: what begins is led in."""
+        messages = [message for _, message in list(self.commands)]
+        seconds = np.diff([convert.stamp_of(message) for message in messages]) / 1e9
+        changes = np.abs(np.diff([message.velocity for message in messages], axis=0))
+        limit = g1().select(DRIVEN_JOINTS).column("acceleration")
+        return bool((changes <= limit * seconds[:, None] * 1.01 + 1e-6).all())
+
 
 @pytest.fixture
 def arms(start, peer):

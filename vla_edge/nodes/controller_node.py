@@ -106,7 +106,7 @@ class ControllerNode(LifecycleNode):
             values.priority, values.cpu if values.cpu >= 0 else None, values.lock_memory, values.stay_awake
         )
         self._process = ControllerProcess(robot, joints, config, CommandPublisher, command, realtime,
-                                          keep_open=(self._claim,),
+                                          clock=lambda: self.get_clock().now().nanoseconds, keep_open=(self._claim,),
                                           capsules=capsules_of(robot, values.collision_model),
                                           gravity=values.gravity_model)
         self._process.start()
