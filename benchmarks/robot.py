@@ -57,7 +57,7 @@ def tick_rows(rate: int, options) -> list[Row]:
     name, seconds = f"tick_{rate // 1000}khz", options.seconds
     bundle = engine(options.bundle)
     with LiveNodes() as nodes, Listener() as listener:
-        nodes.source("30", "250", INSTRUCTION)
+        nodes.source("--instruction", INSTRUCTION)
         nodes.node("vla_node", bundle=bundle, rate=options.rate, threads=options.threads, status_period=0.5)
         try:
             listener.conductor.bring_up("vla", 60.0)

@@ -67,6 +67,7 @@ class VlaNode(LifecycleNode):
             self._aligner.align, self._server.infer, self._publish, values.rate, self._warn,
             lambda: prioritize(values.priority, [0]), self._due,
             lambda observation: observation.instruction == self._aligner.instruction,
+            lambda: self.get_clock().now().nanoseconds,
         )
         config = DeratingConfig(
             values.hot, values.cool, down_after=values.derate_after, up_after=values.recover_after
