@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -169,6 +170,24 @@ def test_the_sink_gets_every_command_at_its_rate_and_is_closed(tmp_path):
     assert (np.diff(stamps) > 0).all()
     assert np.median(np.diff(stamps)) >= 3.9e6
     assert {row[1] for row in rows} == {"0.050000000"}
+
+
+def test_of_orders_given_by_several_threads_none_is_lost(controller):
+    def order() -> None:
+        for _ in range(300):
+            controller.resume()
+
+    threads = [threading.Thread(target=order) for _ in range(4)]
+    before, interval = controller._orders, sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert controller._orders - before == 1200
 
 
 def test_a_robot_that_does_not_hear_the_commands_is_not_armed(tmp_path):

@@ -269,6 +269,27 @@ def test_it_arms_by_itself_only_once_somebody_listens_to_the_commands(start, pee
         robot.close()
 
 
+def test_an_emergency_stop_ends_the_wish_to_arm_by_itself(start, peer):
+    robot = FakeRobot(peer, camera_rate=0.5, joint_rate=100.0)
+    stop = peer.node.create_publisher(Bool, "emergency_stop", qos.LATCHED)
+    stop.publish(Bool(data=True))
+    heard = peer.listen(JointState, "joint_command", qos.COMMAND)
+    try:
+        start("controller_node", rearm_on_activate="true", **PATIENT)
+        assert peer.change("controller", CONFIGURE) == [True]
+        wait_for(stop.get_subscription_count, 10.0, "the controller to listen")
+        time.sleep(1.0)
+        assert peer.change("controller", ACTIVATE) == [True]
+        peer.diagnostics("controller", lambda v: "emergency stop is pressed" in v["last_problem"])
+        stop.publish(Bool(data=False))
+        time.sleep(2.0)
+        assert peer.diagnostics("controller")["mode"] == "INIT" and not heard
+        peer.call("controller/rearm")
+        wait_for(lambda: heard, 10.0, "commands")
+    finally:
+        robot.close()
+
+
 def test_no_thread_of_the_real_time_process_waits_behind_ordinary_load(arms):
     (child,) = open(f"/proc/{arms.process.pid}/task/{arms.process.pid}/children").read().split()
     if "real-time scheduling was refused" in arms.peer.diagnostics("controller")["realtime"]:

@@ -27,6 +27,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 
@@ -89,7 +90,7 @@ class ControllerProcess:
         )
         self._clock, self._joint_stamps, self._keep_open = clock, joint_stamps, keep_open
         self._child: subprocess.Popen | None = None
-        self._orders = 0
+        self._orders, self._ordering = 0, threading.Lock()
         self._order: np.ndarray = np.arange(len(self.joint_names))
         self._order_of: tuple[str, ...] = self.joint_names
         self._refused = dict.fromkeys(REJECTIONS, 0)
@@ -272,13 +273,14 @@ class ControllerProcess:
 
     def _send(self, order: Order, value: float = 0.0) -> int:
         box = self._block["orders"]
-        slot = self._orders % ORDERS_KEPT
-        box.fields["kind"][slot] = order
-        box.fields["value"][slot] = value
-        self._orders += 1
-        box.fields["count"][...] = self._orders
-        box.post()
-        return self._orders
+        with self._ordering:  # of two threads' orders at once neither may be lost: one may be an emergency stop
+            slot = self._orders % ORDERS_KEPT
+            box.fields["kind"][slot] = order
+            box.fields["value"][slot] = value
+            self._orders += 1
+            box.fields["count"][...] = self._orders
+            box.post()
+            return self._orders
 
     def _refuse(self, reason: str, sentence: str) -> None:
         self._refused[reason] += 1

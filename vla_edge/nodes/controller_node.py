@@ -117,11 +117,12 @@ class ControllerNode(LifecycleNode):
         self._timer = self.create_timer(values.status_period, self._report)
 
     def on_activate(self, state) -> TransitionCallbackReturn:
-        self._inputs.rearm_at_next_joints = self._values.rearm_on_activate
+        self._inputs.arm_by_itself(self._values.rearm_on_activate)
         self._process.resume()
         return super().on_activate(state)
 
     def on_deactivate(self, state) -> TransitionCallbackReturn:
+        self._inputs.arm_by_itself(False)
         self._process.hold()
         return super().on_deactivate(state)
 
