@@ -103,7 +103,7 @@ class Listener:
 
     def _on_status(self, message) -> None:
         for status in message.status:
-            self.values[status.name] = {pair.key: pair.value for pair in status.values}
+            self.values[status.name] = {pair.key: pair.value for pair in status.values} | {"message": status.message}
 
     def number(self, node: str, key: str) -> float:
         """A figure of a node's newest diagnostics."""
