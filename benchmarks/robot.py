@@ -87,7 +87,8 @@ def tick_rows(rate: int, options) -> list[Row]:
             unaccounted = abs(rate * n / number("controller", "tick_hz") - n - overruns)
             told = (
                 f"{overruns:.0f} deadlines passed before their tick and were made up, {said['gaps']} pauses, "
-                f"{said['chunks.accepted']} chunks followed, mode {said['mode']} ({said['reason']}), real time: {said['realtime']}; engine p50 {number('vla', 'stage.engine_ms.p50'):.0f} ms at "
+                f"{said['chunks.accepted']} chunks followed, mode {said['mode']} ({said['reason']}), real time: "
+                f"{said['realtime']}; engine p50 {number('vla', 'stage.engine_ms.p50'):.0f} ms at "
                 f"{number('vla', 'rate_hz'):.1f} Hz, {options.threads} thread(s), {os.cpu_count()} processors; a "
                 f"hypervisor took {100 * stolen / whole:.1f} % of their time"
             )

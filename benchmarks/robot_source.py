@@ -1,6 +1,6 @@
 """Cameras and joints for benchmarks: fixed pictures, joints that go where they are told, an instruction.
 
-    python benchmarks/robot_source.py --camera-rate 30 --joint-rate 250 --instruction "touch the red cube with your left hand"
+    python benchmarks/robot_source.py --instruction "touch the red cube with your left hand"
 
 As cheap as a driver in C++: messages are serialized once, and only their stamps change.
 """
@@ -85,7 +85,7 @@ class Camera:
 
 
 def picture(height: int = 480, width: int = 640) -> np.ndarray:
-    """(height, width, 3) uint8 with detail at every scale, as photographs have: noise whose power falls with frequency."""
+    """(height, width, 3) uint8 with detail at every scale, as photographs have: ever finer noise, ever weaker."""
     rng, pixels = np.random.default_rng(0), np.zeros((height, width, 3))
     for cells in (4, 8, 16, 32, 64, 128, 256):
         coarse = rng.normal(size=(cells * height // width + 1, cells, 3)) / cells

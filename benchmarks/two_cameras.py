@@ -1,4 +1,4 @@
-"""The shipped policy before two cameras: the same weights shown a second picture, for what costs time and not for touch."""
+"""The shipped policy before two cameras: the same weights shown a second picture, to time what that costs."""
 
 from __future__ import annotations
 

@@ -294,7 +294,8 @@ def test_no_thread_of_the_real_time_process_waits_behind_ordinary_load(arms):
     (child,) = open(f"/proc/{arms.process.pid}/task/{arms.process.pid}/children").read().split()
     if "real-time scheduling was refused" in arms.peer.diagnostics("controller")["realtime"]:
         pytest.skip("real-time scheduling is not granted here")
-    threads = {int(thread): os.sched_getparam(int(thread)).sched_priority for thread in os.listdir(f"/proc/{child}/task")}
+    threads = [int(thread) for thread in os.listdir(f"/proc/{child}/task")]
+    threads = {thread: os.sched_getparam(thread).sched_priority for thread in threads}
     # The middleware's threads hold locks that the loop waits for: right behind it, before everything else.
     assert len(threads) > 1 and threads.pop(int(child)) == 50
     assert set(threads.values()) == {49}
