@@ -1,4 +1,4 @@
-"""Core ML: stages written for Apple's computers, by coremltools, which runs anywhere; what it writes runs on macOS alone.
+"""Core ML: stages written for Apple's computers. coremltools writes them anywhere; what it writes runs on macOS alone.
 
 The stage's file is read as the PyTorch backend reads it (see `onnx_torch`) and converted into an ML Program in float32,
 which Core ML runs on the processor and the GPU. A package is a directory; the bundle holds it as one zip archive, not
@@ -71,7 +71,8 @@ def build(onnx: str | Path, directory: str | Path, stage: StageInterface, option
         except BackendError:
             raise
         except Exception as error:  # each pass raises its own kind
-            raise BackendError(f"coremltools {version()} cannot convert stage file {onnx}: {one_line(error)}") from error
+            reason = f"coremltools {version()} cannot convert stage file {onnx}: {one_line(error)}"
+            raise BackendError(reason) from error
         check_package(package, stage)
         target = Path(directory) / f"{package.name}.zip"
         target.unlink(missing_ok=True)
@@ -84,7 +85,7 @@ def build(onnx: str | Path, directory: str | Path, stage: StageInterface, option
 
 
 def _converted(onnx: str | Path, stage: StageInterface):
-    """The file as an `MLModel`. Tensors are called by their place: Core ML keeps some names, such as `state`, for itself."""
+    """The file as an `MLModel`. Tensors are called by their place: Core ML keeps names such as `state` for itself."""
     import torch
 
     from vla_edge.engine.backends.onnx_torch import in_float32, read_module

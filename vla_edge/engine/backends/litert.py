@@ -57,7 +57,7 @@ def build(onnx: str | Path, directory: str | Path, stage: StageInterface, option
     """
     target = Path(directory) / f"{stage.name}.tflite"
     target.unlink(missing_ok=True)
-    target.write_bytes(_converted(Path(onnx), sha256(onnx), stage))
+    target.write_bytes(_converted(Path(onnx), sha256(Path(onnx)), stage))
     options = {**candidates(onnx)[0], **(options or {})}
     load(target, stage, options)
     return BuiltStage(target.name, options)

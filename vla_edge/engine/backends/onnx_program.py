@@ -1,4 +1,4 @@
-"""A stage file as its nodes in order, for libraries that read no ONNX: each gives a table of what it makes of an operator.
+"""A stage file as its nodes in order, for libraries that read no ONNX: each has a table of what it makes of an operator.
 
 What depends on no input, such as dequantized weights, is computed once, when the file is read.
 """
@@ -20,7 +20,7 @@ class Program:
 
     Args:
         model: an `onnx.ModelProto` with its constants.
-        operators: by their names in ONNX. They see constants as numpy arrays, all else as what the library computes with.
+        operators: by their names in ONNX. They see constants as numpy arrays, all else as the library's own.
         finish: makes a result the library's own, where it was computed of constants alone.
         reader: the library, for messages.
 
