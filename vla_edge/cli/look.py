@@ -82,13 +82,14 @@ def _inspect(options):
 
 def _kernel_lines(file: Path) -> list[str]:
     """Of a plan of TensorRT: what runs, in order, as its inspector told when it was built."""
-    told = file.with_suffix(".kernels.json")
-    if not told.is_file():
+    inspected = file.with_suffix(".kernels.json")
+    if not inspected.is_file():
         return []
-    rows = json.loads(told.read_text()).get("Layers", [])
+    rows = json.loads(inspected.read_text()).get("Layers", [])
     # without its details a layer is its name alone
     rows = [row if isinstance(row, dict) else {"Name": row} for row in rows]
-    return [f"    {row['Name'][:60]:61}{row.get('LayerType', '')}  {row.get('TacticName', '')}".rstrip() for row in rows]
+    told = [(row["Name"][:60], row.get("LayerType", ""), row.get("TacticName", "")) for row in rows]
+    return [f"    {name:61}{kind}  {tactic}".rstrip() for name, kind, tactic in told]
 
 
 def _steps(spec) -> str:

@@ -1,4 +1,4 @@
-"""A stage file as its nodes in order, for libraries that read no ONNX: each has a table of what it makes of an operator.
+"""A stage file as its nodes in order, for libraries that read no ONNX: each has a table of operators.
 
 What depends on no input, such as dequantized weights, is computed once, when the file is read.
 """
