@@ -29,6 +29,11 @@ EXTRAS = {
     # runtimes beside ONNX Runtime; TensorRT itself and pycuda come with a robot's system
     "runtime-openvino": ["openvino"],
     "runtime-executorch": ["executorch"],
+    "runtime-litert": ["ai-edge-litert"],
+    # converts stages for LiteRT, off the robot: in an environment of its own
+    "build-litert": ["litert-torch"],
+    "runtime-mlx": ["mlx"],
+    "runtime-coreml": ["coremltools"],
     "runtime-tensorrt-rtx": ["tensorrt-rtx"],
     "runtime-cuda": ["cuda-bindings"],
     # other libraries' algorithms behind our recipes; make setup leaves them out

@@ -112,7 +112,7 @@ def test_a_file_with_other_tensors_is_a_backend_error(toy, tmp_path):
 
 
 def test_an_unknown_or_absent_backend_says_what_to_do(monkeypatch):
-    with pytest.raises(BackendError, match="no backend 'tensorrrt'; choose one of executorch, onnxruntime, openvino, "):
+    with pytest.raises(BackendError, match="no backend 'tensorrrt'; choose one of coreml, .*onnxruntime, openvino, "):
         get_backend("tensorrrt")
     from vla_edge.engine import backends
 

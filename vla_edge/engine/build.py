@@ -34,7 +34,9 @@ from vla_edge.types import Observation
 Progress = Callable[[float, str], None]
 PROFILE_REPEATS = 20
 # packages a build can do without
-OPTIONAL = ("openvino", "executorch", "tensorrt", "tensorrt-rtx")
+OPTIONAL = (
+    "openvino", "executorch", "ai-edge-litert", "litert-torch", "mlx", "coremltools", "tensorrt", "tensorrt-rtx",
+)  # fmt: skip
 # of a recording, for recipes that train; far more than calibration needs
 TRAINING_FRAMES = 4000
 # Below this, PyTorch's threads wait for each other longer than they work, and far longer on a busy machine.

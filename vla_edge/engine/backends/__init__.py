@@ -40,6 +40,9 @@ BACKENDS = {
     "openvino": ("vla_edge.engine.backends.openvino", "openvino"),
     "torch": ("vla_edge.engine.backends.torch", "torch"),
     "executorch": ("vla_edge.engine.backends.executorch", "executorch"),
+    "litert": ("vla_edge.engine.backends.litert", "ai-edge-litert"),
+    "mlx": ("vla_edge.engine.backends.mlx", "mlx"),
+    "coreml": ("vla_edge.engine.backends.coreml", "coremltools"),
     "tensorrt": ("vla_edge.engine.backends.tensorrt", "tensorrt"),
     "tensorrt_rtx": ("vla_edge.engine.backends.tensorrt_rtx", "tensorrt-rtx"),
 }
