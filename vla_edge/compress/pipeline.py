@@ -104,7 +104,8 @@ def carry_out(
     plan = plan_layers(recipe, names)
     plan_pruning(recipe, plan)
     plan_smoothing(recipe, plan)
-    if recipe.trains and not hasattr(policy, "denoise"):
+    flows = hasattr(policy, "denoise") and checkpoint.spec.diffusion is None
+    if recipe.trains and not flows:
         raise RecipeError(f"recipe {recipe.name} trains, which is for flow policies; take its training steps out")
     if any(isinstance(step, FixedPoint) for step in recipe.steps) and not getattr(policy, "can_revise", False):
         raise RecipeError(
@@ -113,7 +114,7 @@ def carry_out(
         )
     for step in recipe.steps:
         if isinstance(step, FlowSteps):
-            if not hasattr(policy, "denoise"):
+            if not flows:
                 raise RecipeError(f"recipe {recipe.name}: flow_steps is for flow policies; take it out")
             if step.evaluations:
                 flow_steps.check(step.num_steps or checkpoint.spec.num_steps, step.evaluations)

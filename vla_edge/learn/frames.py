@@ -26,8 +26,9 @@ class Frames:
     """N observations.
 
     Attributes:
-        images: (N, cameras, 3, H, W) uint8, or float32 as the network sees them where padding leaves [-1, 1]. tokens: (N, L) int64. mask: (N, L) bool.
-        state: (N, S) float32, normalized and padded.
+        images: (N, pictures, 3, H, W) uint8, or float32 where the network sees other numbers than [-1, 1]; a picture of
+            each camera for each observation that is read. tokens: (N, L) int64. mask: (N, L) bool.
+        state: (N, S) float32, normalized and padded; of all observations that are read.
         actions: (N, T, A) float32, normalized and padded; None where nobody showed any.
     """
 
@@ -84,14 +85,16 @@ def from_observations(observations: Iterable[Observation], spec: PolicySpec, tok
         ObservationError, InstructionError: one cannot be shown to the policy.
     """
     preprocess = Preprocessor(spec, InstructionTokenizer.of(spec, tokenizer))
-    outside = any(camera.padding < -1 for camera in spec.cameras)
+    outside = any(camera.padding < -1 or camera.is_scaled for camera in spec.cameras)
     columns: dict[str, list] = {"images": [], "lang_tokens": [], "lang_mask": [], "state": []}
     for observation in observations:
         tensors = preprocess(observation)
-        pictures = np.concatenate([tensors[f"image.{camera.name}"] for camera in spec.cameras])
+        pictures = np.stack([tensors[f"image.{camera.name}"] for camera in spec.cameras], axis=1)
+        pictures = pictures.reshape(-1, *pictures.shape[2:])
         columns["images"].append(pictures if outside else np.rint((pictures + 1) * 127.5).astype(np.uint8))
-        for name in ("lang_tokens", "lang_mask", "state"):
+        for name in ("lang_tokens", "lang_mask"):
             columns[name].append(tensors[name][0])
+        columns["state"].append(tensors["state"].reshape(-1))
     images, tokens, mask, state = (torch.from_numpy(np.stack(column)) for column in columns.values())
     return Frames(images, tokens, mask, state)
 
