@@ -41,7 +41,7 @@ class VisionCache:
         scales: of each camera's pixels.
     """
 
-    def __init__(self, most_change: float, scales: Sequence[Sequence[float]]):
+    def __init__(self, most_change: float, scales: Sequence[Sequence[float]] = ((0.5, 0.5, 0.5),)):
         self._most, self._scales = most_change, scales
         self._seen: dict[int, tuple[int, np.ndarray]] = {}  # picture's place -> stamp and picture that its tokens are of
 

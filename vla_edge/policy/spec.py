@@ -216,6 +216,11 @@ class PolicySpec:
         return self.tokenizer_max_length > 0
 
     @property
+    def lags(self) -> tuple[float, ...]:
+        """s before an observation at which those before it were made that the policy reads too, oldest first."""
+        return tuple(step * self.dt for step in range(self.observation_steps - 1, 0, -1))
+
+    @property
     def read_names(self) -> tuple[str, ...]:
         """Joints of the state."""
         return self.state_names or self.joint_names
