@@ -55,6 +55,7 @@ class DiffusionLoop(Loop):
             self.stages["denoise"].bind(self.buffers | {"time_condition": self._condition(step)}, self.buffers)
             for step in self._steps
         ]
+        self._new_noise = np.zeros(self.noise_shape, np.float32)[1:]
 
     def start(self, noise: np.ndarray | None, seed: int, stamp_ns: int) -> None:
         noise = noise_for(seed, stamp_ns, self.noise_shape) if noise is None else noise
