@@ -27,7 +27,7 @@ FLOWS = ("pi0", "pi05")
 
 build = partial(building.build, backend="onnxruntime")  # which is fastest is not the question here
 
-SLOW = ("pi05", "oft")  # each takes as long again as what it differs little from
+SLOW = ("pi05", "oft", "diffusion")  # each takes as long again as what it differs little from
 
 
 @pytest.fixture(

@@ -30,6 +30,7 @@ from vla_edge.compress.providers import get_provider, trained_by_providers
 from vla_edge.compress.quantize.weights import CompressedLinear
 from vla_edge.compress.recipe import Recipe, RecipeError
 from vla_edge.compress.statistics import InputStatistics
+from vla_edge.compress.stored import stored_layers
 from vla_edge.compress.steps import (
     FewSteps,
     Finetune,
@@ -118,6 +119,12 @@ def carry_out(
                 raise RecipeError(f"recipe {recipe.name}: flow_steps is for flow policies; take it out")
             if step.evaluations:
                 flow_steps.check(step.num_steps or checkpoint.spec.num_steps, step.evaluations)
+    stored = stored_layers(policy, checkpoint)
+    if stored and any(isinstance(step, Training | Prune | Shrink) for step in recipe.steps):
+        raise RecipeError(
+            f"recipe {recipe.name} changes weights, and those of {checkpoint.directory} are rounded already; take such "
+            "steps out, or give the weights they were made from"
+        )
     for step in recipe.steps:
         if isinstance(step, FewSteps) and checkpoint.spec.num_steps % step.num_steps:
             raise RecipeError(
@@ -150,7 +157,7 @@ def carry_out(
         gathered = replace(recipe, steps=tuple(still_there(steps, list(modules))))
         plan = plan_layers(gathered, list(modules))
         runner = Runner.from_policy(policy, checkpoint, num_steps)
-        given = _provided(plan, policy, checkpoint, num_steps, data.observations)
+        given = _provided(plan, policy, checkpoint, num_steps, data.observations) | stored
         found = compress_policy(
             gathered, plan, modules, stages, runner, data.observations, part, reduce_range, pruned, given,
             lambda groups, progress: weighed_inputs(policy, checkpoint, groups, data.observations, progress),

@@ -259,7 +259,9 @@ def as_engine(policy, rig: Rig, threads: int | None = None) -> Engine:
     if hasattr(policy, "bind"):
         policy.bind(rig)
     if getattr(getattr(policy, "spec", None), "lags", ()):
-        raise ClosedLoopError("the policy reads several observations at a time and a closed loop shows one; use a recording")
+        raise ClosedLoopError(
+            "the policy reads several observations at a time and a closed loop shows one; use a recording"
+        )
     if hasattr(policy, "infer"):
         if hasattr(policy, "warm_up"):
             policy.warm_up()

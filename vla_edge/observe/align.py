@@ -173,7 +173,8 @@ class Aligner:
                 return problem
             newest = self._frames[self._cameras[0]][-1]
             chosen, joints = self._at(newest)
-            earlier = [self._at(nearest(self._frames[self._cameras[0]], newest.stamp_ns - lag)) for lag in self._lags_ns]
+            pace = self._frames[self._cameras[0]]
+            earlier = [self._at(nearest(pace, newest.stamp_ns - lag)) for lag in self._lags_ns]
             instruction = self._instruction
         for what, found in (*chosen.items(), ("joint state", joints)):
             if found is None:
@@ -183,7 +184,9 @@ class Aligner:
             # Outside the lock: a picture takes a millisecond to decode, and streams must not wait for it.
             images = {camera: frame.decode() for camera, frame in chosen.items()}
             before = tuple(
-                Observation(frames[self._cameras[0]].stamp_ns, {c: f.decode() for c, f in frames.items()}, then, instruction)
+                Observation(
+                    frames[self._cameras[0]].stamp_ns, {c: f.decode() for c, f in frames.items()}, then, instruction
+                )
                 for frames, then in earlier
                 if then is not None and None not in frames.values()
             )

@@ -137,4 +137,4 @@ def _shaped(name: str, tensor, like):
 
 def _plain(weights: Weights) -> Weights:
     """Without the name of the network within the policy."""
-    return Weights(weights.files, lambda name: name.removeprefix("model."))
+    return weights.renamed(lambda name: name.removeprefix("model."))

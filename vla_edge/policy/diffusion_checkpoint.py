@@ -174,4 +174,4 @@ def _shaped(name: str, tensor, level_width: int):
 
 def _plain(weights: Weights) -> Weights:
     """Without the name of the network within the policy."""
-    return Weights(weights.files, lambda name: name.removeprefix("diffusion."))
+    return weights.renamed(lambda name: name.removeprefix("diffusion."))

@@ -90,12 +90,12 @@ def build(checkpoint: Checkpoint, weights: Weights):
     """See `families`."""
     from vla_edge.policy.openvla import OpenVLA
 
-    return OpenVLA(openvla_config(checkpoint, _all(checkpoint)))
+    return OpenVLA(openvla_config(checkpoint, _all(checkpoint, weights)))
 
 
 def tensors(policy, checkpoint: Checkpoint, weights: Weights) -> dict:
     """See `families`."""
-    everything, config = _all(checkpoint), policy.config
+    everything, config = _all(checkpoint, weights), policy.config
     found = {name: file_names(name) for name in policy.state_dict()}
     read = {file for files in found.values() for file in files}
     scales = {scale for scale in map(_scale_of, read) if scale in everything}
@@ -230,11 +230,11 @@ def _is_unused(name: str, layers: list[int]) -> bool:
     )
 
 
-def _all(checkpoint: Checkpoint) -> Weights:
+def _all(checkpoint: Checkpoint, weights: Weights) -> Weights:
     """The shards and OFT's parts, whose names begin with "module." where they were trained in parallel."""
     parts = {_part(checkpoint.directory, part): part for part in (HEAD, PROPRIO)}
     parts.pop(None, None)
-    return Weights((*checkpoint.weights, *parts), lambda name: name.removeprefix("module."), parts)
+    return weights.renamed(lambda name: name.removeprefix("module."), parts)
 
 
 def _part(directory: Path, name: str) -> Path | None:

@@ -248,7 +248,8 @@ class PolicySpec:
         for key in ("joint_names", "state_names", "evaluated_steps"):
             plain[key] = list(getattr(self, key))
         plain["cameras"] = [
-            {**asdict(camera), **{key: list(getattr(camera, key)) for key in ("crop", *sorted(_SCALING))}} for camera in self.cameras
+            {**asdict(camera), **{key: list(getattr(camera, key)) for key in ("crop", *sorted(_SCALING))}}
+            for camera in self.cameras
         ]
         for key in ("state", "action"):
             normalization: Normalization = getattr(self, key)
