@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # The test files of each; without one it has no tests.
-declare -A FILES=([peft]=test/policy/test_merge.py [bitsandbytes]=test/policy/test_merge.py
+declare -A FILES=([peft]=test/policy/test_merge.py [bitsandbytes]="test/policy/test_merge.py test/policy/test_packed.py"
     [lerobot]=test/evaluate/test_lerobot_itself.py [ruckig]=test/control/test_limits_peer.py
     [pinocchio]=test/control/test_gravity.py [dask]=test/evaluate/test_suite.py [openpi]=test/engine/test_remote_openpi.py
     [executorch]=test/engine/test_executorch.py [litert]=test/engine/test_litert.py [mlx]=test/engine/test_mlx.py
@@ -15,6 +15,7 @@ declare -A FILES=([peft]=test/policy/test_merge.py [bitsandbytes]=test/policy/te
 for provider in modelopt llmcompressor torchao nncf neural-compressor; do
     FILES[$provider]=test/compress/test_providers.py
 done
+FILES[llmcompressor]+=" test/policy/test_packed.py"
 
 source tools/env.sh
 names=("$@")

@@ -19,11 +19,15 @@ from vla_edge.policy.checkpoint import load_checkpoint
 from vla_edge.types import JointState, Observation
 
 SAVED = Path(__file__).parents[1] / "parity"
-CHECKPOINTS = {"pi0": "pi/pi0", "pi05": "pi/pi05", "openvla": "openvla/openvla", "oft": "openvla/oft"}
+CHECKPOINTS = {
+    "pi0": "pi/pi0", "pi05": "pi/pi05", "openvla": "openvla/openvla", "oft": "openvla/oft",
+    "act": "baselines/act", "diffusion": "baselines/diffusion_ddim",
+}  # fmt: skip
+FLOWS = ("pi0", "pi05")
 
 build = partial(building.build, backend="onnxruntime")  # which is fastest is not the question here
 
-SLOW = ("pi05", "oft")  # each takes as long again as what it differs little from
+SLOW = ("pi05", "oft", "diffusion")  # each takes as long again as what it differs little from
 
 
 @pytest.fixture(
@@ -70,7 +74,8 @@ def test_in_fewer_bits_every_stage_is_close_and_verified(family, tmp_path, name)
     errors = [row["relative_l2"] for stage in manifest["verification"]["stages"].values() for row in stage.values()]
     assert 0 < max(errors) < {"int8": 0.6, "int4-awq": 1.0}[name]
     bits = {kind for stage in manifest["stages"].values() for kind in stage["precision"]}
-    assert bits == ({"int4", "int8"} if name == "int4-awq" else {"int8"})
+    language = load_checkpoint(directory).spec.diffusion is None  # of others int4-awq leaves nothing in 4 bits
+    assert bits == ({"int4", "int8"} if name == "int4-awq" and language else {"int8"})
 
 
 def test_stages_that_share_their_layers_are_compressed_once_and_alike(family, tmp_path):
@@ -91,11 +96,16 @@ def test_every_policy_is_made_smaller_trained_and_rounded(family, tmp_path):
         {"few_steps": {"steps": 2, "batch": 2, "num_steps": 2}},
         {"quantize": {"targets": ["*"], "weights": "int8"}},
     ]
-    flow = load_checkpoint(directory).spec.family != "openvla"
+    spec = load_checkpoint(directory).spec
+    flow = spec.family in FLOWS
     if not flow:
         with pytest.raises(RecipeError, match="is for flow policies"):
             build(directory, parse_recipe({"steps": steps}), output=tmp_path / "b", calibration=data)
         del steps[2]
     recipe = parse_recipe({"name": "everything", "steps": steps})
+    if spec.family in ("act", "diffusion"):
+        with pytest.raises(RecipeError, match="cannot be trained against a teacher"):
+            build(directory, recipe, output=tmp_path / "b", calibration=data)
+        return
     runner = Runner.from_bundle(build(directory, recipe, output=tmp_path / "b", calibration=data))
     assert runner.num_steps == (2 if flow else 1) and np.isfinite(runner.infer(data.held_out[0]).chunk.positions).all()

@@ -96,11 +96,13 @@ def _steps(spec) -> str:
     asked = spec.evaluated_steps
     told = f", of which {', '.join(map(str, asked))} ask the network" if asked else ""
     cached = f"; pictures that change by at most {spec.vision_cache:g} are not looked at" if spec.vision_cache else ""
-    return f"{spec.num_steps} flow steps{told}{cached}"
+    if spec.diffusion is not None:
+        return f"{spec.num_steps} {spec.diffusion.sampler} steps{cached}"
+    return f"{spec.num_steps} flow steps{told}{cached}" if spec.num_steps > 1 else f"no flow{cached}"
 
 
 def _cache_line(manifest) -> list[str]:
-    if not manifest.get("cache"):
+    if not manifest.get("cache", {}).get("bytes"):
         return []
     now, before = manifest["cache"]["bytes"], manifest["cache"]["full_precision_bytes"]
     line = f"  cache       {now / 1e3:.1f} kB from prefix to denoise"

@@ -31,6 +31,7 @@ from vla_edge.compress.providers import get_provider, trained_by_providers
 from vla_edge.compress.quantize.weights import CompressedLinear
 from vla_edge.compress.recipe import Recipe, RecipeError
 from vla_edge.compress.statistics import InputStatistics
+from vla_edge.compress.stored import stored_layers
 from vla_edge.compress.steps import (
     FewSteps,
     Finetune,
@@ -106,6 +107,12 @@ def carry_out(
     plan = plan_layers(recipe, names)
     plan_pruning(recipe, plan)
     plan_smoothing(recipe, plan)
+    stored = stored_layers(policy, checkpoint)
+    if stored and any(isinstance(step, Training | Prune | Shrink) for step in recipe.steps):
+        raise RecipeError(
+            f"recipe {recipe.name} changes weights, and those of {checkpoint.directory} are rounded already; take such "
+            "steps out, or give the weights they were made from"
+        )
     frames = None
     if recipe.trains:
         if work is None:
@@ -132,7 +139,7 @@ def carry_out(
         gathered = replace(recipe, steps=tuple(still_there(steps, list(modules))))
         plan = plan_layers(gathered, list(modules))
         runner = Runner.from_policy(policy, checkpoint, num_steps)
-        given = _provided(plan, policy, checkpoint, num_steps, data.observations)
+        given = _provided(plan, policy, checkpoint, num_steps, data.observations) | stored
         found = compress_policy(
             gathered, plan, modules, stages, runner, data.observations, part, reduce_range, pruned, given,
             lambda groups, progress: weighed_inputs(policy, checkpoint, groups, data.observations, progress),

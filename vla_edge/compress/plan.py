@@ -110,6 +110,8 @@ def check_kind(recipe: Recipe, policy, num_steps: int) -> None:
         where = f"recipe {recipe.name}, step {number} ({step.key})"
         if isinstance(step, FlowSteps | FewSteps) and policy.matched != "velocity":
             raise RecipeError(f"{where} is for flow policies, and this one has no flow; take it out")
+        if isinstance(step, Training) and policy.matched is None:
+            raise RecipeError(f"{where}: a policy of this family cannot be trained against a teacher; take it out")
         if isinstance(step, FlowSteps) and step.evaluations:
             flow_steps.check(step.num_steps or num_steps, step.evaluations)
         if isinstance(step, FewSteps) and num_steps % step.num_steps:

@@ -200,7 +200,8 @@ class _Build:
             checkpoint.spec, num_steps=compressed.num_steps, evaluated_steps=compressed.evaluated,
             vision_cache=compressed.vision_cache, most_passes=compressed.most_passes,
         )  # fmt: skip
-        shutil.copyfile(checkpoint.tokenizer_path, self.directory / TOKENIZER)
+        if checkpoint.tokenizer_path is not None:
+            shutil.copyfile(checkpoint.tokenizer_path, self.directory / TOKENIZER)
         stages = compressed.policy.stages()
         # a stage that was trained or made smaller is a graph of its own
         traced = {} if self.recipe.reshapes or self.recipe.trains else self.traced
@@ -263,7 +264,8 @@ class _Build:
             else:
                 entries = compile_stages(exported, self.directory, self.backends, inputs, only_exact, tell)
                 loaded = load_entries(entries, self.directory)
-            engine = Runner(spec, self.directory / TOKENIZER, loaded)
+            tokenizer = None if self.checkpoint.tokenizer_path is None else self.directory / TOKENIZER
+            engine = Runner(spec, tokenizer, loaded)
             engine.warm_up()
             result = compare(
                 engine,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-PRODUCTS = ("MatMul", "Gemm", "MatMulInteger")
+PRODUCTS = ("MatMul", "Gemm", "MatMulInteger", "Conv")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def stage_work(path: str | Path) -> Work | None:
         left, out = shapes.get(node.input[0]), shapes.get(node.output[0])
         if not left or not out:
             continue
-        operations = 2.0 * math.prod(out) * left[-1]
+        inner = math.prod(shapes.get(node.input[1], ())[1:]) if node.op_type == "Conv" else left[-1]
+        operations = 2.0 * math.prod(out) * inner
         if not constant_like(node.input[1]):
             attention += operations
             continue

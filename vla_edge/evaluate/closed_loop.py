@@ -258,6 +258,10 @@ def as_engine(policy, rig: Rig, threads: int | None = None) -> Engine:
         policy = open_policy(policy, threads)
     if hasattr(policy, "bind"):
         policy.bind(rig)
+    if getattr(getattr(policy, "spec", None), "lags", ()):
+        raise ClosedLoopError(
+            "the policy reads several observations at a time and a closed loop shows one; use a recording"
+        )
     if hasattr(policy, "infer"):
         if hasattr(policy, "warm_up"):
             policy.warm_up()

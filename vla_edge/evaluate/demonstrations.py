@@ -48,6 +48,11 @@ class DemonstrationRecording:
                 f"demonstrations in {self.path} are of one camera and the joints {', '.join(self._names)}; the policy "
                 f"takes {len(spec.cameras)} cameras{f' and {lacking[0]}' if lacking else ''}"
             )
+        if spec.lags:
+            raise DemonstrationError(
+                f"the policy reads {spec.observation_steps} observations at a time and demonstrations in {self.path} are "
+                "single ones; give a bag or a LeRobot dataset"
+            )
         columns = [self._names.index(name) for name in wanted]
         start_ns, last, before = 0, 0, None
         for file in self._files:

@@ -26,9 +26,10 @@ class Frames:
     """N observations.
 
     Attributes:
-        images: (N, cameras, 3, H, W) uint8, or float32 as the network sees them where padding leaves [-1, 1].
+        images: (N, pictures, 3, H, W) uint8, or float32 where the network sees other numbers than [-1, 1]; a picture of
+            each camera for each observation that is read.
         tokens: (N, L) int64. mask: (N, L) bool.
-        state: (N, S) float32, normalized and padded.
+        state: (N, S) float32, normalized and padded; of all observations that are read.
         actions: (N, T, A) float32, normalized and padded; None where nobody showed any.
     """
 
@@ -88,9 +89,11 @@ def from_observations(observations: Iterable[Observation], spec: PolicySpec, tok
     columns: dict[str, list] = {"images": [], "lang_tokens": [], "lang_mask": [], "state": []}
     for observation in observations:
         tensors = preprocess(observation)
-        columns["images"].append(_kept(np.concatenate([tensors[f"image.{c.name}"] for c in spec.cameras]), spec))
-        for name in ("lang_tokens", "lang_mask", "state"):
+        pictures = np.stack([tensors[f"image.{camera.name}"] for camera in spec.cameras], axis=1)
+        columns["images"].append(_kept(pictures.reshape(-1, *pictures.shape[2:]), spec))
+        for name in ("lang_tokens", "lang_mask"):
             columns[name].append(tensors[name][0])
+        columns["state"].append(tensors["state"].reshape(-1))
     images, tokens, mask, state = (torch.from_numpy(np.stack(column)) for column in columns.values())
     return Frames(images, tokens, mask, state)
 
@@ -167,7 +170,7 @@ def _pictures(stored: np.ndarray, spec: PolicySpec, words: InstructionTokenizer)
 
 
 def _kept(pictures: np.ndarray, spec: PolicySpec) -> np.ndarray:
-    """(cameras, 3, H, W) in [-1, 1], in a quarter of the memory where no padding leaves that range."""
-    if any(camera.padding < -1 for camera in spec.cameras):
+    """(pictures, 3, H, W), in a quarter of the memory where neither padding nor scale leaves [-1, 1]."""
+    if any(camera.padding < -1 or camera.is_scaled for camera in spec.cameras):
         return pictures
     return np.rint((pictures + 1) * 127.5).astype(np.uint8)

@@ -61,7 +61,9 @@ class VlaNode(LifecycleNode):
         runner.warm_up()
         spec = runner.spec
         cameras = [camera.name for camera in spec.cameras]
-        self._aligner = Aligner(cameras, values.max_skew, values.max_age, values.frozen_after)
+        self._aligner = Aligner(
+            cameras, values.max_skew, values.max_age, values.frozen_after, spec.lags, spec.reads_instruction
+        )
         self._server = ChunkServer(runner, make_policy(values.inference), values.seed)
         self._loop = InferenceLoop(
             self._aligner.align, self._server.infer, self._publish, values.rate, self._warn,

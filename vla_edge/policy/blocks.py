@@ -92,6 +92,7 @@ ACTIVATIONS = {
     "silu": F.silu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "gelu": F.gelu,
+    "relu": F.relu,
 }
 
 

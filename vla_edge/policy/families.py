@@ -28,12 +28,12 @@ class Description:
     """What a family's module reads of a checkpoint directory.
 
     Attributes:
-        tokenizer_path: a Hugging Face tokenizer.json.
+        tokenizer_path: a Hugging Face tokenizer.json; None where the policy reads no instruction.
         backbone: the backbone's config.json, where the family has one.
     """
 
     spec: PolicySpec
-    tokenizer_path: Path
+    tokenizer_path: Path | None = None
     backbone: Document | None = None
 
 
@@ -64,6 +64,8 @@ FAMILIES = {
         Family("pi0", "a pi0", "vla_edge.policy.pi_checkpoint"),
         Family("pi05", "a pi0.5", "vla_edge.policy.pi_checkpoint"),
         Family("openvla", "an OpenVLA", "vla_edge.policy.openvla_checkpoint", "vla_edge.policy.openvla_student"),
+        Family("act", "an ACT", "vla_edge.policy.act_checkpoint"),
+        Family("diffusion", "a diffusion policy", "vla_edge.policy.diffusion_checkpoint"),
     )
 }
 

@@ -92,12 +92,12 @@ def build(checkpoint: Checkpoint, weights: Weights):
     """See `families`."""
     from vla_edge.policy.openvla import OpenVLA
 
-    return OpenVLA(openvla_config(checkpoint, _all(checkpoint)))
+    return OpenVLA(openvla_config(checkpoint, _all(checkpoint, weights)))
 
 
 def tensors(policy, checkpoint: Checkpoint, weights: Weights) -> dict:
     """See `families`."""
-    everything, config = _all(checkpoint), policy.config
+    everything, config = _all(checkpoint, weights), policy.config
     found = {name: file_names(name) for name in policy.state_dict()}
     read = {file for files in found.values() for file in files}
     scales = {scale for scale in map(scale_of, read) if scale in everything}
@@ -235,15 +235,17 @@ def _is_unused(name: str, layers: list[int]) -> bool:
 def files_of(checkpoint: Checkpoint) -> dict[Path, str]:
     """The shards, and OFT's parts: file -> what is put in front of its tensors' names, which begin with "module." where
     they were trained in parallel."""
-    parts = {_part(checkpoint.directory, part): f"{part}." for part in (HEAD, PROPRIO)}
+    return dict.fromkeys(checkpoint.weights, "") | {path: f"{part}." for path, part in _parts(checkpoint).items()}
+
+
+def _all(checkpoint: Checkpoint, weights: Weights) -> Weights:
+    return weights.renamed(lambda name: name.removeprefix("module."), _parts(checkpoint))
+
+
+def _parts(checkpoint: Checkpoint) -> dict[Path, str]:
+    parts = {_part(checkpoint.directory, part): part for part in (HEAD, PROPRIO)}
     parts.pop(None, None)
-    return dict.fromkeys(checkpoint.weights, "") | parts
-
-
-def _all(checkpoint: Checkpoint) -> Weights:
-    files = files_of(checkpoint)
-    parts = {path: part.removesuffix(".") for path, part in files.items() if part}
-    return Weights(files, lambda name: name.removeprefix("module."), parts)
+    return parts
 
 
 def _part(directory: Path, name: str) -> Path | None:

@@ -220,12 +220,30 @@ def _one(function: Callable):
     return lambda x, attributes: function(_tensor(x[0]))
 
 
+def _conv(x, attributes):
+    """Those that `engine.convolutions` writes: the same stride and padding along each dimension."""
+    kernel = _tensor(x[1])
+    convolve = F.conv1d if kernel.ndim == 3 else F.conv2d
+    bias = _tensor(x[2]) if len(x) > 2 else None
+    return convolve(_tensor(x[0]), kernel, bias, attributes["strides"][0], attributes["pads"][0])
+
+
+def _max_pool(x, attributes):
+    return F.max_pool2d(_tensor(x[0]), attributes["kernel_shape"], attributes["strides"], attributes["pads"][:2])
+
+
+def _pad(x, attributes):
+    before, after = np.split(np.array(_ints(x[1])), 2)
+    return F.pad(_tensor(x[0]), np.stack([before, after], 1)[::-1].ravel().tolist())
+
+
 OPERATORS: dict[str, Callable] = {
     "Abs": _one(torch.abs),
     "Add": _both(torch.add),
     "And": _both(torch.logical_and),
     "Cast": lambda x, a: _tensor(x[0]).to(_DTYPES[a["to"]]),
     "Concat": _concat,
+    "Conv": _conv,
     "Cos": _one(torch.cos),
     "CumSum": _cumsum,
     "DequantizeLinear": _dequantize,
@@ -245,11 +263,13 @@ OPERATORS: dict[str, Callable] = {
     "MatMul": _both(torch.matmul),
     "MatMulInteger": _matmul_integer,
     "Max": _both(torch.maximum),
+    "MaxPool": _max_pool,
     "Min": _both(torch.minimum),
     "Mul": _both(torch.mul),
     "Neg": _one(torch.neg),
     "Not": _one(torch.logical_not),
     "Or": _both(torch.logical_or),
+    "Pad": _pad,
     "Pow": _both(torch.pow),
     "QuantizeLinear": _quantize,
     "Reciprocal": _one(torch.reciprocal),
@@ -263,6 +283,7 @@ OPERATORS: dict[str, Callable] = {
     "Sin": _one(torch.sin),
     "Slice": _slice,
     "Softmax": lambda x, a: F.softmax(_tensor(x[0]), a.get("axis", -1)),
+    "Softplus": _one(F.softplus),
     "Split": _split,
     "Sqrt": _one(torch.sqrt),
     "Squeeze": _squeeze,

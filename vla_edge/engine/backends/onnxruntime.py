@@ -52,7 +52,9 @@ def candidates(onnx: str | Path) -> list[dict]:
     constants = {constant.name for constant in graph.initializer}
     unpacked = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants}
     live = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"} - unpacked
-    weight_only = any(n.op_type == "MatMul" and n.input[1] in unpacked and n.input[0] not in live for n in graph.node)
+    weight_only = any(
+        n.op_type in ("MatMul", "Conv") and n.input[1] in unpacked and n.input[0] not in live for n in graph.node
+    )
     folds = [False, True] if weight_only else [False]
     if any(constant.data_type == format.TensorProto.FLOAT8E4M3FN for constant in graph.initializer):
         folds = [True]  # there are no products of FP8 on the CPU; fused ones would be looked for and not found
