@@ -29,6 +29,7 @@ EXTRAS = {
     # runtimes beside ONNX Runtime; TensorRT itself and pycuda come with a robot's system
     "runtime-openvino": ["openvino"],
     "runtime-executorch": ["executorch"],
+    "runtime-llama-cpp": ["llama-cpp-python", "gguf"],
     "runtime-tensorrt-rtx": ["tensorrt-rtx"],
     "runtime-cuda": ["cuda-bindings"],
     # other libraries' algorithms behind our recipes; make setup leaves them out
