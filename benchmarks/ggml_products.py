@@ -27,6 +27,11 @@ _POINTER = (
 )  # fmt: skip
 
 
+@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+def _quiet(level, text, data) -> None:
+    """A line for each matrix that is rearranged says nothing."""
+
+
 class _Parameters(ctypes.Structure):
     _fields_ = [("size", ctypes.c_size_t), ("buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool)]
 
@@ -41,6 +46,7 @@ def library() -> ctypes.CDLL | None:
         getattr(ggml, name).restype = ctypes.c_void_p
     ggml.ggml_backend_buft_name.restype = ctypes.c_char_p
     ggml.ggml_init.argtypes = [_Parameters]
+    ggml.ggml_log_set(_quiet, None)
     return ggml
 
 
