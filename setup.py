@@ -34,6 +34,7 @@ EXTRAS = {
     "build-litert": ["litert-torch"],
     "runtime-mlx": ["mlx"],
     "runtime-coreml": ["coremltools"],
+    "runtime-llama-cpp": ["llama-cpp-python", "gguf"],
     "runtime-tensorrt-rtx": ["tensorrt-rtx"],
     "runtime-cuda": ["cuda-bindings"],
     # other libraries' algorithms behind our recipes; make setup leaves them out

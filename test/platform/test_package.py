@@ -28,7 +28,7 @@ ROSDEP = {
 PYPI = {
     "cv2": "opencv-python-headless", "yaml": "pyyaml", "PIL": "pillow", "modelopt": "nvidia-modelopt",
     "neural_compressor": "neural-compressor-pt", "pinocchio": "pin", "tensorrt_rtx": "tensorrt-rtx",
-    "cuda": "cuda-bindings",
+    "cuda": "cuda-bindings", "llama_cpp": "llama-cpp-python",
 }  # fmt: skip
 
 SYSTEM = {"tensorrt", "pycuda"}

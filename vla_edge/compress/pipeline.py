@@ -300,8 +300,7 @@ def _prune_tokens(step: PruneTokens, policy, checkpoint, observations, part) -> 
 def _round_cache(step: KVCache, policy) -> None:
     from vla_edge.compress.quantize.kv_cache import CacheLoad, CacheStore
 
-    length = policy.prefix.length
-    policy.prefix.store, policy.denoise.load = CacheStore(step, length), CacheLoad(step, length)
+    policy.round_cache_(CacheStore(step, policy.cache_length), CacheLoad(step, policy.cache_length))
 
 
 def _train(

@@ -131,15 +131,18 @@ def check_shapes(recipe: Recipe, policy) -> None:
         RecipeError: more layers than can go; a share that leaves no token, or all; layers that are not there; channels
             that do not fill bytes.
     """
-    about = [s.key for s in recipe.steps if isinstance(s, PruneTokens | KVCache) or isinstance(s, Shrink) and s.blocks]
-    if not about:
-        return
-    if not hasattr(policy, "skip_"):
+    about = [s.key for s in recipe.steps if isinstance(s, PruneTokens) or isinstance(s, Shrink) and s.blocks]
+    if about and not hasattr(policy, "skip_"):
         raise RecipeError(
-            f"recipe {recipe.name}: {', '.join(about)} about layers, tokens or the cache cannot be done to this family of "
-            "policies; leave such steps out"
+            f"recipe {recipe.name}: {', '.join(about)} about layers or tokens cannot be done to this family of policies; "
+            "leave such steps out"
         )
-    config, left = policy.config, policy.prefix.length
+    config, left = policy.config, getattr(policy, "cache_length", 0)
+    if not left and any(isinstance(step, KVCache) for step in recipe.steps):
+        raise RecipeError(
+            f"recipe {recipe.name}: kv_cache is for policies that read their keys and values again, at every flow step of "
+            "SmolVLA or every token of OpenVLA; leave it out"
+        )
     for number, step in enumerate(recipe.steps, 1):
         where = f"recipe {recipe.name}, step {number} ({step.key})"
         if isinstance(step, Shrink) and step.blocks:

@@ -6,6 +6,7 @@ recipe accepts leaves nothing behind.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from vla_edge.compress.calibrate import CalibrationData, CalibrationError
 from vla_edge.compress.recipe import Recipe, load_recipe
-from vla_edge.engine.backends import AUTO, BackendError, chosen_backends, gain_by_reduced_range, runs_here
+from vla_edge.engine.backends import AUTO, BackendError, chosen_backends, gain_by_reduced_range, get_backend, reads, runs_here
 from vla_edge.engine.bundle import Bundle, BundleError, load_entries, writing
 from vla_edge.engine.compile import STAND_IN, compile_ahead, compile_stages, export_stages
 from vla_edge.engine.diverge import first_divergence, layer_errors
@@ -35,7 +36,8 @@ Progress = Callable[[float, str], None]
 PROFILE_REPEATS = 20
 # packages a build can do without
 OPTIONAL = (
-    "openvino", "executorch", "ai-edge-litert", "litert-torch", "mlx", "coremltools", "tensorrt", "tensorrt-rtx",
+    "openvino", "executorch", "ai-edge-litert", "litert-torch", "mlx", "coremltools", "llama-cpp-python", "gguf", "tensorrt",
+    "tensorrt-rtx",
 )  # fmt: skip
 # of a recording, for recipes that train; far more than calibration needs
 TRAINING_FRAMES = 4000
@@ -202,11 +204,12 @@ class _Build:
         )  # fmt: skip
         if checkpoint.tokenizer_path is not None:
             shutil.copyfile(checkpoint.tokenizer_path, self.directory / TOKENIZER)
-        stages = compressed.policy.stages()
+        made = self._as_backends_take_it(compressed.policy)
+        stages = made.stages()
         # a stage that was trained or made smaller is a graph of its own
         traced = {} if self.recipe.reshapes or self.recipe.trains else self.traced
         inputs: dict = {}
-        for name, tensors in Runner.from_policy(compressed.policy, checkpoint).stage_inputs(data.held_out[0]):
+        for name, tensors in Runner.from_policy(made, checkpoint).stage_inputs(data.held_out[0]):
             inputs.setdefault(name, tensors)
         with tempfile.TemporaryDirectory(prefix=".exported-", dir=self.directory) as scratch:
             exported = export_stages(
@@ -234,6 +237,25 @@ class _Build:
             "machine": {"architecture": platform.machine(), "processors": os.cpu_count()},
             "versions": versions(),
         }
+
+    def _as_backends_take_it(self, policy):
+        """With one stage that writes all tokens where a backend is to have that.
+
+        Raises:
+            BackendError: such a backend, and the policy writes no tokens, or the recipe is about how it writes them.
+        """
+        takers = [name for name in self.backends if reads(get_backend(name)) != ".onnx"]
+        if not takers:
+            return policy
+        if not getattr(policy, "can_generate", False):
+            raise BackendError(
+                f"backend {takers[0]} writes the tokens of policies such as OpenVLA, one after the other and with a cache of "
+                f"its own, which recipe {self.recipe.name} and this policy do not fit; take kv_cache and fixed_point out, or "
+                "choose another backend"
+            )
+        made = copy.copy(policy)
+        made.generates = True
+        return made
 
     def _locate(self, name: str, modules, exported, entries, inputs, scratch: Path) -> tuple[str, float] | None:
         """The layer in which stage `name` diverges first, and by how much; None where it cannot be found."""
@@ -288,8 +310,10 @@ class _Build:
 
 
 def cache_bytes(stages) -> int:
-    """Of what the prefix hands to every flow step."""
-    return sum(spec.zeros().nbytes for stage in stages if stage.name == "prefix" for spec in stage.outputs)
+    """Of what is read from an observation once and handed to every flow step or token."""
+    read = [spec for stage in stages if stage.name in ("prefix", "prefill") for spec in stage.outputs]
+    again = {spec.name for spec in stages[-1].inputs}
+    return sum(spec.zeros().nbytes for spec in read if spec.name in again)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from vla_edge.engine.continuation import Continuation
 from vla_edge.engine.diffusion_loop import DiffusionLoop
 from vla_edge.engine.flow_loop import FlowLoop
 from vla_edge.engine.loop import DirectLoop, Loop, RunnerError
-from vla_edge.engine.token_loop import RevisedTokenLoop, TokenLoop
+from vla_edge.engine.token_loop import GenerateLoop, RevisedTokenLoop, TokenLoop
 from vla_edge.engine.vision_cache import VisionCache
 from vla_edge.policy.preprocess import Postprocessor, Preprocessor
 from vla_edge.policy.spec import PolicySpec
@@ -29,7 +29,9 @@ from vla_edge.types import ActionChunk, InferenceTiming, Observation
 
 __all__ = ["Inference", "Runner", "RunnerError"]
 
-LOOPS: tuple[type[Loop], ...] = (FlowLoop, DiffusionLoop, TokenLoop, RevisedTokenLoop, DirectLoop)
+LOOPS: tuple[type[Loop], ...] = (
+    FlowLoop, DiffusionLoop, TokenLoop, RevisedTokenLoop, GenerateLoop, DirectLoop,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

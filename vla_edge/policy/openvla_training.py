@@ -85,7 +85,7 @@ def _told(policy: OpenVLA, image_tokens: Tensor, lang_tokens: Tensor, lang_mask:
 
 def _layer(layer, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, rows: Tensor | None, real: Tensor | None):
     """x after the layer; where `real` (B, P) is given its keys and values there; where `rows` (B, N) are, their looks."""
-    x, k, v, looks = through(layer, x, cos, sin, bias)
+    x, _, k, v, looks = through(layer, x, cos, sin, bias)
     if real is not None:
         k, v = (part[:, :, : real.shape[1]] * real[:, None, :, None] for part in (k, v))
     if rows is not None:

@@ -30,8 +30,8 @@ class Stage:
 
     Attributes:
         name: "vision", "prefix", "time" or "denoise" for flow and diffusion policies; "vision", "prefill", and "decode"
-            or "revise" for policies that write their actions as tokens; "vision" or "act" for those that give a chunk at
-            once.
+            or "revise" for policies that write their actions as tokens, or "generate" in the place of both; "vision" or
+            "act" for those that give a chunk at once.
         module: torch module whose forward takes the inputs in order and returns the outputs in order (a tuple). Its
             large products are all `torch.nn.Linear`, so that a compressor finds every weight by name.
         inputs, outputs: names, shapes and types, in order.
