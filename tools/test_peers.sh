@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 declare -A FILES=([peft]=test/policy/test_merge.py [bitsandbytes]=test/policy/test_merge.py
     [lerobot]=test/evaluate/test_lerobot_itself.py [ruckig]=test/control/test_limits_peer.py
     [pinocchio]=test/control/test_gravity.py [dask]=test/evaluate/test_suite.py [openpi]=test/engine/test_remote_openpi.py
-    [executorch]=test/engine/test_executorch.py
+    [executorch]=test/engine/test_executorch.py [metaworld]="test/sim/test_metaworld.py test/evaluate/test_metaworld_rig.py"
     [tensorrt]="test/engine/test_tensorrt_rtx.py test/engine/test_tensorrt_runtime.py test/engine/test_plan.py test/engine/test_build.py")
 for provider in modelopt llmcompressor torchao nncf neural-compressor; do
     FILES[$provider]=test/compress/test_providers.py

@@ -1,10 +1,14 @@
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from vla_edge.learn.train import TrainConfig, Trainer, reference_shapes
-from vla_edge.sim.demonstrations import IMAGE_SIZE
+from vla_edge.robots.g1 import DRIVEN_JOINTS
+from vla_edge.sim.expert import DT
+from vla_edge.sim.tabletop_demonstrations import IMAGE_SIZE
+from vla_edge.sim.worlds import world
 
 FRAMES = 40
 
@@ -27,6 +31,8 @@ def recording(tmp_path_factory):
             instruction=np.array(["touch the red cube with your left hand"] * FRAMES),
             episode=np.arange(FRAMES), step=np.zeros(FRAMES, np.int32), goal=np.zeros(FRAMES, np.int32),
         )  # fmt: skip
+    mark = {"joint_names": DRIVEN_JOINTS, "dt": DT}
+    (directory / "recording.json").write_text(json.dumps(mark), encoding="utf-8")
     return directory
 
 
@@ -34,7 +40,7 @@ def recording(tmp_path_factory):
 def make_trainer(recording):
     """(config, out) -> a trainer of a narrow policy on the recording."""
     shapes = replace(
-        reference_shapes(), vision_width=32, vision_hidden=64, vision_layers=1, text_width=64, text_hidden=64, heads=2,
+        reference_shapes(world("tabletop")), vision_width=32, vision_hidden=64, vision_layers=1, text_width=64, text_hidden=64, heads=2,
         kv_heads=1, expert_width=48, expert_hidden=256,
     )  # fmt: skip
     return lambda config, out: Trainer(config, [recording], out, shapes)
