@@ -100,7 +100,8 @@ def test_closed_loop_counts_successes(monkeypatch, bundle, capsys):
     text = printed(capsys, "closed-loop", bundle, "--episodes", 4, "--first-seed", 9, "--shuffled", "--delay", 0.2)
     assert "3 of 4 episodes succeeded (75.0 %" in text and "chance is 12.5 %" in text
     assert asked == {
-        "engine": bundle, "seeds": [9, 10, 11, 12], "world": "tabletop", "tier": None, "override": "shuffled", "delay": 0.2
+        "engine": bundle, "seeds": [9, 10, 11, 12], "world": "tabletop", "tier": None, "override": "shuffled",
+        "delay": 0.2,
     }  # fmt: skip
     assert json.loads(printed(capsys, "closed-loop", bundle, "--json"))["result"]["successes"] == 3
 

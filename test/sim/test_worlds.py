@@ -3,6 +3,7 @@ from dataclasses import asdict
 
 import pytest
 
+from vla_edge.sim.demonstrations import record
 from vla_edge.sim.metaworld import GROUPS, TASKS, MetaWorld, MetaWorldError
 from vla_edge.sim.worlds import WORLDS, WorldError, world
 
@@ -33,8 +34,11 @@ def test_no_two_tasks_of_meta_world_share_a_wording_and_the_tokenizer_knows_ever
     assert all(set(tasks) <= set(TASKS) for tasks in GROUPS.values())
 
 
-def test_without_meta_world_the_error_says_what_to_install(monkeypatch):
+def test_without_meta_world_the_error_says_what_to_install_and_nothing_is_begun(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "metaworld", None)
     monkeypatch.setitem(sys.modules, "metaworld.env_dict", None)
     with pytest.raises(MetaWorldError, match="pip install metaworld==3.1.1"):
         MetaWorld()
+    with pytest.raises(MetaWorldError):
+        record(1, out_dir=tmp_path / "out", world_name="metaworld", progress=False)
+    assert not (tmp_path / "out").exists()

@@ -36,7 +36,7 @@ def add(command) -> None:
     sub.add_argument("--episodes", type=int, default=100)
     sub.add_argument("--first-seed", type=int, default=100_000, help="seeds count up from here, below 1,000,000")
     sub.add_argument("--world", default="tabletop", help="tabletop, or metaworld where it is installed")
-    sub.add_argument("--tier", help="difficulty of the episodes, or tasks of Meta-World; the world's first when left out")
+    sub.add_argument("--tier", help="difficulty, or tasks of Meta-World; the world's first when left out")
     sub.add_argument("--shuffled", action="store_true", help="give the instruction of another goal of the scene")
     sub.add_argument("--delay", type=float, default=0.1, help="s from an observation to its chunk")
     sub.add_argument("--rate", type=float, default=5.0, help="observations per second")

@@ -72,7 +72,7 @@ def add(command) -> None:
     )
     sub.add_argument("--episodes", type=int, default=0, help="of the simulated world for each engine; 0 for none")
     sub.add_argument("--first-seed", type=int, default=300_000, help="seeds count up from here, below 1,000,000")
-    sub.add_argument("--world", default="tabletop", help="that they act in: tabletop, or metaworld where it is installed")
+    sub.add_argument("--world", default="tabletop", help="they act in: tabletop, or metaworld where installed")
     sub.add_argument("--tier", help="difficulty of the episodes; hard at the tabletop, the world's first otherwise")
     sub.add_argument("--workers", type=int, default=1, help="processes")
     sub.add_argument("--calibration", type=Path, help="recording; calibration/ beside the checkpoint")

@@ -90,12 +90,12 @@ def write_closed_loop_report(
     options = result.options
     page = Page(
         f"{name} in closed loop",
-        f"{result.n} episodes of {options['world']}, tier {options['tier']}, {options['rate_hz']:g} observations a second, "
-        f"chunks {1e3 * options['delay_s']:.0f} ms late, inference {options['inference']}",
+        f"{result.n} episodes of {options['world']}, tier {options['tier']}, {options['rate_hz']:g} observations a "
+        f"second, chunks {1e3 * options['delay_s']:.0f} ms late, inference {options['inference']}",
     )
     page.verdict(verdict)
     summary = result.summary()
-    seconds, smooth = summary["median_seconds"], result.smoothness
+    seconds, smooth, unit = summary["median_seconds"], result.smoothness, result.unit
     wrong_first = [
         ("Wrong first", f"{100 * result.wrong_first_rate:.1f}", "%", _interval(result.wrong_first, result.n))
     ] * result.choice
@@ -105,8 +105,8 @@ def write_closed_loop_report(
             *wrong_first,
             ("Time to success", f"{seconds:.1f}" if seconds else "–", "s", "median, world time"),
             ("Chunks", str(summary["chunks"]), "", f"{summary['rejected_chunks']} rejected by the controller"),
-            ("Between plans", _figure(1e3 * smooth.plan_step_p99), f"m{result.unit}", "apart where one takes over, p99"),
-            ("Jerk", _figure(smooth.jerk_rms), f"{result.unit}/s³", "rms of the command"),
+            ("Between plans", _figure(1e3 * smooth.plan_step_p99), f"m{unit}", "apart where one takes over, p99"),
+            ("Jerk", _figure(smooth.jerk_rms), f"{unit}/s³", "rms of the command"),
         ]
     )
     goals = result.by_goal()

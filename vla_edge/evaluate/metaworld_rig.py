@@ -17,8 +17,8 @@ from vla_edge.types import NANOSECONDS, JointCommand, JointState, Observation
 
 STEP_S = STEP_NS / NANOSECONDS
 UNGUARDED = {
-    "position_margin": 0.0, "limit_repulsion": 0.0, "tracking_error": 0.0, "torque_band": 0.0, "position_tolerance": 1.0,
-    "chunk_velocity_ratio": 100.0, "max_first_step": 7.0,
+    "position_margin": 0.0, "limit_repulsion": 0.0, "tracking_error": 0.0, "torque_band": 0.0,
+    "position_tolerance": 1.0, "chunk_velocity_ratio": 100.0, "max_first_step": 7.0,
 }  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
     python -m vla_edge.learn.train --demonstrations out/demonstrations/touch --out out/train
 
-The policy is of the world the demonstrations were recorded in: its joints, camera and words. `OUT/checkpoint` is the policy so far; the rest of OUT is told in `fit`.
+The policy is of the world the demonstrations were recorded in: its joints, camera and words. `OUT/checkpoint` is the
+policy so far; the rest of OUT is told in `fit`.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class TrainConfig(FitConfig):
 
 
 def reference_shapes(shown: World) -> SmolVLAConfig:
-    """A SmolVLA that two CPU cores can train in two hours: of 3 M parameters for the tabletop, of 1 M for Meta-World."""
+    """A SmolVLA that two CPU cores can train in two hours: 3 M parameters for the tabletop, 1 M for Meta-World."""
     return SmolVLAConfig(
         cameras=1, image_size=shown.camera.height, patch_size=8, scale_factor=2, vision_eps=1e-6,
         vocabulary=len(SPECIAL_TOKENS) + len(shown.vocabulary), text_layers=4, head_dim=32, text_eps=1e-5,
@@ -160,7 +161,9 @@ class Trainer(Fit):
 def _world_of(demonstrations: list[Path]) -> World:
     names = {read_mark(directory)["world"] for directory in demonstrations}
     if len(names) != 1:
-        raise DemonstrationError(f"a policy is trained in one world; these demonstrations are of {', '.join(sorted(names))}")
+        raise DemonstrationError(
+            f"a policy is trained in one world; these demonstrations are of {', '.join(sorted(names))}"
+        )
     return world(names.pop())
 
 

@@ -1,7 +1,7 @@
 """Demonstrations of a scripted expert, recorded for behaviour cloning.
 
     python -m vla_edge.sim.demonstrations --episodes 1800 --out out/demonstrations
-    python -m vla_edge.sim.demonstrations --world metaworld --episodes 450 --out out/demonstrations/metaworld
+    python -m vla_edge.sim.demonstrations --world metaworld --episodes 600 --out out/demonstrations/metaworld
 """
 
 from __future__ import annotations
@@ -79,11 +79,13 @@ def record(
         counts: episodes, frames, successes (the goal reached in time).
 
     Raises:
-        WorldError: there is no such world or tier, or it is not installed.
+        WorldError: there is no such world or tier.
+        AssetError, MetaWorldError: what the world needs is not installed.
         DemonstrationError: the directory holds another recording.
     """
     out, shown = Path(out_dir), world(world_name)
     tier = shown.tier(tier)
+    shown.needed()
     recording = Recording(
         world_name, tier, int(seed), int(episodes), shown.camera.height, shown.chunk, shown.dt, shown.joint_names
     )

@@ -32,7 +32,8 @@ PICTURE = 128
 
 TASKS = {
     "reach": ("move the hand to the red marker", "reach for the red marker", "bring the gripper to the red marker"),
-    "push": ("push the puck to the green marker", "slide the puck to the green marker", "move the puck to the green marker"),
+    "push": ("push the puck to the green marker", "slide the puck to the green marker",
+             "move the puck to the green marker"),
     "pick-place": ("lift the puck to the blue marker", "pick the puck up and hold it at the blue marker",
                    "carry the puck to the blue marker"),
     "door-open": ("open the door", "pull the door open", "swing the door open"),
@@ -84,7 +85,7 @@ class MetaWorld:
     joint_names = JOINTS
 
     def __init__(self):
-        self._makers, self._experts = _library()
+        self._makers, self._experts = library()
         self._environments: dict[str, object] = {}
         self._renderers: dict[str, object] = {}
         self._env = self._expert = None
@@ -158,7 +159,7 @@ class MetaWorld:
         return np.array([*self._env.mocap_low, 0.0]), np.array([*self._env.mocap_high, OPENING_M])
 
     def render(self, height: int, width: int) -> np.ndarray:
-        """(height, width, 3) uint8 RGB of now, from Meta-World's camera `corner`, which hangs upside down, turned upright.
+        """(height, width, 3) uint8 RGB of now, by Meta-World's camera `corner`, turned upright: it hangs upside down.
 
         Raises:
             RenderError: nothing can be drawn here.
@@ -222,8 +223,8 @@ def vocabulary() -> tuple[str, ...]:
     return tuple(sorted({word for wordings in TASKS.values() for text in wordings for word in text.split()}))
 
 
-def _library() -> tuple[dict, dict]:
-    """Task -> class of its environment, and of its expert."""
+def library() -> tuple[dict, dict]:
+    """Task -> class of its environment, and of its expert. Raises MetaWorldError where it is not installed."""
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
         from metaworld.policies import ENV_POLICY_MAP

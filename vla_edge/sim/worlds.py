@@ -30,6 +30,7 @@ class World:
         camera: what the policy trained here sees.
         vocabulary: every word of every instruction, in the order of the tokenizer.
         demonstrator: sets the world up with its expert.
+        needed: raises the error that names what is not installed, if something is not.
     """
 
     name: str
@@ -41,6 +42,7 @@ class World:
     camera: CameraSpec
     vocabulary: tuple[str, ...]
     demonstrator: Callable[[], Demonstrator]
+    needed: Callable[[], object]
 
     def tier(self, name: str | None) -> str:
         """`name`, or the first tier where it is None. Raises WorldError where there is none of that name."""
@@ -53,20 +55,25 @@ class World:
 
 def _tabletop() -> World:
     from vla_edge.robots.g1 import DRIVEN_JOINTS
+    from vla_edge.sim.assets import g1_model_path
     from vla_edge.sim.expert import DT
     from vla_edge.sim.tabletop_demonstrations import CHUNK, IMAGE_SIZE, TabletopDemonstrator
     from vla_edge.sim.tasks import TIERS, vocabulary
 
     camera = CameraSpec("head", "observation.images.head", 480, 640, (0, 80, 480, 480), IMAGE_SIZE, IMAGE_SIZE)
-    return World("tabletop", TIERS, "rad", DRIVEN_JOINTS, DT, CHUNK, camera, vocabulary(), TabletopDemonstrator)
+    return World(
+        "tabletop", TIERS, "rad", DRIVEN_JOINTS, DT, CHUNK, camera, vocabulary(), TabletopDemonstrator, g1_model_path
+    )  # fmt: skip
 
 
 def _metaworld() -> World:
-    from vla_edge.sim.metaworld import CAMERA, JOINTS, PICTURE, TIERS, vocabulary
+    from vla_edge.sim.metaworld import CAMERA, JOINTS, PICTURE, TIERS, library, vocabulary
     from vla_edge.sim.metaworld_demonstrations import CHUNK, CROP, DT, MetaWorldDemonstrator
 
     camera = CameraSpec(CAMERA, f"observation.images.{CAMERA}", PICTURE, PICTURE, CROP, *CROP[2:])
-    return World("metaworld", TIERS, "m", JOINTS, DT, CHUNK, camera, vocabulary(), MetaWorldDemonstrator)
+    return World(
+        "metaworld", TIERS, "m", JOINTS, DT, CHUNK, camera, vocabulary(), MetaWorldDemonstrator, library
+    )  # fmt: skip
 
 
 WORLDS: dict[str, Callable[[], World]] = {"tabletop": _tabletop, "metaworld": _metaworld}

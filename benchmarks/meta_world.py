@@ -1,6 +1,6 @@
 """Meta-World, an outside benchmark, in the closed loop: what compression costs the policy that was trained on it.
 
-    $(tools/peer_environment.sh metaworld) -m benchmarks.metaworld --episodes 120
+    $(tools/peer_environment.sh metaworld) -m benchmarks.meta_world --episodes 120
 
 Engines and full precision act on the same seeds; writes out/bench/metaworld.json. Started again it goes on with the
 episodes that are missing.
