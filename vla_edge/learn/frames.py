@@ -112,16 +112,17 @@ def from_demonstrations(
         ObservationError: their pictures are not the camera's.
     """
     from vla_edge.learn.dataset import Demonstrations, instructed
-    from vla_edge.sim.demonstrations import DemonstrationError, joint_names, period, shards
+    from vla_edge.sim.demonstrations import DemonstrationError, read_mark, shards
 
     words = InstructionTokenizer.of(spec, tokenizer)
     if spec.text.state_dims:
         raise DemonstrationError("a policy that reads its state as words cannot be trained on demonstrations yet")
     if len(spec.cameras) != 1:
         raise DemonstrationError(f"demonstrations are of one camera, and the policy takes {len(spec.cameras)}")
-    recorded = {str(directory): joint_names(directory) for directory in directories}
-    names = next(iter(recorded.values()))
-    for directory, joints in recorded.items():
+    recorded = {str(directory): read_mark(directory) for directory in directories}
+    names = next(iter(recorded.values()))["joint_names"]
+    for directory, said in recorded.items():
+        joints, dt = said["joint_names"], said["dt"]
         lacking = [name for name in (*spec.joint_names, *spec.read_names) if name not in joints]
         if lacking or joints != names:
             verb = "moves" if not lacking or lacking[0] in spec.joint_names else "reads"
@@ -129,7 +130,7 @@ def from_demonstrations(
                 f"demonstrations in {directory} are of the joints {', '.join(joints)}; the policy {verb} "
                 f"{lacking[0] if lacking else 'those of the others'}: record them with the robot it is for"
             )
-        if abs((dt := period(directory)) - spec.dt) > 1e-6:
+        if abs(dt - spec.dt) > 1e-6:
             raise DemonstrationError(
                 f"demonstrations in {directory} show points every {dt:g} s and the policy gives them every "
                 f"{spec.dt:g} s; record them at its rate"
