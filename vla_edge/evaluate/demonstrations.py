@@ -6,7 +6,6 @@ that picture again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from vla_edge.evaluate.recording import BETWEEN_EPISODES_S, Moment
 from vla_edge.policy.preprocess import as_delivered
 from vla_edge.policy.spec import PolicySpec
-from vla_edge.sim.demonstrations import DemonstrationError, read_shard, shard_files
+from vla_edge.sim.demonstrations import DemonstrationError, read_mark, read_shard, shard_files
 from vla_edge.types import NANOSECONDS, JointState, Observation
 
 
@@ -30,13 +29,8 @@ class DemonstrationRecording:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._files = shard_files(self.path)
-        try:
-            said = json.loads((self.path / "recording.json").read_text(encoding="utf-8"))
-            self._names, self._dt = tuple(said["joint_names"]), float(said["dt"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DemonstrationError(
-                f"{self.path / 'recording.json'} cannot be read ({error}); record the demonstrations again"
-            ) from error
+        said = read_mark(self.path)
+        self._names, self._dt = said["joint_names"], said["dt"]
         self._pictures: tuple[Path | None, np.ndarray | None] = None, None
 
     def moments(self, spec: PolicySpec) -> Iterator[Moment]:
