@@ -1,5 +1,5 @@
-"""Prints the requirements of setup.py, with those of every extra, one a line; of providers, of runtimes, of a cluster and
-of Meta-World only with --all, and OpenVINO where it has wheels."""
+"""Prints the requirements of setup.py, with those of every extra, one a line; of providers, of runtimes, of a cluster
+and of Meta-World only with --all, and OpenVINO where it has wheels."""
 
 import platform
 import sys

@@ -48,8 +48,8 @@ def _record(directory, name, instruction):
 def make_trainer(recording):
     """(config, out) -> a trainer of a narrow policy on the recording."""
     shapes = replace(
-        reference_shapes(world("tabletop")), vision_width=32, vision_hidden=64, vision_layers=1, text_width=64, text_hidden=64, heads=2,
-        kv_heads=1, expert_width=48, expert_hidden=256,
+        reference_shapes(world("tabletop")), vision_width=32, vision_hidden=64, vision_layers=1, text_width=64,
+        text_hidden=64, heads=2, kv_heads=1, expert_width=48, expert_hidden=256,
     )  # fmt: skip
     return lambda config, out: Trainer(config, [recording], out, shapes)
 

@@ -89,8 +89,8 @@ def test_the_learning_rate_warms_up_and_comes_down_to_zero():
 def test_the_policy_is_of_the_world_that_was_recorded(recording, metaworld_recording, tmp_path):
     shown = world("metaworld")
     shapes = replace(
-        reference_shapes(shown), vision_width=32, vision_hidden=64, vision_layers=1, text_width=64, text_hidden=64, heads=2,
-        kv_heads=1, expert_width=48, expert_hidden=256, vision_heads=4,
+        reference_shapes(shown), vision_width=32, vision_hidden=64, vision_layers=1, text_width=64, text_hidden=64,
+        heads=2, kv_heads=1, expert_width=48, expert_hidden=256, vision_heads=4,
     )  # fmt: skip
     trainer = Trainer(TrainConfig(steps=2, batch=8, draws=1, warmup=1), [metaworld_recording], tmp_path, shapes)
     trainer.train(save_every=2)

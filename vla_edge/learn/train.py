@@ -83,7 +83,8 @@ class Trainer(Fit):
     """Behaviour cloning of a policy from scratch, or on from the weights of another.
 
     Args:
-        config: of the run. demonstrations: recordings, all of one world. out: where the run lives; `out/checkpoint` is the policy so far.
+        config: of the run. demonstrations: recordings, all of one world.
+        out: where the run lives; `out/checkpoint` is the policy so far.
         shapes: of the policy; the reference policy's when None.
         start: checkpoint whose weights to begin with; random ones when None.
 
