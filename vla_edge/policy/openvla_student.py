@@ -40,7 +40,7 @@ def keep_joints(policy: OpenVLA, columns: Sequence[int]) -> None:
         raise ValueError("its action head reads what was found for all joints together; ask for all of them")
     config = replace(policy.config, action_dim=len(columns))
     policy.config = policy.prefill.config = policy.decode.config = config
-    policy.decode.places = torch.arange(config.prompt_length + config.tokens - 1)
+    policy.decode.places = torch.arange(config.tokens)
 
 
 def write(directory: str | Path, policy: OpenVLA, spec: PolicySpec, checkpoint: Checkpoint) -> Path:
