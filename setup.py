@@ -33,7 +33,7 @@ EXTRAS = {
     "runtime-executorch": ["executorch"],
     "runtime-litert": ["ai-edge-litert"],
     # converts stages for LiteRT, off the robot: in an environment of its own
-    "build-litert": ["litert-torch"],
+    "runtime-litert-build": ["litert-torch"],
     "runtime-mlx": ["mlx"],
     "runtime-coreml": ["coremltools"],
     "runtime-llama-cpp": ["llama-cpp-python", "gguf"],
