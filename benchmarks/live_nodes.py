@@ -52,6 +52,10 @@ class LiveNodes:
         """robot_source.py."""
         self._start("robot_source", [str(Path(__file__).with_name("robot_source.py")), *arguments])
 
+    def pid(self, executable: str) -> int:
+        """Of the node last started from that executable."""
+        return next(process.pid for name, process in reversed(self._processes) if name == executable)
+
     def _start(self, name: str, arguments: list[str]) -> None:
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         with open(Path(self._directory.name) / f"{name}.log", "wb") as log:
@@ -99,7 +103,7 @@ class Listener:
 
     def _on_status(self, message) -> None:
         for status in message.status:
-            self.values[status.name] = {pair.key: pair.value for pair in status.values}
+            self.values[status.name] = {pair.key: pair.value for pair in status.values} | {"message": status.message}
 
     def number(self, node: str, key: str) -> float:
         """A figure of a node's newest diagnostics."""

@@ -3,8 +3,8 @@
     make bench-robot
 
 The real nodes, each in a process of its own: the VLA node infers on the same processors while the controller ticks; a
-bare loop in C and a timer of rclpy run beside the same inference, one after the other. Where serving has a benchmark
-of its own (robot_serving.py), its rows come too. Writes out/bench/robot.json.
+bare loop in C and a timer of rclpy run beside the same inference, one after the other. The rows of ros_overhead.py,
+soak.py and, where it is there, robot_serving.py come too. Writes out/bench/robot.json.
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ from bench_file import DIRECTORY, Row, table, write  # noqa: E402
 from c_loop import lateness_us, timer_lateness_us  # noqa: E402
 from fuzz import fuzz  # noqa: E402
 from live_nodes import INSTRUCTION, Listener, LiveNodes, domain, engine, settle  # noqa: E402
+from ros_overhead import overhead_rows  # noqa: E402
+from soak import soak_rows  # noqa: E402
 from tick_lateness import processor_time  # noqa: E402
 
 RATES = (1000, 2000)
 MOST_P999_US, MOST_VS_C = 500.0, 2.0
+MOST_UNACCOUNTED = 10
+"""Ticks between the steady clock and the controller's account of them: its report is some ticks old."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     rows = controller_rows(options)
     print(table(rows))
     if not options.controller_only:
-        rows += _serving(options)
+        rows += overhead_rows(None, options.seconds, options.rate) + _serving(options)
+    if options.soak:
+        rows += soak_rows(engine(options.bundle), options.soak, options.threads)
     print(table(rows))
     print(write("robot", rows, options.output))
     return 0 if all(row.met is not False for row in rows) else 1
@@ -57,7 +63,7 @@ def tick_rows(rate: int, options) -> list[Row]:
     name, seconds = f"tick_{rate // 1000}khz", options.seconds
     bundle = engine(options.bundle)
     with LiveNodes() as nodes, Listener() as listener:
-        nodes.source("30", "250", INSTRUCTION)
+        nodes.source("--instruction", INSTRUCTION)
         nodes.node("vla_node", bundle=bundle, rate=options.rate, threads=options.threads, status_period=0.5)
         try:
             listener.conductor.bring_up("vla", 60.0)
@@ -73,13 +79,16 @@ def tick_rows(rate: int, options) -> list[Row]:
             settle(seconds, f"controlling at {rate} Hz")
             stolen, whole = processor_time() - before
             number, said = listener.number, listener.values["controller"]
+            if said["mode"] == "INIT":
+                raise RuntimeError(f"the controller was not armed: {said['message']}, {said['last_problem']}")
             late = {p: number("controller", f"lateness_us.{p}") for p in ("p50", "p99", "p999", "max")}
             work = {p: number("controller", f"work_us.{p}") for p in ("p50", "p99")}
-            n = int(number("controller", "ticks"))
+            n, overruns = int(number("controller", "ticks")), number("controller", "overruns")
+            unaccounted = abs(rate * n / number("controller", "tick_hz") - n - overruns)
             told = (
-                f"{number('controller', 'overruns'):.0f} deadlines passed before their tick and were made up, "
-                f"{number('controller', 'chunks.accepted'):.0f} chunks followed, mode {said['mode']} ({said['reason']}), "
-                f"real time: {said['realtime']}; engine p50 {number('vla', 'stage.engine_ms.p50'):.0f} ms at "
+                f"{overruns:.0f} deadlines passed before their tick and were made up, {said['gaps']} pauses, "
+                f"{said['chunks.accepted']} chunks followed, mode {said['mode']} ({said['reason']}), real time: "
+                f"{said['realtime']}; engine p50 {number('vla', 'stage.engine_ms.p50'):.0f} ms at "
                 f"{number('vla', 'rate_hz'):.1f} Hz, {options.threads} thread(s), {os.cpu_count()} processors; a "
                 f"hypervisor took {100 * stolen / whole:.1f} % of their time"
             )
@@ -92,6 +101,10 @@ def tick_rows(rate: int, options) -> list[Row]:
         Row(f"{name}_lateness_p99_us", late["p99"], "us", None, None, n, None,
             f"{', '.join(f'{p} {us:.0f} us' for p, us in late.items())}; {told}"),
         Row(f"{name}_lateness_p999_us", late["p999"], "us", "<=", MOST_P999_US, n, None, "the same run"),
+        Row(f"{name}_unaccounted", unaccounted, "ticks", "<=", MOST_UNACCOUNTED, n, None, "neither made nor made up"),
+        # A lateness says nothing of a controller that stood: it has to have followed chunks all the while.
+        Row(f"{name}_faults", number("controller", "faults"), "", "<=", 0.0, n, None,
+            f"mode {said['mode']} at the end ({said['reason']}), {said['holds']} times in HOLD"),
         Row(f"{name}_work_p99_us", work["p99"], "us", None, None, n, None, f"of one tick; p50 {work['p50']:.0f} us"),
         Row(f"{name}_rclpy_timer_lateness_p99_us", float(np.percentile(timer, 99)), "us", None, None, len(timer), None,
             f"of an rclpy timer beside the controller, on the grid of its first call; last call {timer[-1]:.0f} us late"),
@@ -135,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=2, help="of the engine")
     parser.add_argument("--chunks", type=int, default=1_000_000, help="to fuzz with")
     parser.add_argument("--controller-only", action="store_true", help="leave out serving's rows")
+    parser.add_argument("--soak", type=float, default=3600.0, help="s of soaking at the end; 0 for none")
     parser.add_argument("--output", type=Path, default=DIRECTORY)
     return parser
 

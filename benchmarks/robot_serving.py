@@ -66,11 +66,11 @@ def _arm(name: str, policy: str, found) -> list[Row]:
     left = "command off the line through the two ticks before, 500 Hz, worst joint: what was left of it after blending"
     return [
         Row(f"{name}_success.{policy}", found.success_rate, "", None, None, found.n, (low, high), note),
-        Row(f"boundary_step_p99_rad.{policy}.{name}", _number(smooth.plan_step_p99_rad), "rad", *limit,
+        Row(f"boundary_step_p99_rad.{policy}.{name}", _number(smooth.plan_step_p99), "rad", *limit,
             smooth.boundaries, None, boundary),
-        Row(f"departure_p99_rad.{policy}.{name}", _number(smooth.departure_p99_rad), "rad", None, None,
+        Row(f"departure_p99_rad.{policy}.{name}", _number(smooth.departure_p99), "rad", None, None,
             smooth.boundaries, None, "two plans coming apart from one row to the next in the 0.5 s after, worst joint"),
-        Row(f"command_step_p99_rad.{policy}.{name}", _number(smooth.command_step_p99_rad), "rad", *limit,
+        Row(f"command_step_p99_rad.{policy}.{name}", _number(smooth.command_step_p99), "rad", *limit,
             smooth.boundaries, None, left),
         Row(f"jerk_rms.{policy}.{name}", smooth.jerk_rms, "rad/s^3", None, None, found.n, None, "of the command"),
     ]  # fmt: skip

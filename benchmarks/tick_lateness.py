@@ -39,7 +39,7 @@ def measure(options) -> list[Row]:
     """The rows."""
     bundle = engine(options.bundle)
     with LiveNodes() as nodes, Listener() as listener:
-        nodes.source("30", "250", INSTRUCTION)
+        nodes.source("--instruction", INSTRUCTION)
         nodes.node("vla_node", bundle=bundle, rate=options.rate, threads=options.threads, status_period=0.5)
         try:
             # The controller comes last: its histogram begins with its process, and starting nodes is no load to report.

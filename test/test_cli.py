@@ -91,15 +91,18 @@ def test_closed_loop_counts_successes(monkeypatch, bundle, capsys):
 
     asked = {}
 
-    def run(engine, seeds, tier, override, delay, rate, workers, progress, inference, until):
+    def run(engine, seeds, tier, override, delay, rate, workers, progress, inference, until, world):
         assert until is None and inference == "asynchronous"
-        asked.update(engine=engine, seeds=list(seeds), tier=tier, override=override, delay=delay)
+        asked.update(engine=engine, seeds=list(seeds), world=world, tier=tier, override=override, delay=delay)
         return ClosedLoopResult(4, 3, wilson_interval(3, 4), 3, 1, 0.125, {"tier": tier}, ())
 
     monkeypatch.setattr(closed_loop, "run_closed_loop", run)
     text = printed(capsys, "closed-loop", bundle, "--episodes", 4, "--first-seed", 9, "--shuffled", "--delay", 0.2)
     assert "3 of 4 episodes succeeded (75.0 %" in text and "chance is 12.5 %" in text
-    assert asked == {"engine": bundle, "seeds": [9, 10, 11, 12], "tier": "touch", "override": "shuffled", "delay": 0.2}
+    assert asked == {
+        "engine": bundle, "seeds": [9, 10, 11, 12], "world": "tabletop", "tier": None, "override": "shuffled",
+        "delay": 0.2,
+    }  # fmt: skip
     assert json.loads(printed(capsys, "closed-loop", bundle, "--json"))["result"]["successes"] == 3
 
 
@@ -110,7 +113,7 @@ def test_closed_loop_stops_when_it_is_certain_and_says_on_which_side(monkeypatch
     from vla_edge.evaluate.closed_loop_result import ClosedLoopResult
     from vla_edge.evaluate.metrics import wilson_interval
 
-    def run(engine, seeds, tier, override, delay, rate, workers, progress, inference, until):
+    def run(engine, seeds, tier, override, delay, rate, workers, progress, inference, until, world):
         ended = next(n for n, _ in enumerate(seeds, 1) if until(SimpleNamespace(success=False)))
         return ClosedLoopResult(ended, 0, wilson_interval(0, ended), 0, 0, 0.125, {"tier": tier}, ())
 

@@ -72,12 +72,20 @@ class Observation:
         images: camera name -> (H, W, 3) uint8 RGB.
         joints: joint state at or interpolated to `stamp_ns`.
         instruction: natural language.
+        before: what was observed before it, oldest first, for policies that read several observations; theirs are
+            not looked at.
     """
 
     stamp_ns: int
     images: Mapping[str, np.ndarray]
     joints: JointState
     instruction: str
+    before: tuple[Observation, ...] = ()
+
+    def last(self, count: int) -> tuple[Observation, ...]:
+        """The newest `count` observations, this one last; the oldest is repeated where there are fewer."""
+        known = (*self.before, self)[-count:]
+        return (known[0],) * (count - len(known)) + known
 
 
 @dataclass(frozen=True)

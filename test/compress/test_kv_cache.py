@@ -68,7 +68,8 @@ def test_the_shapes_told_are_those_that_cross(loaded, step):
     assert len({spec.name for spec in specs}) == len(specs) == len(crossing)
     for spec, tensor in zip(specs, crossing):
         assert spec.shape == tuple(tensor.shape) and spec.dtype == str(tensor.dtype).removeprefix("torch.")
-    back = load(*crossing)
+    keys, values, *rest = load(*crossing)
+    back = torch.stack(keys), torch.stack(values), *rest
     assert [tensor.shape for tensor in back] == [tensor.shape for tensor in cache]
 
 
@@ -80,7 +81,8 @@ def test_the_tokens_that_are_looked_at_most_lose_least():
     step = KVCache(4, salient=0.25)
     count = step.salient_tokens(LENGTH)
     assert count == 4
-    keys, values, mask, *_ = CacheLoad(step, LENGTH)(*CacheStore(step, LENGTH)(*cache, looks))
+    *loaded, mask, _, _ = CacheLoad(step, LENGTH)(*CacheStore(step, LENGTH)(*cache, looks))
+    keys, values = map(torch.stack, loaded)
     for b in range(3):
         order = np.argsort(-looks[b].numpy(), kind="stable")
         np.testing.assert_array_equal(mask[b], cache.mask[b][order])

@@ -124,16 +124,19 @@ class Outcome:
             self.worst = f"{count} of {np.size(bad)}: {what}"
 
 
-def play(seed: int, config: ControlConfig, chunks: int, ticks: int = 30, names=DRIVEN_JOINTS) -> Outcome:
+def play(
+    seed: int, config: ControlConfig, chunks: int, ticks: int = 30, names=DRIVEN_JOINTS, capsules=None
+) -> Outcome:
     """One episode of abuse; judges every stretch between re-armings.
 
     Args:
         ticks: at most, after each chunk.
         names: joints of the G1 that are driven.
+        capsules: of these joints, to watch the distances between the robot's parts too.
     """
     rng, outcome = np.random.default_rng(seed), Outcome()
     lower, upper, *_ = Rig(config, names=names, armed=False).limits()
-    rig = Rig(config, start=rng.uniform(lower, upper), settle=0.1, names=names)
+    rig = Rig(config, start=rng.uniform(lower, upper), settle=0.1, names=names, capsules=capsules)
     for _ in range(chunks):
         outcome.chunks += 1
         try:

@@ -286,6 +286,19 @@ def test_after_a_long_pause_of_its_own_it_goes_on_from_rest_and_not_into_fault()
     assert rig.kernel.mode is Mode.HOLD
 
 
+def test_a_joint_state_that_was_on_its_way_during_a_pause_is_no_fault():
+    rig = Rig()
+    rig.joints_every = 0
+    rig.tick()
+    sent = rig.state()
+    rig.tick(late_ns=60 * MS)
+    assert rig.kernel.update_joints(sent, rig.now)
+    rig.run(0.04)
+    assert rig.kernel.mode is not Mode.FAULT
+    rig.run(0.02)
+    assert rig.kernel.mode is Mode.FAULT
+
+
 def test_a_pause_does_not_excuse_a_source_that_stays_silent_afterwards():
     rig = Rig()
     rig.joints_every = 0

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -33,6 +34,13 @@ def write_commands(path):
         file.write(f"{command.stamp_ns} {command.position[0]:.9f} {mode.name}\n")
 
     sink.close = file.close
+    return sink
+
+
+def write_once_opened(path, door):
+    """The same, which nobody listens to until the file `door` is there."""
+    sink = write_commands(path)
+    sink.listened = lambda: os.path.exists(door)
     return sink
 
 
@@ -162,6 +170,38 @@ def test_the_sink_gets_every_command_at_its_rate_and_is_closed(tmp_path):
     assert (np.diff(stamps) > 0).all()
     assert np.median(np.diff(stamps)) >= 3.9e6
     assert {row[1] for row in rows} == {"0.050000000"}
+
+
+def test_of_orders_given_by_several_threads_none_is_lost(controller):
+    def order() -> None:
+        for _ in range(300):
+            controller.resume()
+
+    threads = [threading.Thread(target=order) for _ in range(4)]
+    before, interval = controller._orders, sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert controller._orders - before == 1200
+
+
+def test_a_robot_that_does_not_hear_the_commands_is_not_armed(tmp_path):
+    path, door = tmp_path / "commands", tmp_path / "door"
+    arguments = str(path), str(door)
+    with ControllerProcess(g1(), DRIVEN_JOINTS, PATIENT, write_once_opened, arguments, GENTLE) as controller:
+        controller.send_joints(state())
+        with pytest.raises(ControlError, match="nobody listens"):
+            controller.rearm(timeout=0.2)
+        assert controller.report().mode is Mode.INIT and not controller.report().listened
+        door.touch()
+        controller.rearm(timeout=5.0)
+        assert wait_for(lambda: controller.report().mode is Mode.HOLD)
+    assert path.read_text()
 
 
 def test_a_sink_that_cannot_be_made_fails_the_start_with_its_reason():

@@ -87,6 +87,7 @@ class FakeTensorRt:
 
     __version__ = "10.3.0"
     TensorIOMode = SimpleNamespace(INPUT="in", OUTPUT="out")
+    LayerInformationFormat = SimpleNamespace(JSON="json", ONELINE="line")
 
     class ILogger:
         ERROR, INTERNAL_ERROR = 1, 0
@@ -104,7 +105,13 @@ class FakeTensorRt:
             get_tensor_name=names.__getitem__,
             get_tensor_mode=lambda name: self.tensors[name][0],
             create_execution_context=self._context,
+            create_engine_inspector=lambda: SimpleNamespace(get_engine_information=self._information),
         )
+
+    @staticmethod
+    def _information(form: str) -> str:
+        assert form == "json"
+        return '{"Layers": [{"Name": "double", "LayerType": "PointWise", "TacticName": "twice_f32"}, "last"]}'
 
     def _context(self):
         addresses: dict[str, int] = {}

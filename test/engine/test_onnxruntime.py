@@ -65,6 +65,26 @@ def test_sums_of_large_products_do_not_saturate(tmp_path, kind, largest):
     np.testing.assert_allclose(got, 64.0, rtol=1e-5)
 
 
+def test_inputs_of_packed_weights_are_rounded_to_8_bits_where_that_is_asked_for(tmp_path):
+    from vla_edge.engine.product import chain_file, in_precision, product_interface
+
+    rng = np.random.default_rng(0)
+    layer = in_precision(rng.normal(size=(48, 128)).astype(np.float32), "int4 weights", 32)
+    (tmp_path / "product.onnx").write_bytes(chain_file([layer], 1))
+    ways = runtime.candidates(tmp_path / "product.onnx")
+    assert {way["exact"] for way in ways if way.get("dynamic")} == {False} and "exact" not in ways[0]
+    x = rng.normal(size=(1, 1, 128)).astype(np.float32)
+    expected = x @ layer.weight.dequantize().T
+    errors = []
+    for dynamic in (False, True):
+        way = {"threads": 1, "dynamic": dynamic}
+        found = runtime.load(tmp_path / "product.onnx", product_interface(1, 128, 48), way).run({"x": x})["y"]
+        errors.append(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    assert errors[0] < 1e-5 < 1e-3 < errors[1] < 0.02
+    (tmp_path / "float.onnx").write_bytes(chain_file([in_precision(layer.weight.dequantize(), "int8 weights", 32)], 1))
+    assert not any(way.get("dynamic") for way in runtime.candidates(tmp_path / "float.onnx"))
+
+
 def test_binding_reads_and_writes_in_place(toy, tmp_path):
     stage, graph = toy
     loaded = runtime.load(export_stage(stage, {}, tmp_path / "toy.onnx", graph), interface(stage))
@@ -112,7 +132,7 @@ def test_a_file_with_other_tensors_is_a_backend_error(toy, tmp_path):
 
 
 def test_an_unknown_or_absent_backend_says_what_to_do(monkeypatch):
-    with pytest.raises(BackendError, match="no backend 'tensorrrt'; choose one of executorch, onnxruntime, openvino, "):
+    with pytest.raises(BackendError, match="no backend 'tensorrrt'; choose one of coreml, .*onnxruntime, openvino, "):
         get_backend("tensorrrt")
     from vla_edge.engine import backends
 

@@ -27,10 +27,9 @@ from vla_edge.engine import build as building
 from vla_edge.engine import export, piecewise
 from vla_edge.engine.backends import BackendError
 from vla_edge.engine.bundle import BundleError
-from vla_edge.engine.piecewise import Piecewise, whole_memory
+from vla_edge.engine.piecewise import Piecewise, needs_pieces, whole_memory
 from vla_edge.engine.runner import Runner
 from vla_edge.policy.checkpoint import CheckpointError, load_checkpoint, load_policy
-from vla_edge.policy.piecewise import PiecewisePolicy
 from vla_edge.types import JointState, Observation
 
 SAVED = Path(__file__).parents[1] / "parity" / "openvla"
@@ -174,6 +173,7 @@ def test_recipes_that_want_the_whole_policy_are_refused_with_what_to_take(openvl
     for step, reason in (
         ({"quantize": {**LANGUAGE, "importance": "action"}}, "importance action needs gradients"),
         ({"finetune": {"steps": 1}}, "finetune works on the whole policy"),
+        ({"kv_cache": {}}, "kv_cache works on the whole policy"),
         ({"shrink": {"targets": ["*"], "channels": 0.5}}, "shrink works on the whole policy"),
     ):
         with pytest.raises(RecipeError, match=f"step 1: {reason}.*Take recipe {piecewise.PIECEWISE_RECIPE}, or one of"):
@@ -186,6 +186,32 @@ def test_a_family_that_is_not_taken_apart_is_refused(checkpoint):
     recipe = load_recipe("int8-weight-only")
     with pytest.raises(CheckpointError, match="a smolvla's stages .* are not built piece by piece; build it on a computer"):
         building.build(checkpoint, recipe, "onnxruntime", checkpoint.parent / "b", data_of(checkpoint), memory=1)
+
+
+def test_what_one_stage_writes_is_not_built_in_pieces_and_where_it_fits_as_a_whole(openvla, monkeypatch):
+    # as the backend says itself where its package is installed
+    read = {"onnxruntime": ".onnx", "llama_cpp": ".gguf"}
+    monkeypatch.setattr(piecewise, "get_backend", lambda name: SimpleNamespace(READS=read[name]))
+    checkpoint, memory, backends = load_checkpoint(openvla), too_little(openvla), ("onnxruntime", "llama_cpp")
+    with pytest.raises(BackendError, match="what llama_cpp runs is not built piece by piece; choose another backend"):
+        Piecewise(checkpoint, RECIPE, memory, openvla, backends)
+    assert needs_pieces(checkpoint, RECIPE, memory) and not needs_pieces(checkpoint, RECIPE, memory, backends)
+    assert needs_pieces(checkpoint, RECIPE, 1000, backends)
+
+
+def test_weights_that_are_rounded_already_are_not_taken_over_in_pieces(openvla, tmp_path):
+    for path in openvla.glob("model-*.safetensors"):
+        tensors = load_file(path)
+        for name in [name for name in tensors if name.endswith("_proj.weight") and "layers" in name]:
+            scale = tensors[name].float().abs().amax(1, keepdim=True) / 127
+            tensors[f"{name}_scale"] = scale
+            tensors[name] = (tensors[name].float() / scale).round().to(torch.int8)
+        save_file(tensors, path)
+    checkpoint, memory = load_checkpoint(openvla), too_little(openvla)
+    with pytest.raises(CheckpointError, match="rounded already are not taken over piece by piece; give the weights"):
+        building.build(openvla, RECIPE, "onnxruntime", tmp_path / "b", data_of(openvla), memory=1000)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
+    assert not needs_pieces(checkpoint, RECIPE, memory)
 
 
 def test_memory_for_not_even_a_piece_is_refused(openvla):

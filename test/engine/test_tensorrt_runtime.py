@@ -79,6 +79,18 @@ def test_a_damaged_plan_or_one_with_other_tensors_is_a_backend_error(plan):
         backend(FakeRuntimeApi())[1].load(plan, STAGE, OPTIONS)
 
 
+def test_the_kernels_of_a_plan_are_told_as_its_inspector_gives_them(plan):
+    from vla_edge.cli.look import _kernel_lines
+    from vla_edge.engine.backends.tensorrt_common import KERNELS
+
+    runtime = backend(FakeRuntimeApi())[1]
+    assert _kernel_lines(plan) == []
+    plan.with_suffix(KERNELS).write_text(runtime.kernels(plan.read_bytes()))
+    assert [line.split() for line in _kernel_lines(plan)] == [["double", "PointWise", "twice_f32"], ["last"]]
+    with pytest.raises(BackendError, match="cannot load the plan"):
+        runtime.kernels(b"nothing")
+
+
 @pytest.mark.peers
 def test_the_real_cuda_python_without_a_device_is_a_named_error():
     pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")

@@ -70,6 +70,34 @@ def test_the_instruction_is_latched_and_nothing_is_observed_before_the_first(mak
     assert all((text == "touch the blue ball") == (at >= 2_500_000_000) for at, text in asked)
 
 
+@pytest.mark.parametrize("rate_hz", (None, 5.0))
+def test_a_policy_of_several_observations_sees_those_that_were_made_that_long_before(make_bag, spec, rate_hz):
+    several = replace(spec, observation_steps=3, dt=0.1)
+    single = {each.stamp_ns: each for each in observations(make_bag(), spec)}
+    with Bag(make_bag("again")) as bag:
+        frames = list(bag.frames(("head",), spec.joint_names, rate_hz, lags=several.lags))
+    assert len(frames) > 20
+    for frame in frames[1:]:
+        seen = frame.observation
+        ages = [seen.stamp_ns - each.stamp_ns for each in seen.before]
+        assert ages == [200_000_000, 100_000_000] or seen.stamp_ns < min(single) + 200_000_000
+        for each in seen.before:
+            alone = single[each.stamp_ns]
+            np.testing.assert_array_equal(each.images["head"], alone.images["head"])
+            np.testing.assert_array_equal(each.joints.position, alone.joints.position)
+    first = frames[0].observation
+    assert {each.stamp_ns for each in first.last(3)} == {first.stamp_ns}
+
+
+def test_a_policy_without_language_needs_no_instruction_in_a_bag(make_bag, spec):
+    path = make_bag(items=[item for item in recording() if item[0] != "instruction"])
+    with pytest.raises(BagError, match="instruction"):
+        list(observations(path, spec))
+    with Bag(path) as bag:
+        seen = [moment.read() for moment in bag.moments(replace(spec, tokenizer_max_length=0))]
+    assert len(seen) == 120 and {each.instruction for each in seen} == {""}
+
+
 def test_truth_is_interpolated_by_name_and_ends_with_the_instruction(make_bag):
     items = recording(4.0, instructions=((0.0, "touch the red cube"), (2.0, "touch the blue ball")))
     with Bag(make_bag(items=items)) as bag:

@@ -188,7 +188,7 @@ def test_a_synchronous_robot_stands_while_it_thinks_and_takes_longer():
     ]
     assert found[0].success and found[1].success and found[1].seconds > found[0].seconds + 0.5
     # This rig jumps where a chunk tells it to; a synchronous one begins where the robot stands.
-    assert max(found[1].smoothness.command_steps_rad) < 0.01 < max(found[0].smoothness.command_steps_rad)
+    assert max(found[1].smoothness.command_steps) < 0.01 < max(found[0].smoothness.command_steps)
 
 
 def test_a_function_cannot_continue_a_plan():

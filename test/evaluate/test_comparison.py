@@ -24,7 +24,7 @@ def runs(monkeypatch):
     """What was run, in place of the simulation: odd seeds succeed."""
     ran = []
 
-    def run(policy, seeds, tier, workers, progress):
+    def run(policy, seeds, tier, workers, progress, world):
         for seed in seeds:
             ran.append(seed)
             progress(Ended(seed, bool(seed % 2)))

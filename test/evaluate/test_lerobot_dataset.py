@@ -67,6 +67,18 @@ def test_stamps_tell_episodes_apart_and_follow_the_clock_inside(dataset):
     assert (stamps[1:, 0] - stamps[:-1, -1] > 2e9).all()
 
 
+def test_a_policy_of_several_observations_sees_the_rows_before_but_not_of_another_episode(dataset):
+    several = replace(SPEC, observation_steps=2, dt=2 / FPS)
+    with LeRobotDataset(dataset) as opened:
+        frames = list(opened.frames(("head",), JOINTS, lags=several.lags))
+    for number, frame in enumerate(frames):
+        episode, index = divmod(number, LENGTH)
+        (before,) = frame.observation.before
+        wanted = max(index - 2, 0) if index != 1 else (0, 1)
+        assert told_apart(before.images["head"], episode) in np.atleast_1d(wanted)
+        assert before.stamp_ns <= frame.observation.stamp_ns
+
+
 def test_frames_carry_the_motion_that_followed_and_what_was_told(dataset):
     with LeRobotDataset(dataset) as opened:
         frame = list(opened.frames(("head",), JOINTS, horizon_s=0.2))[LENGTH + 3]

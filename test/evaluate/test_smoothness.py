@@ -24,7 +24,7 @@ def test_a_splice_without_blending_shows_its_whole_step_in_plan_and_command():
             smoothness.switch(first, second, 200_000_000)
         smoothness.add(np.array([tick * PERIOD + (0.03 if tick >= 100 else 0.0), 0.0]))
     found = smoothness.result()
-    assert found.plan_steps_rad == pytest.approx((0.03,)) and found.command_steps_rad == pytest.approx((0.03,))
+    assert found.plan_steps == pytest.approx((0.03,)) and found.command_steps == pytest.approx((0.03,))
     assert found.jerk_rms > 0.0
 
 
@@ -35,7 +35,7 @@ def test_a_smooth_command_has_no_step_however_far_the_plans_are_apart():
             smoothness.switch(chunk(0, 0.0), chunk(100_000_000, 0.2), 200_000_000)
         smoothness.add(np.array([0.5 * tick * PERIOD, 0.0]))
     found = smoothness.result()
-    assert found.plan_steps_rad == pytest.approx((0.2,)) and found.command_steps_rad[0] < 1e-12
+    assert found.plan_steps == pytest.approx((0.2,)) and found.command_steps[0] < 1e-12
 
 
 def test_jerk_is_that_of_the_motion():
@@ -50,9 +50,9 @@ def test_a_chunk_after_one_that_ran_out_is_no_boundary_and_nothing_gives_nan():
     smoothness = Smoothness(PERIOD)
     smoothness.switch(None, chunk(0, 0.0), 100_000_000)
     smoothness.switch(chunk(0, 0.0), chunk(600_000_000, 0.5), 700_000_000)
-    assert smoothness.result().plan_steps_rad == ()
+    assert smoothness.result().plan_steps == ()
     summary = SmoothnessSummary.of([smoothness.result()])
-    assert summary.boundaries == 0 and math.isnan(summary.plan_step_p99_rad) and math.isnan(summary.jerk_rms)
+    assert summary.boundaries == 0 and math.isnan(summary.plan_step_p99) and math.isnan(summary.jerk_rms)
 
 
 def test_a_step_that_was_moved_into_the_chunk_is_found():
@@ -62,4 +62,4 @@ def test_a_step_that_was_moved_into_the_chunk_is_found():
     smoothness = Smoothness(PERIOD)
     smoothness.switch(first, ActionChunk(second.stamp_ns, second.joint_names, moved, second.dt), 200_000_000)
     found = smoothness.result()
-    assert found.plan_steps_rad == pytest.approx((0.0,), abs=1e-9) and found.departures_rad == pytest.approx((0.04,))
+    assert found.plan_steps == pytest.approx((0.0,), abs=1e-9) and found.departures == pytest.approx((0.04,))

@@ -25,7 +25,7 @@ class NodeProcess:
     Args:
         executable: module in vla_edge.nodes.
         namespace: keeps tests apart from each other.
-        parameters: name -> value as on the command line; names that begin with __ remap the node itself.
+        parameters: name -> value as on the command line; names that begin with __ or / remap the node itself or a topic.
         log: file for everything it prints.
     """
 
@@ -33,7 +33,7 @@ class NodeProcess:
         command = [sys.executable, "-c", f"from vla_edge.nodes.{executable} import main; main()", "--ros-args"]
         command += ["-r", f"__ns:={namespace}"]
         for name, value in parameters.items():
-            command += ["-r" if name.startswith("__") else "-p", f"{name}:={value}"]
+            command += ["-r" if name.startswith(("__", "/")) else "-p", f"{name}:={value}"]
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")]))
         self._log = log
         with log.open("wb") as stream:
@@ -159,6 +159,7 @@ class FakeRobot:
         positions: of the joints, rad.
         names: of the joints, in the order they are published in.
         frames, joints: switch the streams on and off.
+        clock: stamps of joint states, ns.
     """
 
     def __init__(self, peer: Peer, camera_rate: float = 30.0, joint_rate: float = 100.0):
@@ -170,6 +171,7 @@ class FakeRobot:
         self.positions = np.zeros(len(DRIVEN_JOINTS))
         self.names = list(DRIVEN_JOINTS)
         self.frames = self.joints = True
+        self.clock = time.time_ns
         self._image = peer.node.create_publisher(Image, "head/image", qos.SENSOR_OUT)
         self._joints = peer.node.create_publisher(JointState, "joint_states", qos.SENSOR_OUT)
         self._end = threading.Event()
@@ -203,7 +205,7 @@ class FakeRobot:
 
         if self.joints:
             message = JointState(name=list(self.names), position=convert.doubles(self.positions))
-            message.header.stamp = convert.to_time(time.time_ns())
+            message.header.stamp = convert.to_time(self.clock())
             self._joints.publish(message)
 
     def close(self) -> None:

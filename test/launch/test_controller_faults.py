@@ -6,17 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from live import SOURCE, wait_for
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Header
 from test_controller_node import Arms
 
-from vla_edge.nodes import qos
+from vla_edge.nodes import convert, qos
 from vla_edge.robots.g1 import DRIVEN_JOINTS
 
 
@@ -30,13 +32,13 @@ def arms(start, peer):
 
 @pytest.fixture
 def source(namespace):
-    """Starts a process that publishes chunks."""
+    """Starts a process that publishes chunks, see chunk_source.py."""
     started = []
 
-    def start() -> subprocess.Popen:
+    def start(*how: str) -> subprocess.Popen:
         path = os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")])
-        script = str(Path(__file__).with_name("chunk_source.py"))
-        started.append(subprocess.Popen([sys.executable, script, namespace], env={**os.environ, "PYTHONPATH": path}))
+        script = [sys.executable, str(Path(__file__).with_name("chunk_source.py")), namespace, *how]
+        started.append(subprocess.Popen(script, env={**os.environ, "PYTHONPATH": path}))
         return started[-1]
 
     yield start
@@ -61,7 +63,58 @@ def test_a_source_of_chunks_that_is_killed_ends_in_hold_and_a_new_one_is_followe
     assert np.abs(np.diff(np.array(still), axis=0)).max() < 0.01
     source()
     arms.says(mode="FOLLOW")
-    assert arms.keeps_to_velocities()
+    assert arms.keeps_to_velocities() and arms.keeps_to_accelerations()
+
+
+def test_chunks_that_come_late_and_out_of_order_are_followed_by_their_stamps_and_none_backwards(arms, source):
+    arms.arm()
+    source("0.3", "shuffle")
+    arms.says(mode="FOLLOW")
+    begin = len(arms.commands)
+    values = arms.peer.diagnostics("controller", lambda v: int(v["rejected.chunk.order"]) >= 5, 30.0)
+    # The overtaken ones are refused, the others followed; all that time there is one to follow.
+    assert int(values["chunks.accepted"]) >= 5 and values["faults"] == "0" and values["holds"] == "0"
+    moved = np.array([message.position for _, message in arms.commands[begin:]])
+    assert np.ptp(moved, axis=0).max() > 0.1
+    assert arms.keeps_to_velocities() and arms.keeps_to_accelerations()
+
+
+@pytest.mark.parametrize("jump", [3600.0, -3600.0])
+def test_a_jump_of_the_clock_neither_moves_the_robot_nor_stops_it(start, peer, namespace, jump):
+    ahead = [0.0]
+
+    def now_ns() -> int:
+        return time.time_ns() + round(ahead[0] * 1e9)
+
+    clock, end = peer.node.create_publisher(Clock, f"{namespace}/clock", qos.CLOCK), threading.Event()
+
+    def tell() -> None:
+        while not end.wait(0.005):
+            clock.publish(Clock(clock=convert.to_time(now_ns())))
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    # On a loaded machine the node's own clock, told by messages, lags behind the stamps.
+    patience = {"joint_state_timeout": 5.0, "future_tolerance": 1.0}
+    arms = Arms(start, peer, use_sim_time="true", **patience, **{"/clock": f"{namespace}/clock"})
+    try:
+        arms.robot.clock = now_ns
+        arms.arm()
+        for target in (0.2, 0.0):
+            accepted = int(arms.peer.diagnostics("controller")["chunks.accepted"])
+            wait_for(lambda: abs(convert.stamp_of(arms.commands[-1][1]) - now_ns()) < 5e8, 10.0, "stamps of this clock")
+            arms.send(np.full(len(DRIVEN_JOINTS), target), stamp_ns=now_ns())
+            peer.diagnostics("controller", lambda v, n=accepted: int(v["chunks.accepted"]) == n + 1)
+            ahead[0] += jump
+            # In the middle of the chunk: it is carried out to its end all the same.
+            wait_for(lambda t=target: abs(arms.robot.positions - t).max() < 0.01, 10.0, "the chunk's end")
+        assert arms.peer.diagnostics("controller")["faults"] == "0"
+        steps = np.abs(np.diff([message.position for _, message in arms.commands], axis=0))
+        assert steps.max() < 0.05
+    finally:
+        end.set()
+        teller.join()
+        arms.robot.close()
 
 
 @pytest.mark.parametrize(("seconds", "counted"), [(0.15, "late"), (1.3, "gaps")])

@@ -78,6 +78,14 @@ class Arms:
         limit = g1().select(DRIVEN_JOINTS).column("velocity")
         return bool((steps <= limit * seconds[:, None] * 1.01 + 1e-6).all())
 
+    def keeps_to_accelerations(self) -> bool:
+        """Whether the velocity changed by no more than the working acceleration allows: what begins is led in."""
+        messages = [message for _, message in list(self.commands)]
+        seconds = np.diff([convert.stamp_of(message) for message in messages]) / 1e9
+        changes = np.abs(np.diff([message.velocity for message in messages], axis=0))
+        limit = g1().select(DRIVEN_JOINTS).column("acceleration")
+        return bool((changes <= limit * seconds[:, None] * 1.01 + 1e-6).all())
+
 
 @pytest.fixture
 def arms(start, peer):
@@ -241,6 +249,56 @@ def test_the_real_time_process_ends_with_its_node(arms):
     arms.arm()
     arms.process.kill()
     wait_for(lambda: not os.path.exists(f"/proc/{child}"), 10.0, "the controller's process to end")
+
+
+def test_it_arms_by_itself_only_once_somebody_listens_to_the_commands(start, peer):
+    robot = FakeRobot(peer, camera_rate=0.5, joint_rate=100.0)
+    try:
+        start("controller_node", rearm_on_activate="true", **PATIENT)
+        assert peer.change("controller", CONFIGURE, ACTIVATE) == [True, True]
+        peer.diagnostics("controller", lambda v: v["listened"] == "false" and "nobody listens" in v["message"])
+        time.sleep(1.0)
+        values = peer.diagnostics("controller")
+        assert values["mode"] == "INIT"
+        with pytest.raises(ConductError, match="nobody listens"):
+            peer.call("controller/rearm")
+        heard = peer.listen(JointState, "joint_command", qos.COMMAND)
+        peer.diagnostics("controller", lambda v: v["mode"] == "HOLD" and v["listened"] == "true")
+        wait_for(lambda: heard, 10.0, "commands")
+    finally:
+        robot.close()
+
+
+def test_an_emergency_stop_ends_the_wish_to_arm_by_itself(start, peer):
+    robot = FakeRobot(peer, camera_rate=0.5, joint_rate=100.0)
+    stop = peer.node.create_publisher(Bool, "emergency_stop", qos.LATCHED)
+    stop.publish(Bool(data=True))
+    heard = peer.listen(JointState, "joint_command", qos.COMMAND)
+    try:
+        start("controller_node", rearm_on_activate="true", **PATIENT)
+        assert peer.change("controller", CONFIGURE) == [True]
+        wait_for(stop.get_subscription_count, 10.0, "the controller to listen")
+        time.sleep(1.0)
+        assert peer.change("controller", ACTIVATE) == [True]
+        peer.diagnostics("controller", lambda v: "emergency stop is pressed" in v["last_problem"])
+        stop.publish(Bool(data=False))
+        time.sleep(2.0)
+        assert peer.diagnostics("controller")["mode"] == "INIT" and not heard
+        peer.call("controller/rearm")
+        wait_for(lambda: heard, 10.0, "commands")
+    finally:
+        robot.close()
+
+
+def test_no_thread_of_the_real_time_process_waits_behind_ordinary_load(arms):
+    (child,) = open(f"/proc/{arms.process.pid}/task/{arms.process.pid}/children").read().split()
+    if "real-time scheduling was refused" in arms.peer.diagnostics("controller")["realtime"]:
+        pytest.skip("real-time scheduling is not granted here")
+    threads = [int(thread) for thread in os.listdir(f"/proc/{child}/task")]
+    threads = {thread: os.sched_getparam(thread).sched_priority for thread in threads}
+    # The middleware's threads hold locks that the loop waits for: right behind it, before everything else.
+    assert len(threads) > 1 and threads.pop(int(child)) == 50
+    assert set(threads.values()) == {49}
 
 
 def test_commands_can_be_given_as_an_array(start, peer):

@@ -145,7 +145,8 @@ def test_its_heart_beats_while_it_serves_and_stops_with_it(serve, peer):
     assert len(beats) == count
 
 
-def test_the_robot_holds_when_the_vla_node_is_killed_and_goes_on_when_it_is_back(serve, start, peer, robot):
+@pytest.mark.parametrize("what", ["node", "camera"])
+def test_the_robot_holds_when_its_policy_dies_or_sees_nothing_and_goes_on_by_itself(serve, start, peer, robot, what):
     def follow(message: JointState) -> None:
         robot.positions = np.array(message.position)
 
@@ -164,7 +165,10 @@ def test_the_robot_holds_when_the_vla_node_is_killed_and_goes_on_when_it_is_back
 
     wait_for(rearmed, 10.0, "the controller to be armed")
     peer.diagnostics("controller", lambda values: values["mode"] == "FOLLOW")
-    process.kill()
+    if what == "node":
+        process.kill()
+    else:
+        robot.frames = False
     # 1.6 s of chunk, 0.1 s of grace, and what a loaded machine takes to say so.
     peer.diagnostics("controller", lambda values: values["mode"] == "HOLD", 10.0)
 
@@ -174,5 +178,7 @@ def test_the_robot_holds_when_the_vla_node_is_killed_and_goes_on_when_it_is_back
         return np.allclose(robot.positions, before, atol=1e-6)
 
     wait_for(stands, 5.0, "the robot to stand, having braked")
-    serve(inference="real_time_chunking")
-    peer.diagnostics("controller", lambda values: values["mode"] == "FOLLOW")
+    if what == "node":
+        serve(inference="real_time_chunking")
+    robot.frames = True
+    assert peer.diagnostics("controller", lambda values: values["mode"] == "FOLLOW")["faults"] == "0"

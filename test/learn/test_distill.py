@@ -16,12 +16,13 @@ from tiny import JOINTS, WORDS, make_observations, tiny_policy, tiny_spec  # noq
 
 from vla_edge.engine.runner import Runner
 from vla_edge.evaluate.recording import open_recording
-from vla_edge.learn.distill import DistillError, channel_share, distill, joint_columns, keep_joints, parameters
+from vla_edge.learn.distill import DistillError, channel_share, distill, joint_columns, parameters
 from vla_edge.learn.frames import from_demonstrations
 from vla_edge.learn.match import Match, MatchConfig
 from vla_edge.policy.checkpoint import load_checkpoint, load_policy
 from vla_edge.policy.checkpoint_files import CheckpointError, read_tensors
 from vla_edge.policy.checkpoint_writer import write_checkpoint
+from vla_edge.policy.smolvla_student import keep_joints
 from vla_edge.sim.demonstrations import DemonstrationError
 
 COLOURS = ("red", "green")

@@ -7,8 +7,10 @@ import torch
 
 from vla_edge.learn import train
 from vla_edge.learn.fit import TrainingError, schedule
-from vla_edge.learn.train import TrainConfig
+from vla_edge.learn.train import TrainConfig, Trainer, reference_shapes
 from vla_edge.policy.checkpoint import load_checkpoint, load_policy
+from vla_edge.sim.demonstrations import DemonstrationError
+from vla_edge.sim.worlds import world
 
 
 def _weights(trainer):
@@ -82,6 +84,21 @@ def test_the_learning_rate_warms_up_and_comes_down_to_zero():
     rates = [schedule(step, config) for step in range(1000)]
     assert rates[0] == pytest.approx(0.01) and rates[99] == pytest.approx(1) and rates[999] < 1e-4
     assert np.argmax(rates) in (99, 100) and (np.diff(rates[100:]) < 0).all()
+
+
+def test_the_policy_is_of_the_world_that_was_recorded(recording, metaworld_recording, tmp_path):
+    shown = world("metaworld")
+    shapes = replace(
+        reference_shapes(shown), vision_width=32, vision_hidden=64, vision_layers=1, text_width=64, text_hidden=64,
+        heads=2, kv_heads=1, expert_width=48, expert_hidden=256, vision_heads=4,
+    )  # fmt: skip
+    trainer = Trainer(TrainConfig(steps=2, batch=8, draws=1, warmup=1), [metaworld_recording], tmp_path, shapes)
+    trainer.train(save_every=2)
+    checkpoint = load_checkpoint(tmp_path / "checkpoint")
+    assert checkpoint.spec.joint_names == shown.joint_names and checkpoint.spec.cameras == (shown.camera,)
+    assert (checkpoint.spec.chunk_size, checkpoint.spec.dt) == (shown.chunk, shown.dt)
+    with pytest.raises(DemonstrationError, match="in one world; these demonstrations are of metaworld, tabletop"):
+        Trainer(TrainConfig(), [recording, metaworld_recording], tmp_path / "both")
 
 
 def test_no_demonstrations_end_the_command_with_one_sentence(tmp_path):

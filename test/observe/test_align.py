@@ -191,3 +191,33 @@ def test_streams_and_the_policy_may_use_it_at_once():
         end.set()
         thread.join()
     assert not failures
+
+
+def test_a_policy_of_several_observations_sees_those_that_were_made_that_long_before():
+    aligner = Aligner(["head", "wrist"], lags=(0.2, 0.1))
+    for at in range(0, 401, 33):
+        aligner.add_joints(joints(at, at), at * MS)
+        aligner.add_frame("wrist", frame(at - 3, value=at // 33 + 100))
+        aligner.add_frame("head", frame(at, value=at // 33))
+    aligner.set_instruction("go")
+    seen = aligner.align(401 * MS).observation
+    assert seen.stamp_ns == 396 * MS and [each.stamp_ns for each in seen.before] == [198 * MS, 297 * MS]
+    for each in (*seen.before, seen):
+        number = each.stamp_ns // MS // 33
+        assert each.images["head"][0, 0, 0] == number and each.images["wrist"][0, 0, 0] == number + 100
+        assert each.joints.position[0] == each.stamp_ns // MS
+    assert [each.stamp_ns for each in seen.last(3)] == [198 * MS, 297 * MS, 396 * MS]
+
+
+def test_of_a_policy_of_several_observations_the_first_stands_for_those_that_never_were():
+    seen = filled(lags=(0.1,)).align(120 * MS).observation
+    assert [each.stamp_ns for each in seen.last(3)] == [100 * MS] * 3
+
+
+def test_a_policy_without_language_waits_for_no_instruction_until_one_is_withdrawn():
+    aligner = Aligner(["head"], instructed=False)
+    aligner.add_frame("head", frame(100))
+    aligner.add_joints(joints(100), 100 * MS)
+    assert aligner.align(101 * MS).observation.instruction == ""
+    aligner.set_instruction(None)
+    assert aligner.align(101 * MS).reason == "waiting for an instruction"

@@ -28,7 +28,7 @@ ROSDEP = {
 PYPI = {
     "cv2": "opencv-python-headless", "yaml": "pyyaml", "PIL": "pillow", "modelopt": "nvidia-modelopt",
     "neural_compressor": "neural-compressor-pt", "pinocchio": "pin", "tensorrt_rtx": "tensorrt-rtx",
-    "cuda": "cuda-bindings",
+    "cuda": "cuda-bindings", "llama_cpp": "llama-cpp-python",
 }  # fmt: skip
 
 SYSTEM = {"tensorrt", "pycuda"}
@@ -80,10 +80,10 @@ def test_every_import_is_a_declared_dependency():
 
 
 def test_every_dependency_is_imported_by_something():
-    # torch's exporter imports onnxscript, Neural Compressor accelerate, pytest its plugins; the meshes' package is
-    # installed apart from the others.
+    # torch's exporter imports onnxscript, Neural Compressor accelerate, Meta-World packaging, pytest its plugins; the
+    # meshes' package is installed apart from the others.
     used = set().union(*map(imports, SOURCES), *map(imports, (ROOT / "test").rglob("*.py")))
-    used |= {"onnxscript", "accelerate", "setuptools", "rosbags_image", "pytest_timeout"}
+    used |= {"onnxscript", "accelerate", "packaging", "setuptools", "rosbags_image", "pytest_timeout"}
     idle = {name for name in declared() if name.replace("-", "_") not in used} - set(PYPI.values())
     assert idle == set(), "no file imports it"
 

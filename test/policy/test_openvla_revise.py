@@ -62,18 +62,19 @@ def test_a_pass_scores_as_decoding_does(checkpoint):
     policy.revise_()
     c = policy.config
     generator = torch.Generator().manual_seed(0)
-    shape = (c.layers, 1, c.kv_heads, c.prompt_length + c.tokens - 1, c.width // c.heads)
+    shape = (c.layers, 1, c.kv_heads, c.prompt_length, c.head_dim)
     keys, values = (torch.randn(shape, generator=generator) for _ in range(2))
+    cache = keys, values, (torch.arange(c.prompt_length) < c.prompt_length - 2).float()[None]
+    tail = torch.zeros(2, c.layers, 1, c.kv_heads, c.tokens - 1, c.head_dim)
     tokens = torch.randint(0, 256, (1, c.tokens - 1), generator=generator)
     position = torch.tensor([c.prompt_length - 2])
     with torch.no_grad():
-        (found,) = policy.revise(tokens, position, keys, values)
+        (found,) = policy.revise(tokens, position, *cache)
         for row in range(c.tokens - 1):
-            scores, new_keys, new_values = policy.decode(tokens[:, row : row + 1], position + row, keys, values)
+            token = tokens[:, row : row + 1]
+            scores, new_keys, new_values = policy.decode(token, torch.tensor([row]), position, *tail, *cache)
             torch.testing.assert_close(found[:, row], scores, atol=2e-4, rtol=1e-4)
-            keys, values = keys.clone(), values.clone()
-            for cache, new in ((keys, new_keys), (values, new_values)):
-                cache[..., int(position) + row, :] = new[..., 0, :]
+            tail[..., row, :] = torch.stack([new_keys, new_values])[..., 0, :]
 
 
 def test_passes_can_be_bounded(checkpoint):

@@ -31,11 +31,12 @@ def add(command) -> None:
     sub.add_argument("--workers", type=int, default=1, help="processes, when there are several pairs to evaluate")
     sub.add_argument("--dask", help="address of a running Dask scheduler to evaluate on, instead of --workers")
 
-    sub = command("closed-loop", _closed_loop, "let an engine act in the simulated world and count successes")
+    sub = command("closed-loop", _closed_loop, "let an engine act in a simulated world and count successes")
     sub.add_argument("engine", type=Path, help="bundle, or a checkpoint for full precision")
     sub.add_argument("--episodes", type=int, default=100)
     sub.add_argument("--first-seed", type=int, default=100_000, help="seeds count up from here, below 1,000,000")
-    sub.add_argument("--tier", default="touch", help="difficulty of the episodes")
+    sub.add_argument("--world", default="tabletop", help="tabletop, or metaworld where it is installed")
+    sub.add_argument("--tier", help="difficulty, or tasks of Meta-World; the world's first when left out")
     sub.add_argument("--shuffled", action="store_true", help="give the instruction of another goal of the scene")
     sub.add_argument("--delay", type=float, default=0.1, help="s from an observation to its chunk")
     sub.add_argument("--rate", type=float, default=5.0, help="observations per second")
@@ -141,6 +142,7 @@ def _closed_loop(options):
             progress=progress,
             inference=options.inference,
             until=(lambda row: watch.add(row.success) is not None) if watch else None,
+            world=options.world,
         )
     finally:
         bar.close()
@@ -149,9 +151,10 @@ def _closed_loop(options):
     interval = result.success_interval
     text = (
         f"{result.successes} of {result.n} episodes succeeded ({100 * result.success_rate:.1f} %, 95 % interval "
-        f"{100 * interval.low:.1f} to {100 * interval.high:.1f}); the wrong object was touched first in "
-        f"{result.wrong_first}"
+        f"{100 * interval.low:.1f} to {100 * interval.high:.1f})"
     )
+    if result.choice:
+        text += f"; the wrong object was touched first in {result.wrong_first}"
     if options.shuffled:
         text += f"; the goal given was reached in {result.given_successes}, chance is {100 * result.chance:.1f} %"
     answer = watch and watch.answer
@@ -178,7 +181,8 @@ def _paired(options):
     try:
         run = run_paired(
             options.against, options.engine, range(options.first_seed, options.first_seed + options.episodes),
-            options.margin, workers=options.workers, tier=options.tier, delay_s=options.delay, rate_hz=options.rate,
+            options.margin, workers=options.workers, world=options.world, tier=options.tier, delay_s=options.delay,
+            rate_hz=options.rate, inference=options.inference,
             progress=lambda pairs, won: bar(pairs / options.episodes, f"{won} of {pairs} pairs succeeded"),
         )  # fmt: skip
     finally:

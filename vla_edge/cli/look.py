@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -13,7 +14,9 @@ def add(command) -> None:
     """Adds them; `command(name, run, summary)` gives a parser."""
     sub = command("inspect", _inspect, "check a bundle and tell what is in it")
     sub.add_argument("bundle", type=Path)
-    sub.add_argument("--layers", action="store_true", help="list what every linear layer got")
+    sub.add_argument(
+        "--layers", action="store_true", help="list what every linear layer got, and the kernels of TensorRT's plans"
+    )
 
     sub = command("profile", _profile, "tell where an engine's time goes, and what holds it back on this computer")
     sub.add_argument("bundle", type=Path)
@@ -73,18 +76,33 @@ def _inspect(options):
                 group = f" in groups of {row['group_size']}" if "group_size" in row else ""
                 shape = "x".join(map(str, row["shape"]))
                 lines.append(f"    {name:45}{shape:>10}  {row['weights']}{group}, inputs {row['activations']}")
+            lines += _kernel_lines(bundle.directory / stage.file)
     return {"bundle": str(bundle.directory), "bytes": bundle.bytes, **manifest_of(bundle, True)}, 0, "\n".join(lines)
+
+
+def _kernel_lines(file: Path) -> list[str]:
+    """Of a plan of TensorRT: what runs, in order, as its inspector told when it was built."""
+    inspected = file.with_suffix(".kernels.json")
+    if not inspected.is_file():
+        return []
+    rows = json.loads(inspected.read_text()).get("Layers", [])
+    # without its details a layer is its name alone
+    rows = [row if isinstance(row, dict) else {"Name": row} for row in rows]
+    told = [(row["Name"][:60], row.get("LayerType", ""), row.get("TacticName", "")) for row in rows]
+    return [f"    {name:61}{kind}  {tactic}".rstrip() for name, kind, tactic in told]
 
 
 def _steps(spec) -> str:
     asked = spec.evaluated_steps
     told = f", of which {', '.join(map(str, asked))} ask the network" if asked else ""
     cached = f"; pictures that change by at most {spec.vision_cache:g} are not looked at" if spec.vision_cache else ""
-    return f"{spec.num_steps} flow steps{told}{cached}"
+    if spec.diffusion is not None:
+        return f"{spec.num_steps} {spec.diffusion.sampler} steps{cached}"
+    return f"{spec.num_steps} flow steps{told}{cached}" if spec.num_steps > 1 else f"no flow{cached}"
 
 
 def _cache_line(manifest) -> list[str]:
-    if not manifest.get("cache"):
+    if not manifest.get("cache", {}).get("bytes"):
         return []
     now, before = manifest["cache"]["bytes"], manifest["cache"]["full_precision_bytes"]
     line = f"  cache       {now / 1e3:.1f} kB from prefix to denoise"

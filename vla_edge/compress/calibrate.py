@@ -215,3 +215,5 @@ def _hash(digest, observation: Observation) -> None:
     for name in sorted(observation.images):
         digest.update(name.encode() + np.ascontiguousarray(observation.images[name]).tobytes())
     digest.update("".join(observation.joints.names).encode() + observation.joints.position.tobytes())
+    for earlier in observation.before:
+        _hash(digest, earlier)

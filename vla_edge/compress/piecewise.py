@@ -24,6 +24,7 @@ from vla_edge.compress.layer_files import LayerFiles, write_layers
 from vla_edge.compress.plan import plan_pruning, plan_smoothing
 from vla_edge.compress.recipe import Recipe
 from vla_edge.compress.steps import Storage
+from vla_edge.policy.chain import has_rows
 from vla_edge.policy.piecewise import PiecewisePolicy
 from vla_edge.policy.stages import Stage
 
@@ -196,21 +197,24 @@ class _Piece:
         return [(stage, call) for stage in (self.work.stage, *self.work.others) for call in found.get(stage.name, ())]
 
     def _run(self, place: int, handed: Sequence[tuple]) -> Iterator[tuple]:
-        """What each call hands on. Stages that share the layers read the rows of the first one's call, into which each call
-        of theirs puts its own at its position, as `token_loop` does between whole calls."""
+        """What each call hands on. Stages that share the layers read the rows of the first one's call, and those of their own
+        calls before, each at its step in the tail, as `token_loop` puts them between whole calls."""
         import torch
 
-        rows: list = []
+        rows: dict[str, object] = {}
         for (stage, call), before in zip(self._calls(place), handed, strict=True):
-            given = [torch.from_numpy(call[spec.name]) for spec in stage.inputs if spec.name in call]
-            if stage is self.work.stage:
-                after, own = stage.module.piece(self.number, before, given)
-                rows = [row.clone() for row in own]
-            else:
-                taken = [{self.number - 1: row} for row in rows] or [None] * (len(stage.inputs) - len(given))
-                after, own = stage.module.piece(self.number, before, (*given, *taken))
-                for row, added in zip(rows, own):
-                    row[..., int(call["position"][0]), :] = added[..., 0, :]
+            for spec in stage.inputs:
+                if has_rows(spec.name) and spec.name not in rows:
+                    rows[spec.name] = torch.zeros(spec.shape[1:])
+            given = [
+                {self.number - 1: rows[spec.name]} if has_rows(spec.name) else torch.from_numpy(call[spec.name])
+                for spec in stage.inputs
+            ]
+            after, own = stage.module.piece(self.number, before, given)
+            rows |= zip((spec.name for spec in stage.outputs if has_rows(spec.name)), own)
+            if own and stage is not self.work.stage:
+                for kind in ("keys", "values"):
+                    rows[f"tail_{kind}"][..., int(call["step"][0]), :] = rows[f"new_{kind}"][..., 0, :]
             yield after
 
 

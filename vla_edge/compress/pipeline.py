@@ -16,6 +16,7 @@ from vla_edge.compress.apply import Tell, compress_policy
 from vla_edge.compress.calibrate import CalibrationData, never_reached, watch_inputs
 from vla_edge.compress.importance import weighed_inputs
 from vla_edge.compress.plan import (
+    check_kind,
     check_order,
     check_shapes,
     covers,
@@ -30,6 +31,7 @@ from vla_edge.compress.providers import get_provider, trained_by_providers
 from vla_edge.compress.quantize.weights import CompressedLinear
 from vla_edge.compress.recipe import Recipe, RecipeError
 from vla_edge.compress.statistics import InputStatistics
+from vla_edge.compress.stored import stored_layers
 from vla_edge.compress.steps import (
     FewSteps,
     Finetune,
@@ -97,7 +99,12 @@ def carry_out(
     from vla_edge.engine.trace import policy_layers
 
     check_recipe(recipe, policy, checkpoint)
-    original = policy
+    original, stored = policy, stored_layers(policy, checkpoint)
+    if stored and any(isinstance(step, Training | Prune | Shrink) for step in recipe.steps):
+        raise RecipeError(
+            f"recipe {recipe.name} changes weights, and those of {checkpoint.directory} are rounded already; take such "
+            "steps out, or give the weights they were made from"
+        )
     frames = None
     if recipe.trains:
         if work is None:
@@ -124,7 +131,7 @@ def carry_out(
         gathered = replace(recipe, steps=tuple(still_there(steps, list(modules))))
         plan = plan_layers(gathered, list(modules))
         runner = Runner.from_policy(policy, checkpoint, num_steps)
-        given = _provided(plan, policy, checkpoint, num_steps, data.observations)
+        given = _provided(plan, policy, checkpoint, num_steps, data.observations) | stored
         found = compress_policy(
             gathered, plan, modules, stages, runner, data.observations, part, reduce_range, pruned, given,
             lambda groups, progress: weighed_inputs(policy, checkpoint, groups, data.observations, progress),
@@ -187,6 +194,7 @@ def check_recipe(recipe: Recipe, policy, checkpoint) -> dict[str, Storage]:
     from vla_edge.engine.trace import policy_layers
 
     check_order(recipe)
+    check_kind(recipe, policy, checkpoint.spec.num_steps)
     check_shapes(recipe, policy)
     for step in recipe.steps:
         if isinstance(step, Quantize) and step.provider:
@@ -194,25 +202,6 @@ def check_recipe(recipe: Recipe, policy, checkpoint) -> dict[str, Storage]:
     plan = plan_layers(recipe, list(policy_layers(policy.stages())))
     plan_pruning(recipe, plan)
     plan_smoothing(recipe, plan)
-    if recipe.trains and not hasattr(policy, "denoise"):
-        raise RecipeError(f"recipe {recipe.name} trains, which is for flow policies; take its training steps out")
-    if any(isinstance(step, FixedPoint) for step in recipe.steps) and not getattr(policy, "can_revise", False):
-        raise RecipeError(
-            f"recipe {recipe.name}: fixed_point is for policies that write three tokens or more, one after the other; take "
-            "it out"
-        )
-    for step in recipe.steps:
-        if isinstance(step, FlowSteps):
-            if not hasattr(policy, "denoise"):
-                raise RecipeError(f"recipe {recipe.name}: flow_steps is for flow policies; take it out")
-            if step.evaluations:
-                flow_steps.check(step.num_steps or checkpoint.spec.num_steps, step.evaluations)
-    for step in recipe.steps:
-        if isinstance(step, FewSteps) and checkpoint.spec.num_steps % step.num_steps:
-            raise RecipeError(
-                f"recipe {recipe.name}: {step.num_steps} flow steps do not divide the checkpoint's "
-                f"{checkpoint.spec.num_steps}"
-            )
     return plan
 
 
@@ -323,8 +312,7 @@ def _prune_tokens(step: PruneTokens, policy, checkpoint, observations, part) -> 
 def _round_cache(step: KVCache, policy) -> None:
     from vla_edge.compress.quantize.kv_cache import CacheLoad, CacheStore
 
-    length = policy.prefix.length
-    policy.prefix.store, policy.denoise.load = CacheStore(step, length), CacheLoad(step, length)
+    policy.round_cache_(CacheStore(step, policy.cache_length), CacheLoad(step, policy.cache_length))
 
 
 def _train(
@@ -350,7 +338,8 @@ def _train(
         config = match.FewStepsConfig(**shared, num_steps=step.num_steps, teacher_steps=num_steps)
         fit = match.FewSteps(config, policy, teacher, frames, run)
     else:
-        config = match.MatchConfig(**shared, features=step.features, attention=step.attention, shown=step.shown)
+        weights = dict(features=step.features, attention=step.attention, shown=step.shown)
+        config = match.MatchConfig(**shared, **weights, temperature=step.temperature or 1.0)
         fit = match.Match(config, policy, teacher, frames, run)
     fit.train(_SAVE_EVERY, progress)
     fit.module.load_state_dict(fit.average.state_dict())
@@ -359,7 +348,8 @@ def _train(
 
 def _frames(recipe: Recipe, policy, checkpoint, demonstrations, observations):
     """What to train on, with actions."""
-    from vla_edge.learn.frames import from_demonstrations, from_observations, with_actions_of
+    from vla_edge.learn.frames import from_demonstrations, from_observations
+    from vla_edge.learn.outputs import with_actions_of
 
     spec, tokenizer = checkpoint.spec, checkpoint.tokenizer_path
     named = [path for step in recipe.steps if isinstance(step, Training) for path in step.demonstrations]

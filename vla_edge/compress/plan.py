@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
+from vla_edge.compress import flow_steps
 from vla_edge.compress.recipe import Recipe, RecipeError
 from vla_edge.compress.steps import (
     FewSteps,
@@ -96,6 +97,34 @@ def check_order(recipe: Recipe) -> None:
             rounded = rounded or number
 
 
+def check_kind(recipe: Recipe, policy, num_steps: int) -> None:
+    """Nothing, when every step is for policies of this kind.
+
+    Args:
+        num_steps: flow steps of the checkpoint.
+
+    Raises:
+        RecipeError: flow steps are asked of a policy without a flow, or in a number it has not; tokens of one that
+            writes none.
+    """
+    for number, step in enumerate(recipe.steps, 1):
+        where = f"recipe {recipe.name}, step {number} ({step.key})"
+        if isinstance(step, FlowSteps | FewSteps) and policy.matched != "velocity":
+            raise RecipeError(f"{where} is for flow policies, and this one has no flow; take it out")
+        if isinstance(step, Training) and policy.matched is None:
+            raise RecipeError(f"{where}: a policy of this family cannot be trained against a teacher; take it out")
+        if isinstance(step, FlowSteps) and step.evaluations:
+            flow_steps.check(step.num_steps or num_steps, step.evaluations)
+        if isinstance(step, FewSteps) and num_steps % step.num_steps:
+            raise RecipeError(f"{where}: {step.num_steps} flow steps do not divide the checkpoint's {num_steps}")
+        if isinstance(step, FixedPoint) and not getattr(policy, "can_revise", False):
+            raise RecipeError(
+                f"{where}: fixed_point is for policies that write three tokens or more, one after the other; take it out"
+            )
+        if isinstance(step, Finetune) and step.temperature is not None and policy.matched != "scores":
+            raise RecipeError(f"{where}: temperature is for policies that write their actions as tokens; leave it out")
+
+
 def check_shapes(recipe: Recipe, policy) -> None:
     """Nothing, when the steps about whole layers and about tokens fit the policy.
 
@@ -103,15 +132,18 @@ def check_shapes(recipe: Recipe, policy) -> None:
         RecipeError: more layers than can go; a share that leaves no token, or all; layers that are not there; channels
             that do not fill bytes.
     """
-    about = [s.key for s in recipe.steps if isinstance(s, PruneTokens | KVCache) or isinstance(s, Shrink) and s.blocks]
-    if not about:
-        return
-    if not hasattr(policy, "skip_"):
+    about = [s.key for s in recipe.steps if isinstance(s, PruneTokens) or isinstance(s, Shrink) and s.blocks]
+    if about and not hasattr(policy, "skip_"):
         raise RecipeError(
-            f"recipe {recipe.name}: {', '.join(about)} about layers, tokens or the cache cannot be done to this family of "
-            "policies; leave such steps out"
+            f"recipe {recipe.name}: {', '.join(about)} about layers or tokens cannot be done to this family of policies; "
+            "leave such steps out"
         )
-    config, left = policy.config, policy.prefix.length
+    config, left = policy.config, getattr(policy, "cache_length", 0)
+    if not left and any(isinstance(step, KVCache) for step in recipe.steps):
+        raise RecipeError(
+            f"recipe {recipe.name}: kv_cache is for policies that read their keys and values again, at every flow step of "
+            "SmolVLA or every token of OpenVLA; leave it out"
+        )
     for number, step in enumerate(recipe.steps, 1):
         where = f"recipe {recipe.name}, step {number} ({step.key})"
         if isinstance(step, Shrink) and step.blocks:

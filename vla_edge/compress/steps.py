@@ -276,6 +276,7 @@ class Finetune:
         steps: of the optimizer. batch: frames each. rate: at its peak. seed: of the order of frames, and of noise.
         features, attention: weight of the teacher's keys and values, and of where its text layers look. shown: of the
             actions that demonstrations show, beside those of the teacher.
+        temperature: that scores of tokens are divided by, for policies that write their actions as tokens; 1 when None.
         demonstrations: directories to train on; what the build is given, or else the recording it calibrates on.
     """
 
@@ -288,6 +289,7 @@ class Finetune:
     features: float = 0.1
     attention: float = 0.0
     shown: float = 0.0
+    temperature: float | None = None
     seed: int = 0
     demonstrations: tuple[str, ...] = ()
 
@@ -295,6 +297,8 @@ class Finetune:
         _training(self)
         for name in ("features", "attention", "shown"):
             _number(name, getattr(self, name), -1e-12, 1e6, "0 or above")
+        if self.temperature is not None:
+            _number("temperature", self.temperature, 0, 100, "above 0, to 100")
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def layout(joints: int) -> dict[str, np.dtype]:
         "report": np.dtype(
             [("stamp", np.int64), ("began", np.int64), ("state", np.int64), ("mode", np.int64), ("speed", np.float64),
              ("chunk_stamp", np.int64), ("offset", np.int64), ("orders_done", np.int64), ("overruns", np.int64),
-             ("sink_errors", np.int64), ("taken_over", np.int64), ("handed_back", np.int64),
+             ("sink_errors", np.int64), ("listened", np.int64), ("taken_over", np.int64), ("handed_back", np.int64),
              ("granted", np.int64, (4,)), ("counters", np.int64, (len(COUNTERS),)),
              ("rejected", np.int64, (len(REJECTIONS),)), ("late_maximum", np.int64), ("work_maximum", np.int64),
              ("reason", "S240"), ("rejection", "S240"), ("refusal", "S240"), ("recipe", "S640"),

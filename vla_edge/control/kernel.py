@@ -104,7 +104,7 @@ class ControlKernel:
         self._not_before_ns = 0
         self._ran_out_ns: int | None = None
         # Time the controller slept through its own ticks: a source is not stale for what nobody was there to hear.
-        self._forgiven_ns = 0
+        self._forgiven_ns, self._slept_until_ns = 0, 0
         self._pace = Pace(config)
         self._held = False
         self._stopped = False
@@ -172,7 +172,8 @@ class ControlKernel:
         if fresh is None:
             self.counters.bad_joint_states += 1
             return False
-        if fresh:
+        # What was measured before a pause and comes after it is old by the pause: nobody was there to hear newer ones.
+        if fresh and self._measured.freshness.fed_ns >= self._slept_until_ns:
             self._forgiven_ns = 0
         return True
 
@@ -337,6 +338,7 @@ class ControlKernel:
         if late < 0:
             return 0
         self._forgiven_ns += late * config.period_ns
+        self._slept_until_ns = now_ns
         if late >= config.late_ticks:
             self.counters.late += 1
             self._pace.late(now_ns)
@@ -354,7 +356,7 @@ class ControlKernel:
             self._timeline.stand(self._grid_ns, self._limiter.position)
             self._before[:] = self._limiter.position
             self._ran_out_ns = None
-            self._enter(Event.STARVE, "the controller itself was stopped for too long")
+            self._enter(Event.STARVE, f"the controller itself stood still for {late * config.period * 1e3:.0f} ms")
         return 1
 
     def _step(self) -> None:

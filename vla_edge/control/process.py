@@ -13,7 +13,8 @@ measured), an executor in another process does not. How a node uses it:
 
 `make_publisher` is a module-level function run INSIDE the controller's process before real-time priority is asked
 for. It makes its own publisher (an rclpy node that publishes needs no spinning) and returns `sink(command, mode)`,
-called at `command_rate`; it may carry a `close()`. The command's arrays are reused after the call. With no sink, read
+called at `command_rate`; it may carry a `close()`, and a `listened()` that tells whether anyone takes the commands: a
+robot that does not hear them is not armed, since it would jump to wherever they are when it does. The command's arrays are reused after the call. With no sink, read
 `command()` instead.
 
 Stamps given here are on the message clock (ROS time). They are converted on arrival by their age, so the loop lives on
@@ -26,6 +27,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 
@@ -41,6 +43,9 @@ from vla_edge.control.report import ControlReport, read_report
 from vla_edge.control.screening import MAX_POINTS, REJECTIONS, RejectedChunk
 from vla_edge.robots.robot import Robot
 from vla_edge.types import ActionChunk, JointCommand, JointState, VlaEdgeError
+
+NOBODY_LISTENS = "nobody listens to the commands; start the robot's driver or its simulation, and check remappings"
+
 
 class ControlProcessError(VlaEdgeError):
     """The controller's process did not start, or is gone."""
@@ -85,7 +90,7 @@ class ControllerProcess:
         )
         self._clock, self._joint_stamps, self._keep_open = clock, joint_stamps, keep_open
         self._child: subprocess.Popen | None = None
-        self._orders = 0
+        self._orders, self._ordering = 0, threading.Lock()
         self._order: np.ndarray = np.arange(len(self.joint_names))
         self._order_of: tuple[str, ...] = self.joint_names
         self._refused = dict.fromkeys(REJECTIONS, 0)
@@ -205,10 +210,21 @@ class ControllerProcess:
     def emergency_stop(self, on: bool) -> None:
         self._send(Order.EMERGENCY_STOP, float(bool(on)))
 
+    @property
+    def listened(self) -> bool:
+        """Whether anyone takes the commands; arming is refused as long as not."""
+        report = self._block["report"]
+        report.fetch()
+        return bool(report.fields["listened"])
+
     def rearm(self, timeout: float = 1.0) -> None:
         """Arm at the last joint state sent. Raises ControlError when refused, ControlProcessError without an answer."""
-        number = self._send(Order.REARM)
         report, deadline = self._block["report"], time.monotonic() + timeout
+        while not self.listened:
+            if time.monotonic() > deadline:
+                raise ControlError(NOBODY_LISTENS)
+            time.sleep(0.005)
+        number, deadline = self._send(Order.REARM), time.monotonic() + timeout
         while time.monotonic() < deadline:
             report.fetch()
             if report.fields["orders_done"] >= number:
@@ -257,13 +273,14 @@ class ControllerProcess:
 
     def _send(self, order: Order, value: float = 0.0) -> int:
         box = self._block["orders"]
-        slot = self._orders % ORDERS_KEPT
-        box.fields["kind"][slot] = order
-        box.fields["value"][slot] = value
-        self._orders += 1
-        box.fields["count"][...] = self._orders
-        box.post()
-        return self._orders
+        with self._ordering:  # of two threads' orders at once neither may be lost: one may be an emergency stop
+            slot = self._orders % ORDERS_KEPT
+            box.fields["kind"][slot] = order
+            box.fields["value"][slot] = value
+            self._orders += 1
+            box.fields["count"][...] = self._orders
+            box.post()
+            return self._orders
 
     def _refuse(self, reason: str, sentence: str) -> None:
         self._refused[reason] += 1

@@ -6,6 +6,8 @@ import ctypes
 import functools
 import os
 import struct
+import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
@@ -91,6 +93,31 @@ def request_realtime(request: RealtimeRequest) -> RealtimeGrant:
         if not awake:
             recipe.append(_WAKEFUL_RECIPE)
     return RealtimeGrant(scheduler, affinity, memory, awake, "; ".join(recipe))
+
+
+def prioritize(priority: int, threads: Iterable[int] | None = None) -> bool:
+    """Real-time scheduling for threads of this process; False where it is refused or not asked for.
+
+    For what stands between sensors and actuators: little work, which must not wait behind inference. Threads made
+    later do not inherit it.
+
+    Args:
+        priority: of SCHED_FIFO; 0 asks for nothing.
+        threads: ids; 0 is the calling one. All there are by now when None.
+    """
+    if priority <= 0:
+        return False
+    try:
+        for thread in map(int, os.listdir("/proc/self/task")) if threads is None else threads:
+            os.sched_setscheduler(thread, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
+    except OSError:
+        return False
+    return True
+
+
+def other_threads() -> list[int]:
+    """Ids of this process's threads but the calling one."""
+    return [int(thread) for thread in os.listdir("/proc/self/task") if int(thread) != threading.get_native_id()]
 
 
 @functools.cache

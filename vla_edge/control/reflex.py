@@ -58,5 +58,6 @@ class Reflex:
         kind, joint = np.unravel_index(np.argmax(values / self._bands), values.shape)
         name, value, band = self._names[joint], values[kind, joint], self._bands[kind, joint]
         if kind == 0:
-            return f"{name} is {value:.2f} rad from its command, more than {band:g}; something holds it"
+            why = "something holds it, or its commands do not arrive"
+            return f"{name} is {value:.2f} rad from its command, more than {band:g}; {why}"
         return f"{name} needs {value:.1f} N.m, more than {band:g}; something holds it"

@@ -34,6 +34,7 @@ class ControlReport:
             was none or it goes on.
         grant: what the operating system allowed.
         sink_errors: commands the sink failed to take.
+        listened: whether anyone takes the commands, as of when the robot was last at rest.
         age: s since the controller wrote this.
     """
 
@@ -51,6 +52,7 @@ class ControlReport:
     handed_back_ns: int | None
     grant: RealtimeGrant
     sink_errors: int
+    listened: bool
     age: float
 
 
@@ -87,5 +89,6 @@ def read_report(
         rejection=text(fields["rejection"]) or rejection,
         grant=RealtimeGrant(*(bool(value) for value in fields["granted"]), text(fields["recipe"])),
         sink_errors=int(fields["sink_errors"]),
+        listened=bool(fields["listened"]),
         age=(time.monotonic_ns() - int(fields["stamp"])) / NANOSECONDS,
     )

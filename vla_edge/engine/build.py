@@ -6,6 +6,7 @@ recipe accepts leaves nothing behind.
 
 from __future__ import annotations
 
+import copy
 import errno
 import hashlib
 import json
@@ -23,7 +24,7 @@ from pathlib import Path
 from vla_edge.compress.calibrate import CalibrationData, CalibrationError
 from vla_edge.compress.pipeline import Compressed
 from vla_edge.compress.recipe import Recipe, load_recipe
-from vla_edge.engine.backends import AUTO, BackendError, chosen_backends, gain_by_reduced_range, runs_here
+from vla_edge.engine.backends import AUTO, BackendError, chosen_backends, gain_by_reduced_range, get_backend, reads, runs_here
 from vla_edge.engine.bundle import Bundle, BundleError, load_entries, writing
 from vla_edge.engine.compile import STAND_IN, compile_ahead, compile_stages, export_stages
 from vla_edge.engine.diverge import first_divergence, layer_errors
@@ -39,7 +40,10 @@ from vla_edge.types import Observation
 Progress = Callable[[float, str], None]
 PROFILE_REPEATS = 20
 # packages a build can do without
-OPTIONAL = ("openvino", "executorch", "tensorrt", "tensorrt-rtx")
+OPTIONAL = (
+    "openvino", "executorch", "ai-edge-litert", "litert-torch", "mlx", "coremltools", "llama-cpp-python", "gguf", "tensorrt",
+    "tensorrt-rtx",
+)  # fmt: skip
 # of a recording, for recipes that train; far more than calibration needs
 TRAINING_FRAMES = 4000
 # Below this, PyTorch's threads wait for each other longer than they work, and far longer on a busy machine.
@@ -210,6 +214,11 @@ class _Build:
         """Whether the engine is for a device that is not here."""
         return not all(runs_here(name) for name in self.backends)
 
+    @property
+    def _tokenizer(self) -> Path | None:
+        """The bundle's."""
+        return None if self.checkpoint.tokenizer_path is None else self.directory / TOKENIZER
+
     def run(self, source) -> dict:
         """Everything into `self.directory`; returns the manifest."""
         from vla_edge.compress.plan import grouped_by_stage
@@ -217,15 +226,16 @@ class _Build:
 
         checkpoint = self.checkpoint
         pieces = None
-        if needs_pieces(checkpoint, self.recipe, self.memory):
-            pieces = Piecewise(checkpoint, self.recipe, self.memory, self.work)
+        if needs_pieces(checkpoint, self.recipe, self.memory, self.backends):
+            pieces = Piecewise(checkpoint, self.recipe, self.memory, self.work, self.backends)
         subject = self._whole(source) if pieces is None else self._in_pieces(pieces, source)
         compressed, data = subject.compressed, subject.data
         spec = replace(
             checkpoint.spec, num_steps=compressed.num_steps, evaluated_steps=compressed.evaluated,
             vision_cache=compressed.vision_cache, most_passes=compressed.most_passes,
         )  # fmt: skip
-        shutil.copyfile(checkpoint.tokenizer_path, self.directory / TOKENIZER)
+        if self._tokenizer is not None:
+            shutil.copyfile(checkpoint.tokenizer_path, self._tokenizer)
         stages = compressed.policy.stages()
         # a stage that was trained or made smaller is a graph of its own
         traced = {} if self.recipe.reshapes or self.recipe.trains else self.traced
@@ -275,10 +285,30 @@ class _Build:
             self.recipe, policy, checkpoint, data, lambda fraction, step: self.tell(0.05 + 0.25 * fraction, step),
             gain_by_reduced_range(self.backends), self.demonstrations, recording, self.work,
         )  # fmt: skip
+        made = self._as_backends_take_it(compressed.policy)
         inputs: dict = {}
-        for name, tensors in Runner.from_policy(compressed.policy, checkpoint).stage_inputs(data.held_out[0]):
+        for name, tensors in Runner.from_policy(made, checkpoint).stage_inputs(data.held_out[0]):
             inputs.setdefault(name, tensors)
-        return _Subject(compressed, data, reference, inputs, policy.stages(), begin=0.30)
+        return _Subject(replace(compressed, policy=made), data, reference, inputs, policy.stages(), begin=0.30)
+
+    def _as_backends_take_it(self, policy):
+        """With one stage that writes all tokens where a backend is to have that.
+
+        Raises:
+            BackendError: such a backend, and the policy writes no tokens, or the recipe is about how it writes them.
+        """
+        takers = [name for name in self.backends if reads(get_backend(name)) != ".onnx"]
+        if not takers:
+            return policy
+        if not getattr(policy, "can_generate", False):
+            raise BackendError(
+                f"backend {takers[0]} writes the tokens of policies such as OpenVLA, one after the other and with a cache of "
+                f"its own, which recipe {self.recipe.name} and this policy do not fit; take kv_cache and fixed_point out, or "
+                "choose another backend"
+            )
+        made = copy.copy(policy)
+        made.generates = True
+        return made
 
     def _in_pieces(self, pieces: Piecewise, source) -> _Subject:
         """With a piece of it in memory."""
@@ -355,7 +385,7 @@ class _Build:
     def _engine(self, entries, loaded, subject: _Subject, spec):
         """The engine as a runner; one that does not fit beside the rest, as the chunks that it gives."""
         if not subject.in_turn:
-            engine = Runner(spec, self.directory / TOKENIZER, loaded)
+            engine = Runner(spec, self._tokenizer, loaded)
             engine.warm_up()
             return engine
         named, held_out = {entry.interface.name: entry for entry in entries}, subject.data.held_out
@@ -366,7 +396,7 @@ class _Build:
         turns = InTurn({name: entry.interface for name, entry in named.items()}, load)
         chunks: list = []
         for group in infer_together(
-            lambda stages: Runner(spec, self.directory / TOKENIZER, stages), turns, held_out, 0, subject.in_turn
+            lambda stages: Runner(spec, self._tokenizer, stages), turns, held_out, 0, subject.in_turn
         ):
             chunks += group
             self.tell(subject.place(0.70 + 0.22 * len(chunks) / len(held_out)), "running the engine")
@@ -374,8 +404,10 @@ class _Build:
 
 
 def cache_bytes(stages) -> int:
-    """Of what the prefix hands to every flow step."""
-    return sum(spec.zeros().nbytes for stage in stages if stage.name == "prefix" for spec in stage.outputs)
+    """Of what is read from an observation once and handed to every flow step or token."""
+    read = [spec for stage in stages if stage.name in ("prefix", "prefill") for spec in stage.outputs]
+    again = {spec.name for spec in stages[-1].inputs}
+    return sum(spec.zeros().nbytes for spec in read if spec.name in again)
 
 
 @contextmanager

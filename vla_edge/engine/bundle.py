@@ -124,7 +124,7 @@ class Bundle:
             raise BundleError(
                 f"{directory / MANIFEST} is malformed ({type(error).__name__} {error}); build the bundle again"
             ) from error
-        for entry in (*(stage.file for stage in stages), TOKENIZER):
+        for entry in (*(stage.file for stage in stages), *((TOKENIZER,) if spec.reads_instruction else ())):
             if entry not in manifest["files"]:
                 raise BundleError(f"{directory / MANIFEST} vouches for no file {entry!r}; build the bundle again")
         names = tuple(manifest["joint_names"])
@@ -141,8 +141,8 @@ class Bundle:
         return cls(directory, manifest, spec, stages)
 
     @property
-    def tokenizer_path(self) -> Path:
-        return self.directory / TOKENIZER
+    def tokenizer_path(self) -> Path | None:
+        return self.directory / TOKENIZER if self.spec.reads_instruction else None
 
     @cached_property
     def bytes(self) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vla_edge.compress.quantize.weights import CompressedLinear, weight_fractions
-from vla_edge.engine.backends import LoadedStage, StageInterface, get_backend
+from vla_edge.engine.backends import FORMATS, BackendError, LoadedStage, StageInterface, get_backend, reads
 from vla_edge.engine.bundle import StageEntry
 from vla_edge.engine.choose import Choice, choose
 
@@ -23,8 +23,8 @@ class ExportedStage:
     """A stage as a file.
 
     Attributes:
-        file: its ONNX. layers: what its linear layers got.
-        traced: the graph it was made of, whose markers name its layers.
+        file: its ONNX, or GGUF. layers: what its linear layers got.
+        traced: the graph it was made of, whose markers name its layers; None where it was made of none.
     """
 
     interface: StageInterface
@@ -42,7 +42,7 @@ def export_stages(
     tell,
     ready: Callable = nullcontext,
 ) -> list[ExportedStage]:
-    """Every stage as ONNX in `directory`.
+    """Every stage as a file in `directory`: ONNX, or GGUF of one that writes all tokens of a policy.
 
     Args:
         layers: stage -> layer -> what it got. traced: graphs of earlier builds by `key` and stage, filled here.
@@ -53,18 +53,21 @@ def export_stages(
         ExportError: a stage cannot be exported.
     """
     from vla_edge.engine.export import ConstantStore, export_stage, trace
+    from vla_edge.engine.gguf_file import export_language
 
     exported, store = [], ConstantStore(directory)
     for index, stage in enumerate(stages):
         tell(index, stage.name)
-        name = f"{key} {stage.name}"
+        name, graph = f"{key} {stage.name}", None
         mine = layers.get(stage.shares or stage.name, {})
         with ready(stage):
-            if name not in traced:
-                traced[name] = trace(stage)
-            file = export_stage(stage, mine, directory / f"{stage.name}.onnx", traced[name], store)
+            if stage.name == "generate":
+                file = export_language(stage, mine, directory / f"{stage.name}.gguf")
+            else:
+                graph = traced[name] = traced.get(name) or trace(stage)
+                file = export_stage(stage, mine, directory / f"{stage.name}.onnx", graph, store)
         interface = StageInterface(stage.name, stage.inputs, stage.outputs)
-        exported.append(ExportedStage(interface, file, mine, traced[name]))
+        exported.append(ExportedStage(interface, file, mine, graph))
     return exported
 
 
@@ -92,8 +95,14 @@ def compile_stages(
     for index, stage in enumerate(exported):
         name = stage.interface.name
         tell(index, name)
+        able = [backend for backend in backends if reads(get_backend(backend)) == stage.file.suffix]
+        if not able:
+            raise BackendError(
+                f"none of {', '.join(backends)} reads the file of stage {name!r}, which is {FORMATS[stage.file.suffix]}; "
+                "name a backend that does too, as in --backend onnxruntime,llama_cpp"
+            )
         given = inputs.get(name)
-        chosen = choose(stage.file, directory, stage.interface, backends, given, only_exact, in_turn)
+        chosen = choose(stage.file, directory, stage.interface, able, given, only_exact, in_turn)
         entries.append(_entry(stage, chosen))
     return entries
 

@@ -18,10 +18,9 @@ from vla_edge.engine.backends import StageInterface
 from vla_edge.engine.lockstep import Call, infer_together
 from vla_edge.engine.runner import Runner
 from vla_edge.files import write_whole
+from vla_edge.policy.chain import has_rows
 from vla_edge.policy.piecewise import PiecewisePolicy
 from vla_edge.types import ActionChunk, Observation
-
-ROWS = "cache_"  # inputs with a row for each piece, which the pieces themselves make again
 
 
 class PiecewiseStages:
@@ -39,17 +38,21 @@ class PiecewiseStages:
 
         module, interface = self._stages[stage].module, self.interfaces[stage]
         inputs = [[torch.from_numpy(call.inputs[spec.name]) for spec in interface.inputs] for call in calls]
-        outputs = [[torch.from_numpy(call.outputs[spec.name]) for spec in interface.outputs] for call in calls]
+        results, given = (
+            [[torch.from_numpy(call.outputs[spec.name]) for spec in interface.outputs if has_rows(spec.name) == rows]
+             for call in calls]
+            for rows in (False, True)
+        )  # fmt: skip
         handed: list[tuple] = [()] * len(calls)
         for number, piece in enumerate(module.pieces()):
             with self._source.holding(stage, piece), torch.inference_mode():
                 for place in range(len(calls)):
                     handed[place], rows = module.piece(number, handed[place], inputs[place])
-                    for row, output in zip(rows, outputs[place][len(outputs[place]) - len(rows) :]):
+                    for row, output in zip(rows, given[place]):
                         output[number - 1].copy_(row)
-        for values, results in zip(handed, outputs):
-            for value, result in zip(values, results):
-                result.copy_(value)
+        for values, outputs in zip(handed, results):
+            for value, output in zip(values, outputs, strict=True):
+                output.copy_(value)
 
 
 class Foreseen:
@@ -70,7 +73,8 @@ class Foreseen:
         return self._directory / f"{place:05}.npz"
 
     def calls(self, place: int) -> dict[str, list[dict[str, np.ndarray]]]:
-        """Of the observation at `place`: stage -> what each of its calls was given, but for the rows of pieces."""
+        """Of the observation at `place`: stage -> what each of its calls was given, but for the rows of pieces, which the
+        pieces themselves make again."""
         with np.load(self.path(place)) as file:
             found: dict[str, dict[int, dict[str, np.ndarray]]] = {}
             for key in file.files:
@@ -132,7 +136,7 @@ def foresee(
         told = given.setdefault(missing[place], {})
         number = sum(key.startswith(f"{stage}/") for key in told)  # unique, and in order
         for spec in performer.interfaces[stage].inputs:
-            if not spec.name.startswith(ROWS):
+            if not has_rows(spec.name):
                 told[f"{stage}/{number}/{spec.name}"] = call.inputs[spec.name].copy()
 
     def make(stages: Mapping) -> Runner:

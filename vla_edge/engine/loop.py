@@ -30,7 +30,7 @@ class Loop:
 
     Attributes:
         NAMES: the stages of this kind of policy, in order. READS: the one that reads what the cameras see.
-        buffers: name -> tensor. images: one (1, 3, H, W) per camera.
+        buffers: name -> tensor. images: one (1, 3, H, W) per camera, for each observation that is read, oldest first.
         actions: (1, T, A) the last result, normalized.
     """
 
@@ -49,11 +49,21 @@ class Loop:
         image, tokens = interfaces["vision"].inputs[0], interfaces["vision"].outputs[0]
         count = tokens.shape[1]
         self.images, self._vision = [], []
-        for index in range(len(spec.cameras)):
+        for index in range(spec.observation_steps * len(spec.cameras)):
             part = self.buffers["image_tokens"][:, index * count : (index + 1) * count]
             self.images.append(image.zeros())
             self._vision.append(stages["vision"].bind({image.name: self.images[-1]}, {tokens.name: part}))
         self._read = stages[self.READS].bind(self.buffers, self.buffers)
+
+    @classmethod
+    def runs(cls, spec: PolicySpec) -> bool:
+        """Whether a policy with these stages is run like this."""
+        return spec.diffusion is None
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Of what `start` takes."""
+        return self.actions.shape
 
     @property
     def num_steps(self) -> int:
@@ -80,11 +90,11 @@ class Loop:
         """From the input buffers to `actions`; stage -> s.
 
         Args:
-            seen_before: places of cameras whose tokens are still right.
+            seen_before: places of pictures whose tokens are still right.
         """
         begin = time.perf_counter()
-        for camera, vision in enumerate(self._vision):
-            if camera not in seen_before:
+        for place, vision in enumerate(self._vision):
+            if place not in seen_before:
                 vision()
         seen = time.perf_counter()
         self._read()

@@ -2,7 +2,7 @@
 
 Only operators of the ONNX standard appear (opset 21, or 23 with NVFP4), in the forms that runtimes know how to fuse:
 
-    float32, float16    MatMul (a Cast where weights are stored in half)
+    float32, float16    MatMul (a Cast where weights are stored in half); of convolutions see `engine.convolutions`
     int8, int4, fp8     DequantizeLinear -> MatMul, per channel or per block
     nvfp4               DequantizeLinear of its scales -> DequantizeLinear -> MatMul (opset 23)
     + static int8, fp8  QuantizeLinear -> DequantizeLinear on the input
@@ -23,7 +23,8 @@ import numpy as np
 from vla_edge.compress.quantize.formats import FP8, INT4
 from vla_edge.compress.quantize.packing import pack_4_bits
 from vla_edge.compress.quantize.weights import ActivationQuant, CompressedLinear, QuantizedWeight
-from vla_edge.engine.trace import MARKER_DOMAIN, OPSET, ExportError
+from vla_edge.engine import convolutions
+from vla_edge.engine.trace import CONVOLUTION, MARKER_DOMAIN, OPSET, ExportError
 
 # A constant operand at least this large in a product would be a layer the compressor never saw.
 LARGEST_ANONYMOUS_CONSTANT = 1024
@@ -63,8 +64,10 @@ def lower(
             written(constant)
     builder = _Builder(model, written)
     for node in list(model.graph.node):
-        if node.domain == MARKER_DOMAIN:
-            builder.linear(node, layers[_layer_name(node)])
+        if node.domain == MARKER_DOMAIN and node.op_type == CONVOLUTION:
+            builder.convolution(node, layers[_layer_name(node)])
+        elif node.domain == MARKER_DOMAIN:
+            builder.linear(_layer_name(node), node.input[0], node.output[0], layers[_layer_name(node)])
         else:
             builder.nodes.append(_divide_by_root(node, builder))
     return builder.finish()
@@ -129,17 +132,22 @@ class _Builder:
         self.nodes: list = []
         self.constants: dict[str, object] = {}
         self.reciprocals: dict[str, str] = {}
-        self.quantized_inputs: dict[tuple, tuple[str, ...]] = {}
+        self.derived: dict[tuple, tuple[str, ...]] = {}
         self.scaled_inputs: dict[tuple[str, bytes], str] = {}
         self.called: set[str] = set()
         self.opset = OPSET
 
-    def linear(self, node, layer: CompressedLinear) -> None:
-        """Emit the product that stands for marker `node`."""
-        # a layer that is called twice keeps one set of constants
-        name, x, y = _layer_name(node), node.input[0], node.output[0]
-        call = name if name not in self.called else f"{name}@{y}"
-        self.called.add(name)
+    def convolution(self, node, layer: CompressedLinear) -> None:
+        """Emit what stands for a convolution's marker."""
+        name, x, y, shape = _layer_name(node), node.input[0], node.output[0], convolutions.Shape.of(node)
+        if convolutions.is_direct(layer):
+            convolutions.convolve(self, name, self._call(name, y), x, layer, shape, y)
+        else:
+            self.linear(name, convolutions.patches(self, f"{y}.patches", x, shape), y, layer)
+
+    def linear(self, name: str, x: str, y: str, layer: CompressedLinear) -> None:
+        """Emit the product of `x` and a layer."""
+        call = self._call(name, y)
         parts = []
         if layer.weight is not None:
             product, scaled = f"{call}.product", self._scaled(x, layer)
@@ -147,23 +155,37 @@ class _Builder:
                 self._multiply_integers(name, call, scaled, layer, product)
             else:
                 left = self._activation(scaled, layer)
-                self._node("MatMul", [left, self._weight(name, call, layer)], [product], call)
+                self.node("MatMul", [left, self._weight(name, call, layer)], [product], call)
             parts.append(product)
         if layer.low_rank is not None:
-            thin = self._float_matrix(f"{name}.down", f"{call}.down", layer.low_rank.down.T)
-            wide = self._float_matrix(f"{name}.up", f"{call}.up", layer.low_rank.up.T)
-            self._node("MatMul", [x, thin], [f"{call}.thin"], f"{call}.low_rank.down")
-            self._node("MatMul", [f"{call}.thin", wide], [f"{call}.branch"], f"{call}.low_rank.up")
+            thin = self.float_matrix(f"{name}.down", f"{call}.down", layer.low_rank.down.T)
+            wide = self.float_matrix(f"{name}.up", f"{call}.up", layer.low_rank.up.T)
+            self.node("MatMul", [x, thin], [f"{call}.thin"], f"{call}.low_rank.down")
+            self.node("MatMul", [f"{call}.thin", wide], [f"{call}.branch"], f"{call}.low_rank.up")
             parts.append(f"{call}.branch")
         if layer.bias is not None:
-            parts.append(self._constant(f"{name}.bias", layer.bias))
+            parts.append(self.constant(f"{name}.bias", layer.bias))
         if len(parts) == 1:
             self.nodes[-1].output[0] = y
         else:
             for number, part in enumerate(parts[1:], 1):
                 total = y if number == len(parts) - 1 else f"{call}.sum{number}"
-                self._node("Add", [parts[0], part], [total], f"{call}.add{number}")
+                self.node("Add", [parts[0], part], [total], f"{call}.add{number}")
                 parts[0] = total
+
+    def _call(self, name: str, y: str) -> str:
+        """Of a use of a layer; one that is called twice keeps one set of constants."""
+        call = name if name not in self.called else f"{name}@{y}"
+        self.called.add(name)
+        return call
+
+    def transposed(self, x: str, order: list[int]) -> str:
+        """Name of `x` with its axes in that order; made once for all its readers."""
+        key = (x, tuple(order))
+        if key not in self.derived:
+            self.node("Transpose", [x], [f"{x}.transposed"], f"{x}.transpose", perm=order)
+            self.derived[key] = (f"{x}.transposed",)
+        return self.derived[key][0]
 
     def finish(self):
         """The model with new nodes, no unused constants, no trace of where it was made."""
@@ -206,7 +228,7 @@ class _Builder:
         key = (x, layer.input_scale.tobytes())
         if key not in self.scaled_inputs:
             name = f"{x}.s{sum(known[0] == x for known in self.scaled_inputs)}"
-            self._node("Mul", [x, self._constant(f"{name}.scale", layer.input_scale)], [name], f"{name}.rescale")
+            self.node("Mul", [x, self.constant(f"{name}.scale", layer.input_scale)], [name], f"{name}.rescale")
             self.scaled_inputs[key] = name
         return self.scaled_inputs[key]
 
@@ -215,48 +237,48 @@ class _Builder:
         activation = layer.activation
         if activation is None:
             return x
-        if (x, activation) not in self.quantized_inputs:
-            tag = f"{x}.q{sum(key[0] == x for key in self.quantized_inputs)}"
+        if (x, activation) not in self.derived:
+            tag = f"{x}.q{sum(key[0] == x for key in self.derived)}"
             attributes = {}
             if activation.kind == "static":
-                scale = self._constant(f"{tag}.scale", np.float32(activation.scale))
-                zero = self._constant(f"{tag}.zero_point", _zero_point(activation))
-                self._node("QuantizeLinear", [x, scale, zero], [tag], f"{tag}.quantize")
+                scale = self.constant(f"{tag}.scale", np.float32(activation.scale))
+                zero = self.constant(f"{tag}.zero_point", _zero_point(activation))
+                self.node("QuantizeLinear", [x, scale, zero], [tag], f"{tag}.quantize")
                 grid = (tag, scale, zero)
             elif activation.format == "int4":
                 grid, attributes = self._grouped_grid(x, tag, activation.group_size, layer.shape[1])
             else:
                 grid = self._dynamic_grid(x)
             seen = f"{grid[0]}.dequantized"
-            self._node("DequantizeLinear", list(grid), [seen], f"{grid[0]}.dequantize", **attributes)
-            self.quantized_inputs[x, activation] = (seen,)
-        return self.quantized_inputs[x, activation][0]
+            self.node("DequantizeLinear", list(grid), [seen], f"{grid[0]}.dequantize", **attributes)
+            self.derived[x, activation] = (seen,)
+        return self.derived[x, activation][0]
 
     def _dynamic_grid(self, x: str) -> tuple[str, str, str]:
         key = (x, "dynamic grid")
-        if key not in self.quantized_inputs:
+        if key not in self.derived:
             grid = (f"{x}.dq", f"{x}.dq.scale", f"{x}.dq.zero_point")
-            self._node("DynamicQuantizeLinear", [x], list(grid), f"{x}.dq.quantize")
-            self.quantized_inputs[key] = grid
-        return self.quantized_inputs[key]
+            self.node("DynamicQuantizeLinear", [x], list(grid), f"{x}.dq.quantize")
+            self.derived[key] = grid
+        return self.derived[key]
 
     def _grouped_grid(self, x: str, tag: str, group: int, width: int) -> tuple[tuple[str, str], dict]:
         """Signed 4 bits, with the step of each group of channels found at run time."""
         import onnx
 
-        last = self._constant(f"{tag}.groups", np.array([width // group, group], np.int64))
-        self._node("Shape", [x], [f"{tag}.leading"], f"{tag}.shape", start=0, end=-1)
-        self._node("Concat", [f"{tag}.leading", last], [f"{tag}.split"], f"{tag}.concat", axis=0)
-        self._node("Reshape", [x, f"{tag}.split"], [f"{tag}.grouped"], f"{tag}.group")
-        self._node("Abs", [f"{tag}.grouped"], [f"{tag}.magnitude"], f"{tag}.abs")
-        axes = self._constant(f"{tag}.axes", np.array([-1], np.int64))
-        self._node("ReduceMax", [f"{tag}.magnitude", axes], [f"{tag}.largest"], f"{tag}.max", keepdims=0)
-        share = self._constant(f"{tag}.share", np.float32(1 / INT4.largest))
-        least = self._constant(f"{tag}.least", np.float32(np.finfo(np.float32).tiny))
-        self._node("Mul", [f"{tag}.largest", share], [f"{tag}.wanted"], f"{tag}.divide")
-        self._node("Max", [f"{tag}.wanted", least], [f"{tag}.scale"], f"{tag}.clamp")
+        last = self.constant(f"{tag}.groups", np.array([width // group, group], np.int64))
+        self.node("Shape", [x], [f"{tag}.leading"], f"{tag}.shape", start=0, end=-1)
+        self.node("Concat", [f"{tag}.leading", last], [f"{tag}.split"], f"{tag}.concat", axis=0)
+        self.node("Reshape", [x, f"{tag}.split"], [f"{tag}.grouped"], f"{tag}.group")
+        self.node("Abs", [f"{tag}.grouped"], [f"{tag}.magnitude"], f"{tag}.abs")
+        axes = self.constant(f"{tag}.axes", np.array([-1], np.int64))
+        self.node("ReduceMax", [f"{tag}.magnitude", axes], [f"{tag}.largest"], f"{tag}.max", keepdims=0)
+        share = self.constant(f"{tag}.share", np.float32(1 / INT4.largest))
+        least = self.constant(f"{tag}.least", np.float32(np.finfo(np.float32).tiny))
+        self.node("Mul", [f"{tag}.largest", share], [f"{tag}.wanted"], f"{tag}.divide")
+        self.node("Max", [f"{tag}.wanted", least], [f"{tag}.scale"], f"{tag}.clamp")
         attributes = {"axis": -1, "block_size": group}
-        self._node(
+        self.node(
             "QuantizeLinear", [x, f"{tag}.scale"], [tag], f"{tag}.quantize",
             output_dtype=onnx.TensorProto.INT4, **attributes,
         )  # fmt: skip
@@ -264,24 +286,24 @@ class _Builder:
 
     def _multiply_integers(self, name: str, call: str, x: str, layer: CompressedLinear, product: str) -> None:
         grid, scale, zero = self._dynamic_grid(x)
-        weight = self._constant(f"{name}.weight", layer.weight.values.T)
-        channel = self._constant(f"{name}.scale", layer.weight.scales)
-        none = self._constant(f"{name}.zero_point", np.int8(0))
-        self._node("MatMulInteger", [grid, weight, zero, none], [f"{call}.sum"], call)
-        self._node("Cast", [f"{call}.sum"], [f"{call}.float"], f"{call}.cast", to=1)
-        self._node("Mul", [scale, channel], [f"{call}.step"], f"{call}.scales")
-        self._node("Mul", [f"{call}.float", f"{call}.step"], [product], f"{call}.rescale")
+        weight = self.constant(f"{name}.weight", layer.weight.values.T)
+        channel = self.constant(f"{name}.scale", layer.weight.scales)
+        none = self.constant(f"{name}.zero_point", np.int8(0))
+        self.node("MatMulInteger", [grid, weight, zero, none], [f"{call}.sum"], call)
+        self.node("Cast", [f"{call}.sum"], [f"{call}.float"], f"{call}.cast", to=1)
+        self.node("Mul", [scale, channel], [f"{call}.step"], f"{call}.scales")
+        self.node("Mul", [f"{call}.float", f"{call}.step"], [product], f"{call}.rescale")
 
     def _weight(self, name: str, call: str, layer: CompressedLinear) -> str:
         """Name of the (in, out) float32 matrix."""
         import onnx
 
         if not layer.quantized:
-            return self._float_matrix(f"{name}.weight", f"{call}.weight", layer.weight.T)
+            return self.float_matrix(f"{name}.weight", f"{call}.weight", layer.weight.T)
         weight, stored, seen = layer.weight, f"{name}.weight", f"{call}.weight.float"
         values = weight.values.T
         if weight.grid.bits == 8:
-            self._constant(stored, values)
+            self.constant(stored, values)
         else:
             integer = weight.grid.is_integer
             kind = onnx.TensorProto.INT4 if integer else onnx.TensorProto.FLOAT4E2M1
@@ -291,39 +313,39 @@ class _Builder:
         operands = [stored, self._scales(name, call, weight)]
         if weight.format == "int8" and weight.group_size is None:
             # zeros by default, but ONNX Runtime's rewrite of signed weights to unsigned ones needs them spelled out
-            operands.append(self._constant(f"{name}.zero_point", np.zeros(values.shape[1], np.int8)))
+            operands.append(self.constant(f"{name}.zero_point", np.zeros(values.shape[1], np.int8)))
         attributes = {"axis": 1} if weight.group_size is None else {"axis": 0, "block_size": weight.group_size}
-        self._node("DequantizeLinear", operands, [seen], f"{call}.weight.dequantize", **attributes)
+        self.node("DequantizeLinear", operands, [seen], f"{call}.weight.dequantize", **attributes)
         return seen
 
     def _scales(self, name: str, call: str, weight: QuantizedWeight) -> str:
         """Name of the float32 scales; what stores them in fewer bits is part of the file."""
-        stored = self._constant(f"{name}.scale", weight.scales.T)
+        stored = self.constant(f"{name}.scale", weight.scales.T)
         if weight.scales.dtype == np.float32:
             return stored
         seen = f"{call}.scale.float"
         if weight.format == "nvfp4":
             self.opset = NVFP4_OPSET
-            whole = self._constant(f"{name}.tensor_scale", np.float32(weight.tensor_scale))
-            self._node("DequantizeLinear", [stored, whole], [seen], f"{call}.scale.dequantize")
+            whole = self.constant(f"{name}.tensor_scale", np.float32(weight.tensor_scale))
+            self.node("DequantizeLinear", [stored, whole], [seen], f"{call}.scale.dequantize")
         else:
-            self._node("Cast", [stored], [seen], f"{call}.scale.cast", to=1)
+            self.node("Cast", [stored], [seen], f"{call}.scale.cast", to=1)
         return seen
 
-    def _float_matrix(self, stored: str, call: str, matrix: np.ndarray) -> str:
+    def float_matrix(self, stored: str, call: str, matrix: np.ndarray) -> str:
         """Name of `matrix` in float32, stored in the precision it has."""
-        self._constant(stored, matrix)
+        self.constant(stored, matrix)
         if matrix.dtype == np.float32:
             return stored
-        self._node("Cast", [stored], [f"{call}.float"], f"{call}.cast", to=1)
+        self.node("Cast", [stored], [f"{call}.float"], f"{call}.cast", to=1)
         return f"{call}.float"
 
-    def _node(self, op: str, inputs: list[str], outputs: list[str], name: str, **attributes) -> None:
+    def node(self, op: str, inputs: list[str], outputs: list[str], name: str, **attributes) -> None:
         import onnx
 
         self.nodes.append(onnx.helper.make_node(op, inputs, outputs, name, **attributes))
 
-    def _constant(self, name: str, value) -> str:
+    def constant(self, name: str, value) -> str:
         import onnx
 
         self._keep(onnx.numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name))

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from vla_edge.engine.backends import BACKENDS, BackendError, StageInterface, get_backend, runs_here
+from vla_edge.engine import gguf_file, language_probe
+from vla_edge.engine.backends import BACKENDS, BackendError, StageInterface, get_backend, reads, runs_here
 from vla_edge.engine.product import PRECISIONS, in_precision, product_file, product_interface
 from vla_edge.types import VlaEdgeError
 
 ROWS, INPUTS, OUTPUTS, GROUP = 8, 64, 48, 32
 # of the norm; inputs in 8 bits err by 1 %, bfloat16 by 0.5 %, a wrong kernel by 100 %
 MOST_RELATIVE_L2 = 0.03
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """A stage, what it is given and what it has to give (its only output), and what writes its file to a path."""
+
+    interface: StageInterface
+    inputs: Mapping[str, np.ndarray]
+    expected: np.ndarray
+    write: Callable[[Path], object]
 
 
 @dataclass(frozen=True)
@@ -45,12 +57,12 @@ def overview() -> list[Overview]:
         VlaEdgeError: those are missing.
     """
     try:
-        files = _probes()
+        probes = {".onnx": _products(), ".gguf": _languages()}
     except ImportError as error:
         raise VlaEdgeError(
             f"trying the runtimes needs {error.name}; install it with pip install {error.name}"
         ) from error
-    return [_try(name, files) for name in BACKENDS]
+    return [_try(name, probes) for name in BACKENDS]
 
 
 def table(rows: list[Overview]) -> str:
@@ -69,7 +81,7 @@ def table(rows: list[Overview]) -> str:
     return "\n".join(lines)
 
 
-def _try(name: str, files: Mapping[str, tuple]) -> Overview:
+def _try(name: str, probes: Mapping[str, Mapping[str, _Probe]]) -> Overview:
     try:
         runtime = get_backend(name)
     except BackendError as error:
@@ -77,16 +89,16 @@ def _try(name: str, files: Mapping[str, tuple]) -> Overview:
     here = runs_here(name)
     ran, built, refused = [], [], {}
     with tempfile.TemporaryDirectory() as directory:
-        for precision, (model, expected) in files.items():
-            file = Path(directory) / "given.onnx"
-            file.write_bytes(model)
+        for precision, probe in probes[reads(runtime)].items():
+            file = Path(directory) / f"given{reads(runtime)}"
+            probe.write(file)
             for options in _ways(runtime, file, precision):
                 label = "bfloat16" if options.get("precision") == "bf16" else precision
                 try:
-                    stage = runtime.build(file, directory, _interface(), options)
+                    stage = runtime.build(file, directory, probe.interface, options)
                     if here:
-                        loaded = runtime.load(Path(directory) / stage.file, _interface(), stage.options)
-                        _hold(loaded.run({"x": _inputs()})["y"], expected)
+                        loaded = runtime.load(Path(directory) / stage.file, probe.interface, stage.options)
+                        _hold(next(iter(loaded.run(probe.inputs).values())), probe.expected)
                     (ran if here else built).append(label)
                 except BackendError as error:
                     refused[label] = str(error)
@@ -108,20 +120,26 @@ def _hold(found: np.ndarray, expected: np.ndarray) -> None:
         raise BackendError(f"it computes something else: relative L2 {distance:.3g}")
 
 
-def _probes() -> dict[str, tuple[bytes, np.ndarray]]:
-    """Precision -> (a file with one product, what numpy makes of it)."""
+def _products() -> dict[str, _Probe]:
+    """Precision -> a file with one product."""
     weight = np.random.default_rng(0).normal(size=(OUTPUTS, INPUTS)).astype(np.float32)
-    found = {}
+    inputs = np.random.default_rng(1).uniform(-1, 1, (1, ROWS, INPUTS)).astype(np.float32)
+    found, interface = {}, product_interface(ROWS, INPUTS, OUTPUTS)
     for name in PRECISIONS:
         layer = in_precision(weight, name, GROUP)
         dense = layer.weight.dequantize() if layer.quantized else layer.weight.astype(np.float32)
-        found[name] = (product_file(layer, ROWS), _inputs() @ dense.T)
+        write = partial(Path.write_bytes, data=product_file(layer, ROWS))
+        found[name] = _Probe(interface, {"x": inputs}, inputs @ dense.T, write)
     return found
 
 
-def _interface() -> StageInterface:
-    return product_interface(ROWS, INPUTS, OUTPUTS)
-
-
-def _inputs() -> np.ndarray:
-    return np.random.default_rng(1).uniform(-1, 1, (1, ROWS, INPUTS)).astype(np.float32)
+def _languages() -> dict[str, _Probe]:
+    """Precision -> a file with a language model of one layer."""
+    found = {}
+    for name in language_probe.PRECISIONS:
+        model = language_probe.language(name)
+        found[name] = _Probe(
+            language_probe.interface(), language_probe.inputs(), language_probe.expected(model),
+            partial(gguf_file.write_language, model),
+        )  # fmt: skip
+    return found

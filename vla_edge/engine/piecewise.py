@@ -10,20 +10,20 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from vla_edge.compress.calibrate import CalibrationData
-from vla_edge.compress.layer_files import LayerFiles
 from vla_edge.compress.piecewise import compress_piecewise
 from vla_edge.compress.pipeline import Compressed, check_recipe
 from vla_edge.compress.quantize.formats import number_format
 from vla_edge.compress.recipe import Recipe, RecipeError
 from vla_edge.compress.steps import STEPS, FixedPoint, Keep, LowRankStep, Prune, Quantize, Smooth, VisionCacheStep
-from vla_edge.engine.backends import BackendError
-from vla_edge.engine.foreseen import ROWS, Foreseen, foresee
+from vla_edge.engine.backends import BackendError, get_backend, reads
+from vla_edge.engine.foreseen import Foreseen, foresee
+from vla_edge.policy.chain import has_rows
 from vla_edge.policy.checkpoint import Checkpoint, CheckpointError
 from vla_edge.policy.piecewise import PiecewisePolicy
 from vla_edge.policy.weights import Weights
@@ -59,13 +59,19 @@ def whole_memory(checkpoint: Checkpoint, recipe: Recipe) -> int:
     return round(_values(checkpoint) * (4 * (1 + recipe.changes_policy) + 2.5)) + _PROGRAM
 
 
-def needs_pieces(checkpoint: Checkpoint, recipe: Recipe, memory: int) -> bool:
+def needs_pieces(checkpoint: Checkpoint, recipe: Recipe, memory: int, backends: Sequence[str] = ()) -> bool:
     """Whether the policy is not to be built as a whole: it does not fit beside what is made of it, and can be taken apart; or
     it does not fit at all."""
     if whole_memory(checkpoint, recipe) <= memory:
         return False
     possible = not PiecewisePolicy(checkpoint).whole and all(_obstacle(step) is None for step in recipe.steps)
+    possible = possible and not _writes_all(backends) and not Weights(checkpoint.weights).rounded
     return possible or 4 * _values(checkpoint) > memory
+
+
+def _writes_all(backends: Sequence[str]) -> str | None:
+    """The first backend that is given one stage for all tokens, which is no chain of pieces."""
+    return next((name for name in backends if reads(get_backend(name)) != ".onnx"), None)
 
 
 def _values(checkpoint: Checkpoint) -> int:
@@ -77,14 +83,15 @@ class Piecewise:
     """The build of one policy that is never in memory as a whole.
 
     Args:
-        memory: bytes the build may take. work: directory to keep what is finished in.
+        memory: bytes the build may take. work: directory to keep what is finished in. backends: that are to run it.
 
     Raises:
-        CheckpointError: the family cannot be taken apart. RecipeError: a step wants all of the policy at once.
-        BackendError: not even its largest piece fits.
+        CheckpointError: the family cannot be taken apart, or its weights are rounded already.
+        RecipeError: a step wants all of the policy at once.
+        BackendError: a backend does, or not even its largest piece fits.
     """
 
-    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, memory: int, work: Path):
+    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, memory: int, work: Path, backends: Sequence[str] = ()):
         self.checkpoint, self.recipe, self.memory, self._work = checkpoint, recipe, memory, work
         self.source = PiecewisePolicy(checkpoint)
         needed = whole_memory(checkpoint, recipe)
@@ -93,6 +100,16 @@ class Piecewise:
             raise CheckpointError(
                 f"{told}, and a {checkpoint.spec.family}'s stages ({', '.join(self.source.whole)}) are not built piece by "
                 "piece; build it on a computer with more memory and copy the bundle"
+            )
+        if Weights(checkpoint.weights).rounded:
+            raise CheckpointError(
+                f"{told}, and weights that are rounded already are not taken over piece by piece; give the weights they were "
+                "made from, or build it on a computer with more memory and copy the bundle"
+            )
+        if backend := _writes_all(backends):
+            raise BackendError(
+                f"{told}, and what {backend} runs is not built piece by piece; choose another backend, or build it on a "
+                "computer with more memory and copy the bundle"
             )
         _check_steps(recipe, told)
         self.plan = check_recipe(recipe, self.source.policy, checkpoint)
@@ -194,7 +211,7 @@ class Piecewise:
         """Raises BackendError: the disk is smaller than what is to be written."""
         between = [
             4 * int(np.prod(spec.shape)) for stage in self.source.policy.stages() for spec in stage.inputs
-            if not spec.name.startswith(ROWS)
+            if not has_rows(spec.name)
         ]  # fmt: skip
         layers = sum(_stored_bytes(step, layer) for step, layer in self._planned())
         # what stages are given, and what two pieces hand on; layers here and in the bundle

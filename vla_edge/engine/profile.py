@@ -77,7 +77,7 @@ def profile_bundle(
     peak = peak_bytes()  # before the measurements below need memory of their own
     host = _host(bundle, observations, repeats)
     roofline = measure_roofline() if roofline is None else roofline
-    calls = {"vision": len(bundle.spec.cameras), "denoise": runner.num_steps}
+    calls = {"vision": len(bundle.spec.cameras) * bundle.spec.observation_steps, "denoise": runner.num_steps}
     stages = {}
     for entry in bundle.stages:
         name = entry.interface.name
@@ -118,7 +118,7 @@ def _host(bundle, observations: Sequence[Observation], repeats: int) -> dict[str
 
     spec = bundle.spec
     camera, observation = spec.cameras[0], observations[0]
-    tokenizer = InstructionTokenizer(bundle.tokenizer_path, spec.tokenizer_max_length, spec.prompt)
+    tokenizer = InstructionTokenizer.of(spec, bundle.tokenizer_path)
     prepare, finish = Preprocessor(spec, tokenizer), Postprocessor(spec)
     picture = observation.images[camera.name]
     _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))

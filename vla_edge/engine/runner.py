@@ -1,7 +1,8 @@
 """Observation -> action chunk, through the stages of a bundle. No torch is imported to run a bundle.
 
 What is common to all policies is here: pre- and post-processing, checks, times. How the stages become actions is a
-loop's (`engine.loop`), chosen by the stages there are: a flow, tokens one after the other, or a chunk at once.
+loop's (`engine.loop`), chosen by the stages there are and the spec: a flow, noise taken out level by level, tokens one
+after the other, or a chunk at once.
 """
 
 from __future__ import annotations
@@ -16,18 +17,21 @@ import numpy as np
 
 from vla_edge.engine.backends import LoadedStage
 from vla_edge.engine.continuation import Continuation
+from vla_edge.engine.diffusion_loop import DiffusionLoop
 from vla_edge.engine.flow_loop import FlowLoop
 from vla_edge.engine.loop import DirectLoop, Loop, RunnerError
-from vla_edge.engine.token_loop import RevisedTokenLoop, TokenLoop
+from vla_edge.engine.token_loop import GenerateLoop, RevisedTokenLoop, TokenLoop
 from vla_edge.engine.vision_cache import VisionCache
 from vla_edge.policy.preprocess import Postprocessor, Preprocessor
 from vla_edge.policy.spec import PolicySpec
-from vla_edge.policy.tokenize import InstructionTokenizer
+from vla_edge.policy.tokenize import InstructionError, InstructionTokenizer
 from vla_edge.types import ActionChunk, InferenceTiming, Observation
 
 __all__ = ["Inference", "Runner", "RunnerError"]
 
-LOOPS: tuple[type[Loop], ...] = (FlowLoop, TokenLoop, RevisedTokenLoop, DirectLoop)
+LOOPS: tuple[type[Loop], ...] = (
+    FlowLoop, DiffusionLoop, TokenLoop, RevisedTokenLoop, GenerateLoop, DirectLoop,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,8 @@ class Runner:
 
     Args:
         spec: the policy.
-        tokenizer: path of its tokenizer.json.
-        stages: those of a flow, a token or a direct policy (`policy.stages`).
+        tokenizer: path of its tokenizer.json; None where it reads no instruction.
+        stages: those of a flow, a diffusion, a token or a direct policy (`policy.stages`).
         about: what `description` tells.
         num_steps: Euler steps, all of which ask the network; those of `spec` when None.
 
@@ -59,12 +63,12 @@ class Runner:
     def __init__(
         self,
         spec: PolicySpec,
-        tokenizer: str | Path,
+        tokenizer: str | Path | None,
         stages: Mapping[str, LoadedStage],
         about: Mapping | None = None,
         num_steps: int | None = None,
     ):
-        loop = next((loop for loop in LOOPS if set(loop.NAMES) <= stages.keys()), None)
+        loop = next((loop for loop in LOOPS if set(loop.NAMES) <= stages.keys() and loop.runs(spec)), None)
         if loop is None:
             kinds = "; or ".join(", ".join(kind.NAMES) for kind in LOOPS)
             found = ", ".join(stages) or "none"
@@ -78,7 +82,7 @@ class Runner:
         self.stages = dict(stages)
         self._lock, self.pictures_seen = threading.Lock(), 0
         self._loop = loop(spec, self.stages)
-        self._cache = VisionCache(spec.vision_cache)
+        self._cache = VisionCache(spec.vision_cache, [camera.scale for camera in spec.cameras])
         if num_steps:
             self.set_num_steps(num_steps)
         else:
@@ -132,8 +136,8 @@ class Runner:
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """Of the noise an inference starts from, where it does: (1, chunk_size, max_action_dim)."""
-        return self._loop.actions.shape
+        """Of the noise an inference takes, where it takes any: (1, chunk_size, max_action_dim), or as a loop says."""
+        return self._loop.noise_shape
 
     def set_num_steps(self, num_steps: int, evaluated: Sequence[int] = ()) -> None:
         """Choose the number of Euler steps and compute what depends on flow time alone.
@@ -205,11 +209,12 @@ class Runner:
     def _show(self, observation: Observation, noise: np.ndarray | None, seed: int) -> None:
         """Fill what the first stages read."""
         tensors = self._preprocess(observation)
-        for camera, buffer in zip(self.spec.cameras, self._loop.images):
-            buffer[...] = tensors.pop(f"image.{camera.name}")
+        pictures = np.stack([tensors.pop(f"image.{camera.name}") for camera in self.spec.cameras], axis=1)
+        for picture, buffer in zip(pictures.reshape(-1, *pictures.shape[2:]), self._loop.images):
+            buffer[...] = picture
         for name, value in tensors.items():
             if name in self._loop.buffers:  # not every policy reads its state as numbers
-                self._loop.buffers[name][...] = value
+                self._loop.buffers[name][...] = value.reshape(self._loop.buffers[name].shape)
         self._loop.start(noise, seed, observation.stamp_ns)
 
     def _chunk(self, observation: Observation) -> ActionChunk:
@@ -226,7 +231,8 @@ class Runner:
         with self._lock:
             for buffer in (*self._loop.images, *self._loop.buffers.values()):
                 buffer[...] = 0
-            self._loop.buffers["lang_mask"][:, :1] = True
+            if "lang_mask" in self._loop.buffers:
+                self._loop.buffers["lang_mask"][:, :1] = True
             self._cache.forget()
             for _ in range(repeats):
                 self._loop.run()
@@ -237,6 +243,8 @@ class Runner:
         Raises:
             InstructionError: it is empty, too long, or made of words the policy does not know.
         """
+        if not instruction.strip():
+            raise InstructionError("the instruction is empty; say what to do in the words the policy was trained on")
         self._checker(instruction)
 
     def description(self) -> dict:

@@ -1,8 +1,8 @@
 """Policies that write their actions as tokens: the prompt is read once into a cache of static size, then the likeliest
 token is taken, put behind what was read, and the next one asked for.
 
-Only tokens of actions are scored, so decoding cannot leave them. A step reads the cache where it lies; what it adds is
-one place of it.
+Only tokens of actions are scored, so decoding cannot leave them. A step reads the prompt's cache where it lies; what it
+adds is one place of a short tail.
 """
 
 from __future__ import annotations
@@ -66,6 +66,16 @@ class RevisedTokenLoop(_Tokens):
         self.actions.reshape(-1)[...] = self._values[chosen]
 
 
+class GenerateLoop(_Tokens):
+    """A runtime that reads the prompt and writes all tokens itself, and keeps the cache to itself."""
+
+    NAMES, READS = ("vision", "generate"), "generate"
+
+    def acting(self) -> Iterator[tuple[str, Callable[[], None]]]:
+        yield from ()
+        self.actions.reshape(-1)[...] = self._values[self.buffers["token_scores"][0].argmax(-1)]
+
+
 class TokenLoop(_Tokens):
     """Greedy decoding of T x A tokens."""
 
@@ -91,9 +101,7 @@ class TokenLoop(_Tokens):
             chosen[index] = self._values[token]
             if index == len(chosen) - 1:
                 return
-            buffers["token"][...] = token
+            buffers["token"][...], buffers["step"][...] = token, index
             yield "decode", self._decode
-            place = int(buffers["position"][0])
             for kind in ("keys", "values"):
-                buffers[f"cache_{kind}"][..., place, :] = buffers[f"new_{kind}"][..., 0, :]
-            buffers["position"] += 1
+                buffers[f"tail_{kind}"][..., index, :] = buffers[f"new_{kind}"][..., 0, :]

@@ -1,4 +1,5 @@
-"""A torch stage -> its ONNX graph, with every `nn.Linear` left as a marker that names the layer.
+"""A torch stage -> its ONNX graph, with every `nn.Linear` left as a marker that names the layer, and every
+convolution, which is one over patches (`policy.convolution`), as a marker that also says which patches.
 
 No weight of a layer passes through the exporter, so none has to be recognized afterwards among transposed and renamed
 constants: what each marker becomes is decided later, by name (see `lower`), and one traced graph serves every recipe.
@@ -16,7 +17,7 @@ from vla_edge.policy.stages import Stage
 from vla_edge.types import VlaEdgeError
 
 OPSET = 21
-MARKER_DOMAIN, MARKER = "vla_edge", "Linear"
+MARKER_DOMAIN, MARKER, CONVOLUTION = "vla_edge", "Linear", "Convolution"
 
 
 class ExportError(VlaEdgeError):
@@ -55,6 +56,8 @@ def trace(stage: Stage):
     import torch
     from torch import nn
 
+    from vla_edge.policy.convolution import Convolution
+
     class Marker(nn.Module):
         def __init__(self, name: str, width: int):
             super().__init__()
@@ -70,9 +73,33 @@ def trace(stage: Stage):
                 version=1,
             )
 
+    class ConvolutionMarker(Marker):
+        def __init__(self, name: str, convolution):
+            super().__init__(name, convolution.linear.out_features)
+            self.kernel, self.stride, self.padding = convolution.kernel, convolution.stride, convolution.padding
+
+        def forward(self, x):
+            places = [
+                (size + 2 * self.padding - taps) // self.stride + 1 for size, taps in zip(x.shape[1:-1], self.kernel)
+            ]
+            return torch.onnx.ops.symbolic(
+                f"{MARKER_DOMAIN}::{CONVOLUTION}",
+                (x,),
+                attrs={
+                    "layer": self.name, "kernel": list(self.kernel), "stride": self.stride, "padding": self.padding
+                },
+                dtype=x.dtype,
+                shape=(x.shape[0], *places, self.width),
+                version=1,
+            )  # fmt: skip
+
     layers = linear_layers(stage)
+    convolutions = {
+        name: module for name, module in stage.module.named_modules() if isinstance(module, Convolution)
+    }
     # deepcopy copies no weight of a layer: each is replaced through the memo
     memo = {id(layer): Marker(name, layer.out_features) for name, layer in layers.items()}
+    memo |= {id(whole): ConvolutionMarker(f"{name}.linear", whole) for name, whole in convolutions.items()}
     module = copy.deepcopy(stage.module, memo).eval()
     # Equal constants become one in the exporter; these have to stay apart until they get their values.
     chance = torch.Generator().manual_seed(0)

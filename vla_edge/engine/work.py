@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-PRODUCTS = ("MatMul", "Gemm", "MatMulInteger")
+PRODUCTS = ("MatMul", "Gemm", "MatMulInteger", "Conv")
+# how the names of keys and values begin that a stage reads: a flow policy's, a prompt's, and those of tokens behind it
+CACHES = ("prefix_", "cache_", "tail_")
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Work:
     Attributes:
         flops: precision of the products ("float32", "int8") -> operations of layers; a product and its sum are two.
         attention_flops: of products of two computed tensors.
-        weight_bytes: of all constants, as stored. cache_bytes: of inputs whose names begin with prefix_.
+        weight_bytes: of all constants, as stored. cache_bytes: of inputs that are keys and values.
         other_bytes: of the other inputs, and of outputs.
     """
 
@@ -69,15 +71,16 @@ def stage_work(path: str | Path) -> Work | None:
         left, out = shapes.get(node.input[0]), shapes.get(node.output[0])
         if not left or not out:
             continue
-        operations = 2.0 * math.prod(out) * left[-1]
+        inner = math.prod(shapes.get(node.input[1], ())[1:]) if node.op_type == "Conv" else left[-1]
+        operations = 2.0 * math.prod(out) * inner
         if not constant_like(node.input[1]):
             attention += operations
             continue
         both = rounded(node.input[0]) and rounded(node.input[1])
         kind = "int8" if node.op_type == "MatMulInteger" or both else "float32"
         flops[kind] = flops.get(kind, 0.0) + operations
-    cache = [value for value in graph.input if value.name.startswith("prefix_")]
-    rest = [value for value in graph.input if not value.name.startswith("prefix_")]
+    cache = [value for value in graph.input if value.name.startswith(CACHES)]
+    rest = [value for value in graph.input if not value.name.startswith(CACHES)]
     return Work(
         flops,
         attention,

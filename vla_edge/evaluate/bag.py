@@ -7,7 +7,7 @@ that they build on.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vla_edge.evaluate.contract import ENDINGS, TopicContract, find_topic
@@ -107,6 +107,8 @@ class Bag:
         joint_names: tuple[str, ...] | None = None,
         rate_hz: float | None = None,
         horizon_s: float = 0.0,
+        lags: Sequence[float] = (),
+        instructed: bool = True,
     ) -> Iterator[Frame]:
         """Observations in order, each with the motion of the `horizon_s` after it.
 
@@ -114,24 +116,29 @@ class Bag:
             cameras: the policy's cameras; the first one sets the pace. All of the bag's when None.
             joint_names: joints of the observation, in this order. All of the bag's when None.
             rate_hz: take at most this many frames per second of bag; every frame when None.
+            lags: s before each observation at which it is to know those before it, oldest first.
+            instructed: whether nothing is observed before the first instruction, and a bag has to have one.
 
         Raises:
             BagError: a topic is missing or of another type, or no message carries all the joints.
         """
         cameras = self.cameras() if cameras is None else tuple(cameras)
-        topics = self._topics(cameras)
+        topics = self._topics(cameras, instructed)
         names = tuple(joint_names) if joint_names is not None else self.joint_names()
         self.skipped.clear()
         aliases = self.contract.joints
-        yield from FrameStream(self.storage, topics, cameras, names, aliases, rate_hz, horizon_s, self.skipped).frames()
+        yield from FrameStream(
+            self.storage, topics, cameras, names, aliases, rate_hz, horizon_s, self.skipped, lags, instructed
+        ).frames()
 
     def moments(self, spec: PolicySpec) -> Iterator[Moment]:
         """See `Recording.moments`; a bag is read in one go, so they are decoded already."""
-        for frame in self.frames(tuple(camera.name for camera in spec.cameras), spec.joint_names):
+        cameras = tuple(camera.name for camera in spec.cameras)
+        for frame in self.frames(cameras, spec.joint_names, lags=spec.lags, instructed=spec.reads_instruction):
             seen = frame.observation
             yield Moment(seen.stamp_ns, seen.instruction, lambda seen=seen: seen)
 
-    def _topics(self, cameras: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+    def _topics(self, cameras: tuple[str, ...], instructed: bool) -> dict[str, tuple[str, str]]:
         """topic -> (part, camera): what every message of the bag is good for."""
         found: dict[str, tuple[str, str]] = {}
         missing: list[str] = []
@@ -153,7 +160,7 @@ class Bag:
             if topic and self.storage.counts[topic]:
                 self._check_type(topic, (msgtype,))
                 found[topic] = (part, "")
-            else:
+            elif part == "joints" or instructed:
                 missing.append(name)
         if missing:
             raise BagError(self._lacks(missing))

@@ -1,4 +1,4 @@
-"""A policy drives the simulated robot on a virtual clock, through the observation, engine and controller of the robot.
+"""A policy drives a simulated robot on a virtual clock, through the observation, engine and controller of the robot.
 
 Nothing here waits: the world stands still while the policy thinks, and its chunk reaches the controller `delay_s` of
 world time after the picture was taken, whatever the machine. An episode is therefore the same on every run: the scene
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,8 @@ from vla_edge.evaluate.smoothness import Smoothness
 from vla_edge.serve.inference_policy import InferencePolicyError
 from vla_edge.serve.policies import make_policy
 from vla_edge.serve.server import ChunkServer, Engine
+from vla_edge.sim.worlds import WorldError
+from vla_edge.sim.worlds import world as world_of
 from vla_edge.types import NANOSECONDS, ActionChunk, InferenceTiming, Observation, VlaEdgeError
 
 
@@ -39,7 +42,8 @@ class LoopOptions:
     """How the loop is closed.
 
     Attributes:
-        tier: difficulty of the episodes.
+        world: one of `sim.worlds.WORLDS`.
+        tier: of its episodes; the world's first when None.
         instruction_override: "none", or "shuffled": the policy is given the instruction of another goal of the scene.
         delay_s: world time from an observation to the moment its chunk reaches the controller.
         rate_hz: observations per second of world time.
@@ -47,17 +51,19 @@ class LoopOptions:
         inference: inference policy as `serve.policies.make_policy` reads it.
     """
 
-    tier: str = "touch"
+    tier: str | None = None
     instruction_override: str = "none"
     delay_s: float = 0.1
     rate_hz: float = 5.0
     control_hz: float = 500.0
     inference: str = "asynchronous"
+    world: str = "tabletop"
 
     def __post_init__(self):
         try:
             make_policy(self.inference)
-        except InferencePolicyError as error:
+            object.__setattr__(self, "tier", world_of(self.world).tier(self.tier))
+        except (InferencePolicyError, WorldError) as error:
             raise ClosedLoopError(str(error)) from None
         if self.instruction_override not in ("none", "shuffled"):
             raise ClosedLoopError(f"instruction_override is {self.instruction_override!r}; it must be none or shuffled")
@@ -86,7 +92,7 @@ class Rig(Protocol):
         """Hands a chunk to the controller; False when it is rejected."""
 
     def commanded(self) -> np.ndarray:
-        """(J,) rad: what the controller told the joints in the last tick."""
+        """(J,) what the controller told the joints in the last tick, in the unit of the world."""
 
     def finished(self) -> bool:
         """Whether the outcome is decided, or time is up."""
@@ -98,7 +104,7 @@ class Rig(Protocol):
 def run_closed_loop(
     policy,
     seeds: Sequence[int],
-    tier: str = "touch",
+    tier: str | None = None,
     instruction_override: str = "none",
     delay_s: float = 0.1,
     rate_hz: float = 5.0,
@@ -108,6 +114,7 @@ def run_closed_loop(
     progress: Callable[[EpisodeRow], None] | None = None,
     inference: str = "asynchronous",
     until: Callable[[EpisodeRow], bool] | None = None,
+    world: str = "tabletop",
 ) -> ClosedLoopResult:
     """Runs one episode for each seed.
 
@@ -117,15 +124,15 @@ def run_closed_loop(
             workers it is opened in each: a path, or something that can be pickled.
         seeds: of scene and noise.
         workers: processes.
-        rig: makes the world; the G1 tabletop when None.
+        rig: makes the world; what `make_rig` makes of its name when None.
         progress: called with each episode, in the order of the seeds.
-        inference: inference policy, see `LoopOptions`.
         until: called with each too; the run ends when it says True (see `sequential`).
+        world, tier, delay_s, rate_hz, control_hz, inference: see `LoopOptions`.
 
     Raises:
         ClosedLoopError: an option is out of range.
     """
-    options = LoopOptions(tier, instruction_override, delay_s, rate_hz, control_hz, inference)
+    options = LoopOptions(tier, instruction_override, delay_s, rate_hz, control_hz, inference, world)
     seeds = [int(seed) for seed in seeds]
     if not seeds:
         raise ClosedLoopError("there are no seeds; give at least one episode to run")
@@ -141,11 +148,12 @@ def run_closed_loop(
 
 def closed_loop_rows(policy, seeds, options: LoopOptions, workers: int = 1, rig=None) -> Iterator[EpisodeRow]:
     """The episodes one by one, in the order of the seeds; closing the iterator runs no more. See `run_closed_loop`."""
+    rig = rig or partial(make_rig, options.world)
     if workers <= 1 or len(seeds) == 1:
-        world = (rig or _tabletop)()
-        engine = as_engine(policy, world)
+        made = rig()
+        engine = as_engine(policy, made)
         for seed in seeds:
-            yield run_episode(world, engine, seed, options)
+            yield run_episode(made, engine, seed, options)
         return
     # A fresh interpreter for each: renderers and inference threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
@@ -183,19 +191,24 @@ _worker: dict[str, object] = {}
 
 
 def _remember(policy, rig) -> None:
-    _worker["policy"], _worker["make_rig"] = policy, rig or _tabletop
+    _worker["policy"], _worker["make_rig"] = policy, rig
 
 
 def _work(seed: int, options: LoopOptions) -> EpisodeRow:
     # Opened here and not at the start of the process, so that a policy that cannot be opened says so itself.
     if "rig" not in _worker:
-        world = _worker["make_rig"]()
-        _worker["engine"] = as_engine(_worker["policy"], world, threads=1)
-        _worker["rig"] = world
+        rig = _worker["make_rig"]()
+        _worker["engine"] = as_engine(_worker["policy"], rig, threads=1)
+        _worker["rig"] = rig
     return run_episode(_worker["rig"], _worker["engine"], seed, options)
 
 
-def _tabletop() -> Rig:
+def make_rig(name: str) -> Rig:
+    """The world called `name` with its controller."""
+    if name == "metaworld":
+        from vla_edge.evaluate.metaworld_rig import MetaWorldRig
+
+        return MetaWorldRig()
     from vla_edge.evaluate.tabletop_rig import TabletopRig
 
     return TabletopRig()
@@ -258,6 +271,10 @@ def as_engine(policy, rig: Rig, threads: int | None = None) -> Engine:
         policy = open_policy(policy, threads)
     if hasattr(policy, "bind"):
         policy.bind(rig)
+    if getattr(getattr(policy, "spec", None), "lags", ()):
+        raise ClosedLoopError(
+            "the policy reads several observations at a time and a closed loop shows one; use a recording"
+        )
     if hasattr(policy, "infer"):
         if hasattr(policy, "warm_up"):
             policy.warm_up()

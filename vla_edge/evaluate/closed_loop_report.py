@@ -40,16 +40,19 @@ def judge_closed_loop(
             f"{result.successes} of {result.n} episodes succeeded ({100 * result.success_rate:.1f} %, 95 % interval "
             f"{low:.1f} to {high:.1f}); {100 * min_success:g} % have to.",
         ),
-        check(
-            "wrong_first_rate",
-            result.wrong_first_rate,
-            "",
-            "<=",
-            max_wrong_first,
-            f"The wrong object was touched first in {result.wrong_first} of {result.n} episodes; "
-            f"{100 * max_wrong_first:g} % may be.",
-        ),
     ]
+    if result.choice:
+        checks.append(
+            check(
+                "wrong_first_rate",
+                result.wrong_first_rate,
+                "",
+                "<=",
+                max_wrong_first,
+                f"The wrong object was touched first in {result.wrong_first} of {result.n} episodes; "
+                f"{100 * max_wrong_first:g} % may be.",
+            )
+        )
     if shuffled is not None:
         limit = shuffled.chance + max_over_chance
         checks += [
@@ -87,20 +90,23 @@ def write_closed_loop_report(
     options = result.options
     page = Page(
         f"{name} in closed loop",
-        f"{result.n} episodes of tier {options['tier']}, {options['rate_hz']:g} observations a second, chunks "
-        f"{1e3 * options['delay_s']:.0f} ms late, inference {options['inference']}",
+        f"{result.n} episodes of {options['world']}, tier {options['tier']}, {options['rate_hz']:g} observations a "
+        f"second, chunks {1e3 * options['delay_s']:.0f} ms late, inference {options['inference']}",
     )
     page.verdict(verdict)
     summary = result.summary()
-    seconds, smooth = summary["median_seconds"], result.smoothness
+    seconds, smooth, unit = summary["median_seconds"], result.smoothness, result.unit
+    wrong_first = [
+        ("Wrong first", f"{100 * result.wrong_first_rate:.1f}", "%", _interval(result.wrong_first, result.n))
+    ] * result.choice
     page.cards(
         [
             ("Success", f"{100 * result.success_rate:.1f}", "%", _interval(result.successes, result.n)),
-            ("Wrong first", f"{100 * result.wrong_first_rate:.1f}", "%", _interval(result.wrong_first, result.n)),
+            *wrong_first,
             ("Time to success", f"{seconds:.1f}" if seconds else "–", "s", "median, world time"),
             ("Chunks", str(summary["chunks"]), "", f"{summary['rejected_chunks']} rejected by the controller"),
-            ("Between plans", _figure(1e3 * smooth.plan_step_p99_rad), "mrad", "apart where one takes over, p99"),
-            ("Jerk", _figure(smooth.jerk_rms), "rad/s³", "rms of the command"),
+            ("Between plans", _figure(1e3 * smooth.plan_step_p99), f"m{unit}", "apart where one takes over, p99"),
+            ("Jerk", _figure(smooth.jerk_rms), f"{unit}/s³", "rms of the command"),
         ]
     )
     goals = result.by_goal()

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from vla_edge.evaluate.evaluation import plain
 from vla_edge.evaluate.metrics import Interval, PairedTest, mcnemar, wilson_interval
 from vla_edge.evaluate.smoothness import EpisodeSmoothness, SmoothnessSummary
+from vla_edge.sim.worlds import world
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class EpisodeRow:
         seconds: world time the episode took.
         chunks: that reached the controller.
         rejected: of them, refused by it.
-        jump_rad: mean over chunk boundaries of the largest joint step.
+        jump: mean over chunk boundaries of the largest joint step, in the unit of the world.
         limit_hits, holds: counted by the controller.
         rejections: reason -> chunks, as the controller gives them.
         smoothness: of the command, None where nothing was commanded.
@@ -45,17 +46,17 @@ class EpisodeRow:
     seconds: float
     chunks: int = 0
     rejected: int = 0
-    jump_rad: float = math.nan
+    jump: float = math.nan
     limit_hits: int = 0
     holds: int = 0
     rejections: Mapping[str, int] = field(default_factory=dict)
     smoothness: EpisodeSmoothness | None = None
 
     def with_chunks(
-        self, chunks: int, rejected: int, jump_rad: float, smoothness: EpisodeSmoothness | None = None
+        self, chunks: int, rejected: int, jump: float, smoothness: EpisodeSmoothness | None = None
     ) -> EpisodeRow:
         """The same episode with what the loop itself counted."""
-        return replace(self, chunks=chunks, rejected=rejected, jump_rad=jump_rad, smoothness=smoothness)
+        return replace(self, chunks=chunks, rejected=rejected, jump=jump, smoothness=smoothness)
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,16 @@ class ClosedLoopResult:
         return self.wrong_first / self.n
 
     @property
+    def choice(self) -> bool:
+        """Whether there was anything else to reach; where every scene has one goal, nothing can be wrong first."""
+        return self.chance < 1.0
+
+    @property
+    def unit(self) -> str:
+        """Of the joints' positions."""
+        return world(self.options.get("world", "tabletop")).unit
+
+    @property
     def wilson(self) -> Interval:
         """The interval of the success rate."""
         return self.success_interval
@@ -159,6 +170,7 @@ class ClosedLoopResult:
                 "rejections": sum((Counter(row.rejections) for row in self.rows), Counter()),
                 "limit_hits": sum(row.limit_hits for row in self.rows),
                 "holds": sum(row.holds for row in self.rows),
+                "unit": self.unit,
                 "smoothness": self.smoothness,
                 "options": self.options,
             }
@@ -177,7 +189,8 @@ class ClosedLoopResult:
         low, high = 100 * self.success_interval.low, 100 * self.success_interval.high
         return (
             f"{self.successes}/{self.n} episodes succeeded ({100 * self.success_rate:.1f} %, 95 % interval {low:.1f} "
-            f"to {high:.1f}), wrong object first in {self.wrong_first}"
+            f"to {high:.1f})"
+            + (f", wrong object first in {self.wrong_first}" if self.choice else "")
             + (
                 f", given goal reached in {self.given_successes} (true goal by chance {100 * self.chance:.1f} %)"
                 if self.options.get("instruction_override") == "shuffled"

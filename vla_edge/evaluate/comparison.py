@@ -52,7 +52,7 @@ class Comparison:
     """Engines against full precision on the same seeds.
 
     Attributes:
-        checkpoint: name. tier: of the episodes.
+        checkpoint: name. world, tier: of the episodes.
         reference: seed -> success of full precision; empty where no episode was run.
         contenders: in the order they were given.
     """
@@ -61,6 +61,7 @@ class Comparison:
     tier: str
     reference: Mapping[int, bool]
     contenders: tuple[Contender, ...]
+    world: str = "tabletop"
 
 
 def compare_engines(
@@ -71,6 +72,7 @@ def compare_engines(
     workers: int = 1,
     store: Path | None = None,
     progress: Callable[[float, str], None] | None = None,
+    world: str = "tabletop",
 ) -> Comparison:
     """Read every bundle, and let each engine and full precision act on the same seeds.
 
@@ -79,6 +81,7 @@ def compare_engines(
         seeds: of the episodes; none are run when empty.
         store: directory for finished episodes, from which an interrupted comparison goes on while engine, robot and
             controller are the same.
+        world: that they act in, see `sim.worlds`.
 
     Raises:
         BundleError, ClosedLoopError: what is wrong.
@@ -93,10 +96,10 @@ def compare_engines(
     )] if seeds else []  # fmt: skip
     found: dict[str, dict[int, bool]] = {}
     for number, (name, policy, digest) in enumerate(runs):
-        file = None if store is None else store / f"{digest[:16]}-{_world()[:8]}-{tier}.jsonl"
+        file = None if store is None else store / f"{digest[:16]}-{_world()[:8]}-{world}-{tier}.jsonl"
         found[name] = episodes(
             policy, seeds, tier, workers, file,
-            lambda share, name=name, number=number: tell((number + share) / len(runs), f"{name} acts"),
+            lambda share, name=name, number=number: tell((number + share) / len(runs), f"{name} acts"), world,
         )  # fmt: skip
     reference = found.get(FULL_PRECISION, {})
     contenders = []
@@ -104,7 +107,7 @@ def compare_engines(
         results = found.get(name, {})
         paired = mcnemar([reference[seed] for seed in seeds], [results[seed] for seed in seeds]) if seeds else None
         contenders.append(_contender(name, bundle, results, paired))
-    return Comparison(checkpoint.parent.name or checkpoint.name, tier, reference, tuple(contenders))
+    return Comparison(checkpoint.parent.name or checkpoint.name, tier, reference, tuple(contenders), world)
 
 
 def episodes(
@@ -114,6 +117,7 @@ def episodes(
     workers: int = 1,
     file: Path | None = None,
     progress: Callable[[float], None] | None = None,
+    world: str = "tabletop",
 ) -> dict[int, bool]:
     """Seed -> success. What is in `file` already is not run again; what ends is added to it at once."""
     done: dict[int, bool] = {}
@@ -136,7 +140,7 @@ def episodes(
             progress(sum(seed in done for seed in seeds) / len(seeds))
 
     if left:
-        run_closed_loop(policy, left, tier, workers=workers, progress=keep)
+        run_closed_loop(policy, left, tier, workers=workers, progress=keep, world=world)
     return {seed: done[seed] for seed in seeds}
 
 
@@ -160,7 +164,7 @@ def _content(bundle) -> str:
 def _world() -> str:
     """SHA-256 of what an engine acts through: robot, controller, tasks. With others its episodes are others."""
     package, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
-    files = [package / "evaluate" / "closed_loop.py", package / "evaluate" / "tabletop_rig.py"]
+    files = [package / "evaluate" / "closed_loop.py", *(package / "evaluate").glob("*_rig.py")]
     for folder in ("control", "observe", "robots", "serve", "sim"):
         files += (package / folder).rglob("*.py")
     for file in sorted(files):

@@ -79,6 +79,7 @@ def to_json(comparison: Comparison) -> dict:
     n = len(comparison.reference)
     return {
         "checkpoint": comparison.checkpoint,
+        "world": comparison.world,
         "tier": comparison.tier,
         "episodes": n,
         "seeds": [min(comparison.reference), max(comparison.reference)] if n else [],

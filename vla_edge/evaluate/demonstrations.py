@@ -6,7 +6,6 @@ that picture again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from vla_edge.evaluate.recording import BETWEEN_EPISODES_S, Moment
 from vla_edge.policy.preprocess import as_delivered
 from vla_edge.policy.spec import PolicySpec
-from vla_edge.sim.demonstrations import DemonstrationError, read_shard, shard_files
+from vla_edge.sim.demonstrations import DemonstrationError, read_mark, read_shard, shard_files
 from vla_edge.types import NANOSECONDS, JointState, Observation
 
 
@@ -30,24 +29,25 @@ class DemonstrationRecording:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._files = shard_files(self.path)
-        try:
-            said = json.loads((self.path / "recording.json").read_text(encoding="utf-8"))
-            self._names, self._dt = tuple(said["joint_names"]), float(said["dt"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DemonstrationError(
-                f"{self.path / 'recording.json'} cannot be read ({error}); record the demonstrations again"
-            ) from error
+        said = read_mark(self.path)
+        self._names, self._dt = said["joint_names"], said["dt"]
         self._pictures: tuple[Path | None, np.ndarray | None] = None, None
 
     def moments(self, spec: PolicySpec) -> Iterator[Moment]:
         """See `Recording.moments`."""
-        lacking = [name for name in spec.joint_names if name not in self._names]
+        wanted = tuple(dict.fromkeys((*spec.joint_names, *spec.read_names)))
+        lacking = [name for name in wanted if name not in self._names]
         if lacking or len(spec.cameras) != 1:
             raise DemonstrationError(
                 f"demonstrations in {self.path} are of one camera and the joints {', '.join(self._names)}; the policy "
                 f"takes {len(spec.cameras)} cameras{f' and {lacking[0]}' if lacking else ''}"
             )
-        columns = [self._names.index(name) for name in spec.joint_names]
+        if spec.lags:
+            raise DemonstrationError(
+                f"the policy reads {spec.observation_steps} observations at a time and demonstrations in {self.path} are "
+                "single ones; give a bag or a LeRobot dataset"
+            )
+        columns = [self._names.index(name) for name in wanted]
         start_ns, last, before = 0, 0, None
         for file in self._files:
             shard = read_shard(file, ("state", "instruction", "episode", "step"))
@@ -55,7 +55,7 @@ class DemonstrationRecording:
                 if episode != before:
                     start_ns, before = last + round(BETWEEN_EPISODES_S * NANOSECONDS), episode
                 last = start_ns + round(int(step) * self._dt * NANOSECONDS)
-                joints = JointState(last, spec.joint_names, shard["state"][row][columns])
+                joints = JointState(last, wanted, shard["state"][row][columns])
                 instruction = str(shard["instruction"][row])
                 yield Moment(last, instruction, partial(self._observation, file, row, joints, instruction, spec))
 

@@ -7,7 +7,7 @@ is held is a few frames and the stretch of joint motion behind them, however lon
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from vla_edge.evaluate.joint_reader import JointReader
 from vla_edge.evaluate.storage import BagError, RawMessage, Storage
 from vla_edge.evaluate.trajectory import JointTrajectory, JointWindow
 from vla_edge.evaluate.video_stream import COMPRESSED_VIDEO, VIDEO, VideoStream, pixels
+from vla_edge.observe.align import FASTEST_CAMERA_HZ, FRAME_HISTORY, nearest
 from vla_edge.observe.image import ImageError, decode_compressed, decode_image
 from vla_edge.types import NANOSECONDS, Observation
 
@@ -54,9 +55,12 @@ class _Pending:
     images: dict[str, tuple[int, object]]
     instruction: str
     until_ns: int | None = None
+    before: tuple[_Pending, ...] = ()
 
     def offer(self, camera: str, stamp_ns: int, picture) -> None:
         """Takes the frame of another camera when it is the newest that is not newer than this one."""
+        for earlier in self.before:
+            earlier.offer(camera, stamp_ns, picture)
         if self.stamp_ns - MAX_CAMERA_SKEW_S * NANOSECONDS <= stamp_ns <= self.stamp_ns:
             if camera not in self.images or self.images[camera][0] < stamp_ns:
                 self.images[camera] = (stamp_ns, picture)
@@ -74,6 +78,7 @@ class FrameStream:
         rate_hz: frames per second of bag at most; all of them when None.
         horizon_s: how much of the motion after each frame is kept with it.
         skipped: counts what is left out, by reason.
+        lags, instructed: as of `Bag.frames`.
     """
 
     def __init__(
@@ -86,6 +91,8 @@ class FrameStream:
         rate_hz: float | None,
         horizon_s: float,
         skipped: Counter[str],
+        lags: Sequence[float] = (),
+        instructed: bool = True,
     ):
         self._storage, self._skipped = storage, skipped
         self._videos = {
@@ -99,8 +106,11 @@ class FrameStream:
         self._measured_reader = JointReader(self._storage, names, aliases)
         self._commanded = JointWindow(names) if any(part == "command" for part, _ in topics.values()) else None
         self._commanded_reader = JointReader(self._storage, names, aliases)
-        self._others: dict[str, deque[tuple[int, object]]] = {camera: deque(maxlen=8) for camera in cameras[1:]}
-        self._instruction: str | None = None
+        self._lags_ns = [round(lag * NANOSECONDS) for lag in lags]
+        kept = FRAME_HISTORY + int(max(lags, default=0.0) * FASTEST_CAMERA_HZ)
+        self._others: dict[str, deque[tuple[int, object]]] = {camera: deque(maxlen=kept) for camera in cameras[1:]}
+        self._recent: deque[_Pending] = deque(maxlen=kept)  # of the first camera, where a frame is to know them
+        self._instruction: str | None = None if instructed else ""
         self._pending: deque[_Pending] = deque()
         self._origin_ns: int | None = None
         self._slot = -1
@@ -191,14 +201,23 @@ class FrameStream:
                 return
             yield from self._ready(None)
             self._origin_ns, self._slot = None, -1
+            self._recent.clear()
         gap_ns = stamp - self._newest_ns if self._origin_ns is not None else 0
         self._newest_ns = stamp
-        if not self._is_due(stamp, gap_ns):
+        due = self._is_due(stamp, gap_ns)
+        pending = _Pending(stamp, log_ns, {self._cameras[0]: (stamp, picture)}, self._instruction)
+        if self._lags_ns:
+            self._recent.append(pending)
+        if not due:
             return
         if self._instruction is None:
             self._skipped["frame before the first instruction"] += 1
             return
-        pending = _Pending(stamp, log_ns, {self._cameras[0]: (stamp, picture)}, self._instruction)
+        earlier = [nearest(self._recent, stamp - lag) for lag in self._lags_ns]
+        pending.before = tuple(
+            _Pending(each.stamp_ns, log_ns, {self._cameras[0]: each.images[self._cameras[0]]}, self._instruction)
+            for each in earlier
+        )
         for camera, recent in self._others.items():
             for at, frame in recent:
                 pending.offer(camera, at, frame)
@@ -239,9 +258,20 @@ class FrameStream:
         oldest = self._pending[0].stamp_ns if self._pending else self._newest_ns
         if oldest is not None:
             for window in filter(None, (self._measured, self._commanded)):
-                window.forget_before(oldest - round(MAX_JOINT_AGE_S * NANOSECONDS))
+                window.forget_before(oldest - round(MAX_JOINT_AGE_S * NANOSECONDS) - max(self._lags_ns, default=0))
 
     def _finish(self, pending: _Pending, end_ns: int) -> Frame | None:
+        observation = self._observation(pending)
+        if observation is None:
+            return None
+        measured, commanded = (
+            window and window.between(pending.stamp_ns, end_ns, pending.until_ns)
+            for window in (self._measured, self._commanded)
+        )
+        return Frame(observation, measured, commanded)
+
+    def _observation(self, pending: _Pending) -> Observation | None:
+        """None, and counted, where something of it is not there."""
         newest = self._measured.as_of(pending.stamp_ns)
         if newest is None or pending.stamp_ns - newest[0] > MAX_JOINT_AGE_S * NANOSECONDS:
             self._skipped[f"frame without a joint state of the {MAX_JOINT_AGE_S:g} s before it"] += 1
@@ -262,12 +292,8 @@ class FrameStream:
                 self._skipped[f"frame of camera {camera} that does not decode"] += 1
                 return None
         joints = self._measured_reader.state(newest[1], newest[0])
-        observation = Observation(pending.stamp_ns, images, joints, pending.instruction)
-        measured, commanded = (
-            window and window.between(pending.stamp_ns, end_ns, pending.until_ns)
-            for window in (self._measured, self._commanded)
-        )
-        return Frame(observation, measured, commanded)
+        before = tuple(filter(None, map(self._observation, pending.before)))
+        return Observation(pending.stamp_ns, images, joints, pending.instruction, before)
 
 
 def _pixels(message) -> np.ndarray:

@@ -7,7 +7,7 @@ feature's `names`; `action` what they were told; `observation.images.<camera>` t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -103,6 +103,8 @@ class LeRobotDataset:
         joint_names: tuple[str, ...] | None = None,
         rate_hz: float | None = None,
         horizon_s: float = 0.0,
+        lags: Sequence[float] = (),
+        instructed: bool = True,
     ) -> Iterator[Frame]:
         """Observations in order, each with the motion of the `horizon_s` after it; as `Bag.frames`.
 
@@ -112,20 +114,20 @@ class LeRobotDataset:
         cameras = self.cameras() if cameras is None else tuple(cameras)
         names = self.joint_names() if joint_names is None else tuple(joint_names)
         features, horizon_ns = self._features(cameras), round(horizon_s * NANOSECONDS)
-        for rows, index in self._usable(names, rate_hz):
+        for rows, index in self._usable(names, rate_hz, instructed):
             end = int(np.searchsorted(rows.stamps_ns, rows.stamps_ns[index] + horizon_ns)) + 1
             measured, commanded = (
                 values if values is None else JointTrajectory(names, rows.stamps_ns[index:end], values[index:end])
                 for values in (rows.state, rows.action)
             )
-            yield Frame(self._observation(rows, index, names, features), measured, commanded)
+            yield Frame(self._observation(rows, index, names, features, lags), measured, commanded)
 
     def moments(self, spec: PolicySpec) -> Iterator[Moment]:
         """See `Recording.moments`; pictures that were stored cropped are put back into the camera's frame."""
         features = self._features(tuple(camera.name for camera in spec.cameras))
-        for rows, index in self._usable(spec.joint_names, None):
+        for rows, index in self._usable(spec.joint_names, None, spec.reads_instruction):
             read = partial(self._shown, rows, index, features, spec)
-            yield Moment(int(rows.stamps_ns[index]), self._said.tasks[int(rows.tasks[index])], read)
+            yield Moment(int(rows.stamps_ns[index]), self._told(rows, index), read)
 
     def close(self) -> None:
         """Lets go of the files."""
@@ -140,16 +142,26 @@ class LeRobotDataset:
         self.close()
 
     def _shown(self, rows: _Rows, index: int, features: dict[str, str], spec: PolicySpec) -> Observation:
-        seen = self._observation(rows, index, spec.joint_names, features)
-        return replace(
-            seen, images={camera.name: as_delivered(seen.images[camera.name], camera) for camera in spec.cameras}
-        )
+        def delivered(seen: Observation) -> Observation:
+            images = {camera.name: as_delivered(seen.images[camera.name], camera) for camera in spec.cameras}
+            return replace(seen, images=images, before=tuple(map(delivered, seen.before)))
 
-    def _observation(self, rows: _Rows, index: int, names: tuple[str, ...], features: dict[str, str]) -> Observation:
+        return delivered(self._observation(rows, index, spec.joint_names, features, spec.lags))
+
+    def _observation(
+        self, rows: _Rows, index: int, names: tuple[str, ...], features: dict[str, str], lags: Sequence[float] = ()
+    ) -> Observation:
         stamp_ns = int(rows.stamps_ns[index])
         images = {camera: self._picture(rows, index, feature) for camera, feature in features.items()}
         joints = JointState(stamp_ns, names, rows.state[index])
-        return Observation(stamp_ns, images, joints, self._said.tasks[int(rows.tasks[index])])
+        earlier = [int(np.abs(rows.stamps_ns - (stamp_ns - lag * NANOSECONDS)).argmin()) for lag in lags]
+        before = tuple(
+            self._observation(rows, place, names, features) for place in earlier if np.isfinite(rows.state[place]).all()
+        )
+        return Observation(stamp_ns, images, joints, self._told(rows, index), before)
+
+    def _told(self, rows: _Rows, index: int) -> str:
+        return self._said.tasks.get(int(rows.tasks[index]), "")
 
     def _picture(self, rows: _Rows, index: int, feature: str) -> np.ndarray:
         if feature in rows.episode.videos:
@@ -170,7 +182,7 @@ class LeRobotDataset:
                 f"row {rows.first + index} of {rows.episode.data} has no picture {feature} ({error}); copy it again"
             ) from error
 
-    def _usable(self, names: tuple[str, ...], rate_hz: float | None) -> Iterator[tuple[_Rows, int]]:
+    def _usable(self, names: tuple[str, ...], rate_hz: float | None, instructed: bool) -> Iterator[tuple[_Rows, int]]:
         """Rows to observe, at most `rate_hz` of them in a second of an episode."""
         columns = self._columns(STATE, names)
         if columns is None:
@@ -193,7 +205,7 @@ class LeRobotDataset:
                     slot = at
                 if not np.isfinite(rows.state[index]).all():
                     self.skipped["frame without finite joint positions"] += 1
-                elif not self._said.tasks.get(int(rows.tasks[index]), "").strip():
+                elif instructed and not self._told(rows, index).strip():
                     self.skipped["frame without an instruction"] += 1
                 else:
                     yield rows, index

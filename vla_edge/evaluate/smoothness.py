@@ -17,21 +17,21 @@ DEPARTURE = 0.5
 
 @dataclass(frozen=True)
 class EpisodeSmoothness:
-    """One episode.
+    """One episode, in the unit of its world's joints.
 
     Attributes:
-        plan_steps_rad: for each chunk that took over from one that had not run out, how far the two were apart at that
+        plan_steps: for each chunk that took over from one that had not run out, how far the two were apart at that
             moment, the worst joint: what a controller that follows chunks as they come would jump.
-        departures_rad: for each of these, how far the two come apart from one row to the next in the `DEPARTURE` s
+        departures: for each of these, how far the two come apart from one row to the next in the `DEPARTURE` s
             after, the worst row and joint: finds a step that a policy has moved into its chunk.
-        command_steps_rad: for each of these moments, how far the command left the straight line through the two ticks
+        command_steps: for each of these moments, how far the command left the straight line through the two ticks
             before, the worst joint: what was left of that jump.
-        jerk_rms: rad/s^3 of the command, over all ticks and joints.
+        jerk_rms: of the command, per s^3, over all ticks and joints.
     """
 
-    plan_steps_rad: tuple[float, ...]
-    departures_rad: tuple[float, ...]
-    command_steps_rad: tuple[float, ...]
+    plan_steps: tuple[float, ...]
+    departures: tuple[float, ...]
+    command_steps: tuple[float, ...]
     jerk_rms: float
 
 
@@ -41,14 +41,14 @@ class SmoothnessSummary:
 
     Attributes:
         boundaries: chunks that took over from a running one.
-        plan_step_p99_rad, departure_p99_rad, command_step_p99_rad: see `EpisodeSmoothness`.
-        jerk_rms: rad/s^3, mean over episodes.
+        plan_step_p99, departure_p99, command_step_p99: see `EpisodeSmoothness`.
+        jerk_rms: mean over episodes.
     """
 
     boundaries: int
-    plan_step_p99_rad: float
-    departure_p99_rad: float
-    command_step_p99_rad: float
+    plan_step_p99: float
+    departure_p99: float
+    command_step_p99: float
     jerk_rms: float
 
     @classmethod
@@ -56,7 +56,7 @@ class SmoothnessSummary:
         """Over episodes."""
         plan, departures, command = (
             [step for episode in episodes for step in getattr(episode, name)]
-            for name in ("plan_steps_rad", "departures_rad", "command_steps_rad")
+            for name in ("plan_steps", "departures", "command_steps")
         )
         jerks = [episode.jerk_rms for episode in episodes if math.isfinite(episode.jerk_rms)]
         p99 = [float(np.percentile(steps, 99)) if steps else math.nan for steps in (plan, departures, command)]
@@ -78,7 +78,7 @@ class Smoothness:
         self._switches: list[int] = []
 
     def add(self, command: np.ndarray) -> None:
-        """(J,) rad, told in the last tick."""
+        """(J,) told in the last tick."""
         self._commands.append(command)
 
     def switch(self, previous: ActionChunk | None, chunk: ActionChunk, now_ns: int) -> None:

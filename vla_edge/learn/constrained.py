@@ -4,7 +4,7 @@ them (quantization-aware training; straight-through estimator of Bengio et al., 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -105,18 +105,31 @@ def constrain(
         others: "stage.path" -> what makes its constrained layer, for those that other libraries train.
     """
     others = others or {}
+    places = _places(policy)
     for name, layer in layers.items():
-        parent, _, own = name.rpartition(".")
-        module = policy.get_submodule(parent)
-        setattr(module, own, others.get(name, ConstrainedLinear)(getattr(module, own), layer, name in pruned))
+        module = policy.get_submodule(name)
+        _exchange(places.pop(module), others.get(name, ConstrainedLinear)(module, layer, name in pruned))
 
 
 def release(policy: nn.Module) -> dict[str, CompressedLinear]:
     """Take them out again, the policy keeping the weights they saw; name -> layer as it is now."""
-    layers = {}
+    layers, places = {}, _places(policy)
     for name, module in list(policy.named_modules()):
         if isinstance(module, ConstrainedLinear):
             layers[name] = module.compressed()
-            parent, _, own = name.rpartition(".")
-            setattr(policy.get_submodule(parent), own, module.plain())
+            _exchange(places.pop(module), module.plain())
     return layers
+
+
+def _places(policy: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
+    """Every module -> (parent, its name there): more than one where stages share it."""
+    places: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
+    for parent in policy.modules():
+        for own, module in parent.named_children():
+            places.setdefault(module, []).append((parent, own))
+    return places
+
+
+def _exchange(places: Sequence[tuple[nn.Module, str]], module: nn.Module) -> None:
+    for parent, own in places:
+        setattr(parent, own, module)

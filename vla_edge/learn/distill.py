@@ -1,7 +1,7 @@
 """A teacher and demonstrations -> a student of a given size, as a checkpoint of its own.
 
 The student begins as the teacher with the feed-forward channels taken out that are missed least, and is trained to give
-the teacher's velocity, keys and values and to look where it looks (`match`). It may be for a part of the task: for some
+the teacher's output, keys and values and to look where it looks (`match`). It may be for a part of the task: for some
 of the joints, so that its state and actions shrink, and for some of the instructions.
 """
 
@@ -84,7 +84,7 @@ def distill(
     from vla_edge.learn.frames import from_demonstrations
     from vla_edge.learn.match import Match, MatchConfig
     from vla_edge.policy.checkpoint import load_checkpoint, load_policy
-    from vla_edge.policy.checkpoint_writer import write_checkpoint
+    from vla_edge.policy.families import FAMILIES
 
     tell = progress or (lambda fraction, what: None)
     output = Path(output).expanduser().resolve()
@@ -98,8 +98,10 @@ def distill(
         raise DistillError("there are no demonstrations to train on; give directories of them")
     tell(0.0, "reading teacher and demonstrations")
     checkpoint = load_checkpoint(teacher)
-    if checkpoint.spec.family != "smolvla":
-        raise DistillError(f"the teacher is a {checkpoint.spec.family}; students are made of the family smolvla")
+    making = checkpoint.family.student
+    if making is None:
+        able = ", ".join(name for name, family in FAMILIES.items() if family.student)
+        raise DistillError(f"the teacher is {checkpoint.family.title}; students are made of the families {able}")
     columns = joint_columns(checkpoint.spec, joints)
     spec = checkpoint.spec
     if joints:
@@ -107,7 +109,10 @@ def distill(
     policy = load_policy(checkpoint)
     student = copy.deepcopy(policy)
     if joints:
-        keep_joints(student, columns)
+        try:
+            making.keep_joints(student, columns)
+        except ValueError as error:
+            raise DistillError(f"the teacher cannot have a student of some of its joints: {error}") from error
     share = channel_share(student, size, parameters(policy))
     config = MatchConfig(steps=steps, batch=batch, rate=rate, seed=seed, warmup=min(20, steps), attention=1.0)
     frames = from_demonstrations(demonstrations, checkpoint.spec, checkpoint.tokenizer_path, instructions)
@@ -125,7 +130,7 @@ def distill(
         made = fit.average.eval()
         tell(0.9, "comparing with the teacher")
         error = _error(made, policy, checkpoint, spec, columns, judges)
-    write_checkpoint(output, made, spec, checkpoint.tokenizer_path.parent)
+    making.write(output, made, spec, checkpoint)
     shutil.rmtree(work, ignore_errors=True)
     tell(1.0, "writing the checkpoint")
     return Student(output, parameters(made), parameters(policy), spec.joint_names, len(frames), error, len(judges))
@@ -148,23 +153,6 @@ def joint_columns(spec: PolicySpec, wanted: Sequence[str]) -> list[int]:
         column for column, name in enumerate(spec.joint_names)
         if not wanted or any(fnmatchcase(name, pattern) for pattern in wanted)
     ]  # fmt: skip
-
-
-def keep_joints(policy, columns: Sequence[int]) -> None:
-    """Make a policy's state and actions those of some of its joints, in place."""
-    import torch
-
-    columns, count = list(columns), len(columns)
-    prefix, expert = policy.prefix, policy.denoise
-    with torch.no_grad():
-        for layer in (prefix.state_proj, expert.action_in):
-            layer.weight = torch.nn.Parameter(layer.weight[:, columns].clone())
-            layer.in_features = count
-        out = expert.action_out
-        for name in ("weight", "bias"):
-            setattr(out, name, torch.nn.Parameter(getattr(out, name)[columns].clone()))
-        out.out_features = count
-    _reconfigure(policy, max_state_dim=count, max_action_dim=count)
 
 
 def parameters(policy) -> int:
@@ -206,15 +194,6 @@ def _shrink(student, share: float, checkpoint, observations: Sequence[Observatio
     runner = Runner.from_policy(student, checkpoint)
     step = Shrink(("*",), channels=share)
     shrink_units(step, student, runner, observations, lambda f, what: tell(0.02 + 0.08 * f, what), "distill")
-    encoder, prefix, expert = student.vision.encoder, student.prefix, student.denoise
-    widths = {"vision_hidden": encoder.layers[0].mlp.up, "expert_hidden": expert.layers[0].mlp.up}
-    if len(prefix.layers):
-        widths["text_hidden"] = prefix.layers[0].mlp.up
-    _reconfigure(student, **{name: layer.out_features for name, layer in widths.items()})
-
-
-def _reconfigure(policy, **changes) -> None:
-    policy.config = policy.prefix.config = replace(policy.config, **changes)
 
 
 def _observations(directories: Sequence, spec: PolicySpec, patterns: Sequence[str]) -> list[Observation]:

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from vla_edge.learn.losses import euler_path
-from vla_edge.policy.preprocess import Preprocessor
+from vla_edge.policy.preprocess import Preprocessor, as_delivered
 from vla_edge.policy.smolvla import PrefixCache
 from vla_edge.policy.spec import PolicySpec
 from vla_edge.policy.tokenize import InstructionTokenizer
-from vla_edge.types import Observation
+from vla_edge.types import JointState, Observation
 
-# of 96 x 96 pixels they take 0.7 GB
-MOST_FRAMES = 24_000
+# 24,000 pictures of 96 x 96 pixels
+MOST_BYTES = 24_000 * 3 * 96**2
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,10 @@ class Frames:
     """N observations.
 
     Attributes:
-        images: (N, cameras, 3, H, W) uint8, or float32 as the network sees them where padding leaves [-1, 1]. tokens: (N, L) int64. mask: (N, L) bool.
-        state: (N, S) float32, normalized and padded.
+        images: (N, pictures, 3, H, W) uint8, or float32 where the network sees other numbers than [-1, 1]; a picture of
+            each camera for each observation that is read.
+        tokens: (N, L) int64. mask: (N, L) bool.
+        state: (N, S) float32, normalized and padded; of all observations that are read.
         actions: (N, T, A) float32, normalized and padded; None where nobody showed any.
     """
 
@@ -54,17 +56,17 @@ class Frames:
 
     def shown_to(self, policy, gain: Tensor | None = None) -> tuple[PrefixCache, list[Tensor]]:
         """What the policy's action expert gets of them, and where its text layers look; `gain` as in `pixels`."""
-        return policy.prefix.encode(self._seen_by(policy, gain), self.tokens, self.mask, self.state)
+        return policy.prefix.encode(self.seen_by(policy, gain), self.tokens, self.mask, self.state)
 
     def chunk_of(self, policy, noise: Tensor, num_steps: int) -> Tensor:
         """The normalized chunk (1, T, A) of a single frame, differentiable; from `noise` where the policy has a flow."""
         if hasattr(policy, "chunk"):
-            return policy.chunk(self._seen_by(policy), self.tokens, self.mask, self.state)
+            return policy.chunk(self.seen_by(policy), self.tokens, self.mask, self.state)
         *_, chunk = euler_path(policy, noise, self.shown_to(policy)[0], num_steps)
         return chunk
 
-    def _seen_by(self, policy, gain: Tensor | None = None) -> Tensor:
-        """Tokens of all cameras, (N, cameras * tokens, width)."""
+    def seen_by(self, policy, gain: Tensor | None = None) -> Tensor:
+        """Tokens of all cameras, (N, cameras * tokens, width); `gain` as in `pixels`."""
         pixels = self.pixels(gain)
         tokens = policy.vision(pixels.flatten(0, 1))[0]
         return tokens.unflatten(0, pixels.shape[:2]).flatten(1, 2)
@@ -84,14 +86,14 @@ def from_observations(observations: Iterable[Observation], spec: PolicySpec, tok
         ObservationError, InstructionError: one cannot be shown to the policy.
     """
     preprocess = Preprocessor(spec, InstructionTokenizer.of(spec, tokenizer))
-    outside = any(camera.padding < -1 for camera in spec.cameras)
     columns: dict[str, list] = {"images": [], "lang_tokens": [], "lang_mask": [], "state": []}
     for observation in observations:
         tensors = preprocess(observation)
-        pictures = np.concatenate([tensors[f"image.{camera.name}"] for camera in spec.cameras])
-        columns["images"].append(pictures if outside else np.rint((pictures + 1) * 127.5).astype(np.uint8))
-        for name in ("lang_tokens", "lang_mask", "state"):
+        pictures = np.stack([tensors[f"image.{camera.name}"] for camera in spec.cameras], axis=1)
+        columns["images"].append(_kept(pictures.reshape(-1, *pictures.shape[2:]), spec))
+        for name in ("lang_tokens", "lang_mask"):
             columns[name].append(tensors[name][0])
+        columns["state"].append(tensors["state"].reshape(-1))
     images, tokens, mask, state = (torch.from_numpy(np.stack(column)) for column in columns.values())
     return Frames(images, tokens, mask, state)
 
@@ -99,64 +101,77 @@ def from_observations(observations: Iterable[Observation], spec: PolicySpec, tok
 def from_demonstrations(
     directories: Sequence[str | Path], spec: PolicySpec, tokenizer: str | Path, instructions: Sequence[str] = ()
 ) -> Frames:
-    """Frames of demonstrations (see `sim.demonstrations`) with the actions that were shown; at most `MOST_FRAMES`.
+    """Frames of demonstrations (see `sim.demonstrations`) with the actions that were shown, of longer chunks the first;
+    no more than `MOST_BYTES` of pictures, spread evenly.
 
     Args:
         instructions: patterns of those to take; all when there are none.
 
     Raises:
-        DemonstrationError: there are none, they are damaged, or not of the policy's joints and chunks.
+        DemonstrationError: there are none, they are damaged, or not of the policy's camera, joints and chunks.
+        ObservationError: their pictures are not the camera's.
     """
     from vla_edge.learn.dataset import Demonstrations, instructed
-    from vla_edge.sim.demonstrations import DemonstrationError, joint_names, shards
+    from vla_edge.sim.demonstrations import DemonstrationError, read_mark, shards
 
     words = InstructionTokenizer.of(spec, tokenizer)
     if spec.text.state_dims:
         raise DemonstrationError("a policy that reads its state as words cannot be trained on demonstrations yet")
-    recorded = {str(directory): joint_names(directory) for directory in directories}
-    names = next(iter(recorded.values()))
-    for directory, joints in recorded.items():
-        lacking = [name for name in spec.joint_names if name not in joints]
+    if len(spec.cameras) != 1:
+        raise DemonstrationError(f"demonstrations are of one camera, and the policy takes {len(spec.cameras)}")
+    recorded = {str(directory): read_mark(directory) for directory in directories}
+    names = next(iter(recorded.values()))["joint_names"]
+    for directory, said in recorded.items():
+        joints, dt = said["joint_names"], said["dt"]
+        lacking = [name for name in (*spec.joint_names, *spec.read_names) if name not in joints]
         if lacking or joints != names:
+            verb = "moves" if not lacking or lacking[0] in spec.joint_names else "reads"
             raise DemonstrationError(
-                f"demonstrations in {directory} are of the joints {', '.join(joints)}; the policy moves "
+                f"demonstrations in {directory} are of the joints {', '.join(joints)}; the policy {verb} "
                 f"{lacking[0] if lacking else 'those of the others'}: record them with the robot it is for"
             )
-    columns = [names.index(name) for name in spec.joint_names]
+        if abs(dt - spec.dt) > 1e-6:
+            raise DemonstrationError(
+                f"demonstrations in {directory} show points every {dt:g} s and the policy gives them every "
+                f"{spec.dt:g} s; record them at its rate"
+            )
+    moved, read = ([names.index(name) for name in wanted] for wanted in (spec.joint_names, spec.read_names))
     total = sum(
         int(instructed(shard["instruction"], instructions).sum())
         for directory in directories
         for shard in shards(directory, ("instruction",))
     )
-    batch = Demonstrations(
-        directories, words, every=max(1, -(-total // MOST_FRAMES)), instructions=instructions
-    ).everything()
-    if batch.action.shape[1] != spec.chunk_size:
+    most = max(1, MOST_BYTES // (3 * spec.cameras[0].height * spec.cameras[0].width))
+    batch = Demonstrations(directories, words, every=max(1, -(-total // most)), instructions=instructions).everything()
+    if batch.action.shape[1] < spec.chunk_size:
         raise DemonstrationError(
             f"demonstrations in {directories[0]} show {batch.action.shape[1]} points at a time and the policy gives "
             f"{spec.chunk_size}; record them with chunks of that size"
         )
-    positions, motion = batch.state[:, columns], batch.action[..., columns]
+    positions, motion = batch.state[:, moved], batch.action[:, : spec.chunk_size, moved]
     state = np.zeros((len(positions), spec.max_state_dim), np.float32)
-    state[:, : len(columns)] = spec.state.normalize(positions)
+    state[:, : len(read)] = spec.state.normalize(batch.state[:, read])
     actions = np.zeros((*motion.shape[:2], spec.max_action_dim), np.float32)
     shown = motion if spec.relative_actions else motion + positions[:, None]
-    actions[..., : len(columns)] = spec.action.normalize(shown)
-    images = torch.from_numpy(batch.images).permute(0, 3, 1, 2)[:, None]
+    actions[..., : len(moved)] = spec.action.normalize(shown)
     return Frames(
-        images, torch.from_numpy(batch.tokens), torch.from_numpy(batch.mask), torch.from_numpy(state),
-        torch.from_numpy(actions),
+        _pictures(batch.images, spec, words), torch.from_numpy(batch.tokens), torch.from_numpy(batch.mask),
+        torch.from_numpy(state), torch.from_numpy(actions),
     )  # fmt: skip
 
 
-def with_actions_of(policy, frames: Frames, num_steps: int, batch: int = 64, seed: int = 0) -> Frames:
-    """The frames with what `policy` would do (behaviour of the teacher), one sample each."""
-    generator, chunks = torch.Generator().manual_seed(seed), []
-    shape = (policy.config.chunk_size, policy.config.max_action_dim)
-    with torch.no_grad():
-        for begin in range(0, len(frames), batch):
-            part = frames.take(np.arange(begin, min(begin + batch, len(frames))))
-            noise, cache = torch.randn(len(part), *shape, generator=generator), part.shown_to(policy)[0]
-            *_, actions = euler_path(policy, noise, cache, num_steps)
-            chunks.append(actions)
-    return replace(frames, actions=torch.cat(chunks))
+def _pictures(stored: np.ndarray, spec: PolicySpec, words: InstructionTokenizer) -> Tensor:
+    """(N, H, W, 3) uint8 as they were recorded -> (N, 1, 3, height, width) for the network of one camera."""
+    (camera,) = spec.cameras
+    if stored.shape[1:3] == (camera.height, camera.width):
+        return torch.from_numpy(stored).permute(0, 3, 1, 2)[:, None]
+    preprocess, nobody = Preprocessor(spec, words), JointState(0, (), np.zeros(0))
+    frames = (Observation(0, {camera.name: as_delivered(one, camera)}, nobody, "") for one in stored)
+    return torch.from_numpy(np.stack([_kept(preprocess.image(frame, camera), spec) for frame in frames]))
+
+
+def _kept(pictures: np.ndarray, spec: PolicySpec) -> np.ndarray:
+    """(pictures, 3, H, W), in a quarter of the memory where neither padding nor scale leaves [-1, 1]."""
+    if any(camera.padding < -1 or camera.is_scaled for camera in spec.cameras):
+        return pictures
+    return np.rint((pictures + 1) * 127.5).astype(np.uint8)

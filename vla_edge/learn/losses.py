@@ -45,6 +45,12 @@ def flow_points(actions: Tensor, draws: int, generator=None) -> tuple[Tensor, Te
     return time[:, None, None] * noise + (1 - time[:, None, None]) * actions, time, noise - actions
 
 
+def velocity(policy, points: tuple[Tensor, ...], cache: PrefixCache) -> Tensor:
+    """Of the flow at (x, time), for a cache of as many observations or a divisor of it."""
+    x, time = points[:2]
+    return policy.denoise(x, policy.time(time)[0], *repeat_cache(cache, len(x) // cache.mask.shape[0]))[0]
+
+
 def euler_path(policy: SmolVLA, x: Tensor, cache: PrefixCache, num_steps: int) -> Iterator[Tensor]:
     """From noise (B, T, A): x after each of `num_steps` steps of the flow."""
     for step in range(num_steps):

@@ -1,9 +1,9 @@
 """A policy trained to do what another does: recovery after pruning, quantization-aware training, distillation, and
 fewer flow steps.
 
-The student sees the teacher's observations, noise and flow time and is to give the teacher's velocity and the teacher's
-keys and values (Hinton et al., 2015, arXiv:1503.02531; features as in FitNets, Romero et al., 2014, arXiv:1412.6550).
-No labels are needed beyond the observations: where nobody showed actions, the teacher's own take their place.
+The student sees what the teacher sees and is to give the teacher's output (`outputs`) and the teacher's keys and values
+(Hinton et al., 2015, arXiv:1503.02531; features as in FitNets, Romero et al., 2014, arXiv:1412.6550). No labels are
+needed beyond the observations: where nobody showed actions, the teacher's own take their place.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from vla_edge.learn.fit import Fit, FitConfig
 from vla_edge.learn.frames import Frames
-from vla_edge.learn.losses import euler_path, flow_matching_loss, flow_points, repeat_cache
-from vla_edge.policy.smolvla import PrefixCache
+from vla_edge.learn.losses import euler_path, velocity
+from vla_edge.learn.outputs import output_of
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,18 @@ class MatchConfig(StudentConfig):
     """How a student follows its teacher.
 
     Attributes:
-        draws: (noise, time) pairs per frame.
+        draws: (noise, time) pairs per frame, of a flow.
+        temperature: that scores of tokens are divided by. At 1 the least divergence is that of the teacher's very
+            choices; above, what it hardly ever chooses counts more.
         features: weight of the keys and values, where student and teacher have as many; attention: of where the text
-            layers look, likewise. shown: weight of the flow-matching loss on the actions that were shown.
+            layers look, likewise. shown: weight of the policy's own training loss, on the actions that were shown.
         brightness: relative. state_noise: standard deviations of the state.
     """
 
     steps: int = 300
     batch: int = 32
     draws: int = 2
+    temperature: float = 1.0
     features: float = 0.1
     attention: float = 0.0
     shown: float = 0.0
@@ -60,7 +63,8 @@ class Match(Fit):
         frames: with actions. out: where the run lives.
         joints: columns of the teacher's state and actions that the student has; all when None. What the teacher does
             with the others is then averaged over, which leaves the flow of those that are had (the velocity of a
-            marginal is the mean velocity; Lipman et al., 2022, arXiv:2210.02747).
+            marginal is the mean velocity; Lipman et al., 2022, arXiv:2210.02747), and the probabilities of their tokens
+            (a mixture has the least mean divergence from its parts).
     """
 
     def __init__(
@@ -72,32 +76,31 @@ class Match(Fit):
         out: Path,
         joints: Sequence[int] | None = None,
     ):
-        self.teacher, self.frames = teacher.eval(), frames
+        self.teacher, self.frames, self.output = teacher.eval(), frames, output_of(student)
         self.joints = None if joints is None else list(joints)
         student.requires_grad_(True)
-        super().__init__(config, student, out, ("patch_embedding", "state_proj", "action_in", "action_out"))
+        super().__init__(config, student, out, self.output.outer)
 
     def losses(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
-        config, student = self.config, self.module
+        config, kind = self.config, self.output
         batch, gain = _draw(self.frames, config, rng)
-        cache, looks = (batch if self.joints is None else batch.of_joints(self.joints)).shown_to(student, gain)
-        points = flow_points(batch.actions, config.draws, generator)
-        with torch.no_grad():
-            target, target_looks = batch.shown_to(self.teacher, gain)
-            wanted = velocity(self.teacher, points, target)
+        question = kind.question(batch.actions, config, generator)
+        with torch.no_grad():  # first, before memory holds the student's activations
+            wanted = kind.answer(self.teacher, batch, gain, question, config)
         if self.joints is not None:
-            points, wanted = (points[0][..., self.joints], points[1]), wanted[..., self.joints]
-        losses = {"velocity": (velocity(student, points, cache) - wanted).square().mean()}
-        if config.features and cache.keys.shape == target.keys.shape:
-            parts = [relative(getattr(cache, name), getattr(target, name)) for name in ("keys", "values")]
-            losses["features"] = config.features * sum(parts)
+            batch, question = batch.of_joints(self.joints), kind.of_joints(question, self.joints)
+            wanted = wanted._replace(output=wanted.output[:, :, self.joints])
+        given = kind.answer(self.module, batch, gain, question, config)
+        losses = {kind.name: kind.distance(given.output, wanted.output, config)}
+        pairs = list(zip(given.features, wanted.features))
+        if pairs and all(ours.shape == theirs.shape for ours, theirs in pairs):
+            losses["features"] = config.features * sum(relative(*pair) for pair in pairs)
         # layers that see fewer tokens than the teacher's have nothing to follow
-        pairs = [pair for pair in zip(looks, target_looks) if pair[0].shape[2:] == pair[1].shape[2:]]
-        if config.attention and len(looks) == len(target_looks) and pairs:
+        pairs = [pair for pair in zip(given.looks, wanted.looks) if pair[0].shape[2:] == pair[1].shape[2:]]
+        if pairs and len(given.looks) == len(wanted.looks):
             losses["attention"] = config.attention * sum(_divergence(*pair) for pair in pairs) / len(pairs)
         if config.shown:
-            actions = batch.actions if self.joints is None else batch.actions[..., self.joints]
-            losses["shown"] = config.shown * flow_matching_loss(student, cache, actions, config.draws, generator)
+            losses["shown"] = config.shown * kind.shown(self.module, given, batch.actions, config, generator)
         return losses
 
 
@@ -149,12 +152,6 @@ class FewSteps(Fit):
             losses[f"step{step + 1}"] = (given - wanted).square().mean() / coarse**2
             x = (x - given / coarse).detach()
         return losses
-
-
-def velocity(policy, points: tuple[Tensor, ...], cache: PrefixCache) -> Tensor:
-    """Of the flow at (x, time), for a cache of as many observations or a divisor of it."""
-    x, time = points[:2]
-    return policy.denoise(x, policy.time(time)[0], *repeat_cache(cache, len(x) // cache.mask.shape[0]))[0]
 
 
 def relative(ours: Tensor, theirs: Tensor) -> Tensor:

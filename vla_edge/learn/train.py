@@ -2,7 +2,8 @@
 
     python -m vla_edge.learn.train --demonstrations out/demonstrations/touch --out out/train
 
-`OUT/checkpoint` is the policy so far; the rest of OUT is told in `fit`.
+The policy is of the world the demonstrations were recorded in: its joints, camera and words. `OUT/checkpoint` is the
+policy so far; the rest of OUT is told in `fit`.
 """
 
 from __future__ import annotations
@@ -22,11 +23,10 @@ from vla_edge.learn.losses import flow_matching_loss, pointer_loss
 from vla_edge.policy.checkpoint import load_checkpoint, load_policy
 from vla_edge.policy.checkpoint_writer import SPECIAL_TOKENS, write_checkpoint, write_tokenizer
 from vla_edge.policy.smolvla import SmolVLA, SmolVLAConfig
-from vla_edge.policy.spec import CameraSpec, PolicySpec
+from vla_edge.policy.spec import PolicySpec
 from vla_edge.policy.tokenize import InstructionTokenizer
-from vla_edge.robots.g1 import DRIVEN_JOINTS
-from vla_edge.sim.expert import DT
-from vla_edge.sim.tasks import vocabulary
+from vla_edge.sim.demonstrations import DemonstrationError, read_mark
+from vla_edge.sim.worlds import World, world
 from vla_edge.types import VlaEdgeError
 
 PROMPT = "{instruction}\n"
@@ -34,7 +34,17 @@ NUM_STEPS = 10
 LANGUAGE_LENGTH = 16
 PADDED_JOINTS = 16
 _OUTER = ("patch_embedding", "state_proj", "action_in", "action_out")
-CAMERA = CameraSpec("head", "observation.images.head", 480, 640, (0, 80, 480, 480), 96, 96)
+_WIDTHS = {
+    "tabletop": {
+        "vision_width": 128, "vision_hidden": 384, "vision_layers": 4, "vision_heads": 4, "text_width": 192,
+        "text_hidden": 384, "heads": 6, "kv_heads": 3, "expert_width": 144, "expert_hidden": 512,
+    },
+    # one goal to a scene leaves little to find
+    "metaworld": {
+        "vision_width": 96, "vision_hidden": 256, "vision_layers": 3, "vision_heads": 3, "text_width": 128,
+        "text_hidden": 256, "heads": 4, "kv_heads": 2, "expert_width": 96, "expert_hidden": 256,
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class TrainConfig(FitConfig):
     Attributes:
         draws: (noise, time) pairs per frame.
         pointer: weight of the pointer loss. pointer_layers: text layers it supervises.
-        state_noise: rad. brightness: relative.
+        state_noise: in the unit of the joints. brightness: relative.
         prefix: most rows of a chunk that the policy learns to be given and to continue; 0 for none.
         shares: of each directory of demonstrations in a batch; in proportion to its frames when empty.
     """
@@ -58,15 +68,14 @@ class TrainConfig(FitConfig):
     shares: tuple[float, ...] = ()
 
 
-def reference_shapes() -> SmolVLAConfig:
-    """A SmolVLA that two CPU cores can train in under two hours: 36 image tokens of 16 px, about 3 M parameters."""
+def reference_shapes(shown: World) -> SmolVLAConfig:
+    """A SmolVLA that two CPU cores can train in two hours: 3 M parameters for the tabletop, 1 M for Meta-World."""
     return SmolVLAConfig(
-        cameras=1, image_size=CAMERA.height, patch_size=8, scale_factor=2,
-        vision_width=128, vision_hidden=384, vision_layers=4, vision_heads=4, vision_eps=1e-6,
-        vocabulary=len(SPECIAL_TOKENS) + len(vocabulary()), text_width=192, text_hidden=384, text_layers=4, heads=6, kv_heads=3, head_dim=32,
-        text_eps=1e-5, expert_width=144, expert_hidden=512, expert_every=1, self_attention_every=2,
-        cross_attention=True, chunk_size=32, max_state_dim=PADDED_JOINTS, max_action_dim=PADDED_JOINTS,
-        language_length=LANGUAGE_LENGTH, min_period=4e-3, max_period=4.0,
+        cameras=1, image_size=shown.camera.height, patch_size=8, scale_factor=2, vision_eps=1e-6,
+        vocabulary=len(SPECIAL_TOKENS) + len(shown.vocabulary), text_layers=4, head_dim=32, text_eps=1e-5,
+        expert_every=1, self_attention_every=2, cross_attention=True, chunk_size=shown.chunk,
+        max_state_dim=PADDED_JOINTS, max_action_dim=PADDED_JOINTS, language_length=LANGUAGE_LENGTH, min_period=4e-3,
+        max_period=4.0, **_WIDTHS[shown.name],
     )  # fmt: skip
 
 
@@ -74,11 +83,13 @@ class Trainer(Fit):
     """Behaviour cloning of a policy from scratch, or on from the weights of another.
 
     Args:
-        config: of the run. demonstrations: recordings. out: where the run lives; `out/checkpoint` is the policy so far.
+        config: of the run. demonstrations: recordings, all of one world.
+        out: where the run lives; `out/checkpoint` is the policy so far.
         shapes: of the policy; the reference policy's when None.
         start: checkpoint whose weights to begin with; random ones when None.
 
     Raises:
+        DemonstrationError: there are none, they are damaged, or of several worlds.
         TrainingError: `out` holds a run of another configuration, or a damaged one.
     """
 
@@ -90,7 +101,8 @@ class Trainer(Fit):
         shapes: SmolVLAConfig | None = None,
         start: Path | None = None,
     ):
-        self._words = vocabulary()
+        shown = _world_of(demonstrations)
+        self._words = shown.vocabulary
         out.mkdir(parents=True, exist_ok=True)
         write_tokenizer(out, self._words, LANGUAGE_LENGTH)
         self.data = Demonstrations(
@@ -102,10 +114,10 @@ class Trainer(Fit):
         if start is None:
             state, action = self.data.normalization()
             self.spec = PolicySpec(
-                "smolvla", DRIVEN_JOINTS, (CAMERA,), self.data.chunk_size, DT, NUM_STEPS, PADDED_JOINTS, PADDED_JOINTS,
-                LANGUAGE_LENGTH, PROMPT, relative_actions=True, state=state, action=action,
+                "smolvla", shown.joint_names, (shown.camera,), self.data.chunk_size, shown.dt, NUM_STEPS, PADDED_JOINTS,
+                PADDED_JOINTS, LANGUAGE_LENGTH, PROMPT, relative_actions=True, state=state, action=action,
             )  # fmt: skip
-            policy = SmolVLA(shapes or reference_shapes())
+            policy = SmolVLA(shapes or reference_shapes(shown))
             initialize(policy)
         else:
             # the weights mean what they do under the statistics they were trained with
@@ -147,6 +159,15 @@ class Trainer(Fit):
         super().save()
 
 
+def _world_of(demonstrations: list[Path]) -> World:
+    names = {read_mark(directory)["world"] for directory in demonstrations}
+    if len(names) != 1:
+        raise DemonstrationError(
+            f"a policy is trained in one world; these demonstrations are of {', '.join(sorted(names))}"
+        )
+    return world(names.pop())
+
+
 def initialize(policy: SmolVLA) -> None:
     """Normal weights of standard deviation 0.02 for tables, scaled by fan-in for products, zero biases; the layers that
     write to the residual stream start smaller with depth, as in GPT-2."""
@@ -166,7 +187,7 @@ def initialize(policy: SmolVLA) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train the reference policy by behaviour cloning.")
+    parser = argparse.ArgumentParser(description="Train the policy of a simulated world by behaviour cloning.")
     parser.add_argument("--demonstrations", type=Path, nargs="+", default=[Path("out/demonstrations")])
     parser.add_argument("--out", type=Path, default=Path("out/train"))
     parser.add_argument("--shares", type=float, nargs="+", default=(), help="of each recording in a batch")

@@ -50,6 +50,10 @@ class CommandPublisher:
         for publisher, fill in self._others:
             publisher.publish(fill(command, mode))
 
+    def listened(self) -> bool:
+        """Whether the robot's driver, or anyone else, has subscribed."""
+        return self._publisher.get_subscription_count() > 0
+
     def close(self) -> None:
         """Says what ends a sink, if it has begun, and leaves the network."""
         if self._spoke and hasattr(self._fill, "farewell"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Float64
@@ -15,6 +17,7 @@ from vla_edge.nodes.stream import Stream, StreamThread
 from vla_edge.observe.joints import JointStateReader
 from vla_edge.types import VlaEdgeError
 
+_ARM_WITHIN_NS = 5_000_000_000
 # service -> what the controller is asked for
 ORDERS = {"hold": "hold", "stop": "hold", "start": "resume", "rearm": "rearm", "damp": "damp"}
 
@@ -25,12 +28,11 @@ class ControlInputs:
     Args:
         node: subscribes and serves.
         process: the controller.
-        priority: of the thread that takes joint states in, see `run.prioritize`.
+        priority: of the thread that takes joint states in, see `control.realtime.prioritize`.
 
     Attributes:
         bad_joint_states, bad_chunks, bad_operator: messages refused before they reached the controller.
         last_problem: newest reason, for the diagnostics.
-        rearm_at_next_joints: arm once the next joint state has been handed over.
     """
 
     def __init__(self, node, process: ControllerProcess, priority: int = 0):
@@ -38,7 +40,7 @@ class ControlInputs:
         self._read_joints = JointStateReader(process.joint_names)
         self.bad_joint_states = self.bad_chunks = self.bad_operator = 0
         self.last_problem = ""
-        self.rearm_at_next_joints = False
+        self._arming, self._give_up_ns, self._stopped = False, 0, False
         make, serve = node.create_subscription, node.create_service
         self._subscriptions = [
             make(JointTrajectory, "action_chunk", self._on_chunk, qos.CHUNK_IN),
@@ -52,6 +54,14 @@ class ControlInputs:
             serve(Trigger, f"~/{name}", lambda request, response, order=order: self._answer(order, response))
             for name, order in ORDERS.items()
         ]
+
+    def arm_by_itself(self, wanted: bool) -> None:
+        """Arm at a joint state once somebody listens to the commands, or no longer.
+
+        Refusals are met by further attempts for a moment: the first joint states may have waited for a busy machine. An
+        emergency stop, and an order to hold or to damp, ends it.
+        """
+        self._arming, self._give_up_ns = wanted, 0
 
     def destroy(self) -> None:
         """Ends subscriptions and services."""
@@ -71,9 +81,14 @@ class ControlInputs:
             self._complain(error)
             return
         self._process.send_joints(state)
-        if self.rearm_at_next_joints:
-            self.rearm_at_next_joints = False
-            self._order("rearm")
+        if self._arming and self._process.listened:
+            self._arm()
+
+    def _arm(self) -> None:
+        now_ns = time.monotonic_ns()
+        self._give_up_ns = self._give_up_ns or now_ns + _ARM_WITHIN_NS
+        if not self._order("rearm") or self._stopped or now_ns > self._give_up_ns:
+            self._arming = False
 
     def _on_chunk(self, message: JointTrajectory) -> None:
         try:
@@ -83,6 +98,8 @@ class ControlInputs:
             self._complain(error)
 
     def _on_emergency_stop(self, message: Bool) -> None:
+        self._stopped = message.data
+        self._arming = self._arming and not message.data
         self._process.emergency_stop(message.data)
 
     def _on_speed_scale(self, message: Float64) -> None:
@@ -99,6 +116,8 @@ class ControlInputs:
             self._complain(error)
 
     def _answer(self, order: str, response: Trigger.Response) -> Trigger.Response:
+        if order in ("hold", "damp"):
+            self._arming = False
         problem = self._order(order)
         response.success, response.message = not problem, problem or f"{order} done"
         return response

@@ -13,7 +13,7 @@ from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 
 from vla_edge.control.config import ControlConfig
 from vla_edge.control.process import ControllerProcess
-from vla_edge.control.realtime import RealtimeRequest
+from vla_edge.control.realtime import RealtimeRequest, prioritize
 from vla_edge.nodes.command_publisher import CommandPublisher
 from vla_edge.nodes.control_inputs import ControlInputs
 from vla_edge.nodes.controller_status import status_level, status_values
@@ -22,7 +22,7 @@ from vla_edge.nodes.health import Health
 from vla_edge.nodes.interventions import Interventions
 from vla_edge.nodes.middleware import share_directory
 from vla_edge.nodes.params import Parameter, Parameters
-from vla_edge.nodes.run import prioritize, run_node
+from vla_edge.nodes.run import run_node
 from vla_edge.nodes.sinks import SINKS, SinkSetup
 from vla_edge.robots.dex3 import SIDES
 from vla_edge.robots.robot import Robot, load_robot
@@ -45,7 +45,8 @@ PARAMETERS = (
     Parameter("unitree_weight_ramp", 1.0, "s in which arm_sdk's weight is led in, and out at the end", 0.1, 5.0),
     Parameter("unitree_mode_pr", 0, "0: ankles and waist in pitch and roll; 1: by their parallel motors", 0, 1),
     Parameter("unitree_waist", False, "command the driven waist joints through arm_sdk too; may upset balance"),
-    Parameter("rearm_on_activate", False, "arm at the first joint state, without waiting for ~/rearm"),
+    Parameter("rearm_on_activate", False, "arm without waiting for ~/rearm, at the first joint state after "
+              "somebody listens to the commands"),
     Parameter("priority", 50, "SCHED_FIFO priority asked for; 0 for none", 0, 98),
     Parameter("feed_priority", 30, "SCHED_FIFO priority asked for by the process that takes messages in; 0 for none",
               0, 98),
@@ -105,7 +106,7 @@ class ControllerNode(LifecycleNode):
             values.priority, values.cpu if values.cpu >= 0 else None, values.lock_memory, values.stay_awake
         )
         self._process = ControllerProcess(robot, joints, config, CommandPublisher, command, realtime,
-                                          keep_open=(self._claim,),
+                                          clock=lambda: self.get_clock().now().nanoseconds, keep_open=(self._claim,),
                                           capsules=capsules_of(robot, values.collision_model),
                                           gravity=values.gravity_model)
         self._process.start()
@@ -116,11 +117,12 @@ class ControllerNode(LifecycleNode):
         self._timer = self.create_timer(values.status_period, self._report)
 
     def on_activate(self, state) -> TransitionCallbackReturn:
-        self._inputs.rearm_at_next_joints = self._values.rearm_on_activate
+        self._inputs.arm_by_itself(self._values.rearm_on_activate)
         self._process.resume()
         return super().on_activate(state)
 
     def on_deactivate(self, state) -> TransitionCallbackReturn:
+        self._inputs.arm_by_itself(False)
         self._process.hold()
         return super().on_deactivate(state)
 

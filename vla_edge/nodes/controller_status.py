@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vla_edge.control.modes import Mode
+from vla_edge.control.process import NOBODY_LISTENS
 from vla_edge.control.report import ControlReport
 from vla_edge.nodes.control_inputs import ControlInputs
 from vla_edge.nodes.health import Level
@@ -28,7 +29,8 @@ def status_values(report: ControlReport, inputs: ControlInputs) -> dict[str, obj
         **{f"rejected.chunk.{reason}": count for reason, count in counters.rejected.items()},
         **{f"lateness_us.{name}": value for name, value in report.lateness.summary().items()},
         **{f"work_us.{name}": value for name, value in report.work.summary().items()},
-        "sink_errors": report.sink_errors, "last_rejection": report.rejection, "last_problem": inputs.last_problem,
+        "sink_errors": report.sink_errors, "listened": report.listened, "last_rejection": report.rejection,
+        "last_problem": inputs.last_problem,
         "realtime": report.grant.recipe or "granted", "report_age_s": report.age,
     }
 
@@ -38,6 +40,8 @@ def status_level(report: ControlReport, alive: bool) -> tuple[Level, str]:
     if not alive or report.age > 1.0:
         return Level.ERROR, "the controller's process is gone; restart this node"
     level, message = _LEVELS.get(report.mode, Level.ERROR), f"{report.mode.name}: {report.reason}"
+    if not report.listened:
+        message += f"; {NOBODY_LISTENS}"
     if level is Level.OK and report.grant.recipe:
         return Level.WARN, f"{message}; {report.grant.recipe}"
     return level, message

@@ -30,7 +30,7 @@ class ObservationInputs:
         check_instruction: raises VlaEdgeError on an instruction the policy cannot be given.
         on_frame: called with the arrival (steady clock, ns) of each good frame of the first camera.
         raw: subscribe to raw images, otherwise to compressed ones.
-        priority: of the threads that take joint states and images in, see `run.prioritize`.
+        priority: of the threads that take joint states and images in, see `control.realtime.prioritize`.
         fingerprints: tell the aligner by their pixels which frames show the same.
 
     Attributes:

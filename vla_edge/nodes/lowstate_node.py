@@ -14,9 +14,10 @@ import numpy as np
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
 
+from vla_edge.control.realtime import prioritize
 from vla_edge.nodes import convert, qos
 from vla_edge.nodes.params import Parameter, Parameters
-from vla_edge.nodes.run import prioritize, run_node
+from vla_edge.nodes.run import run_node
 from vla_edge.nodes.stream import Stream, StreamThread
 from vla_edge.nodes.unitree_sink import load_messages
 from vla_edge.robots.dex3 import HAND_JOINTS, SIDES, read_hand_state

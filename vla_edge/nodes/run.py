@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -70,26 +70,6 @@ def run_once(name: str, work: Callable[[object], int], args=None) -> None:
         node.destroy_node()
         rclpy.shutdown()
     sys.exit(code)
-
-
-def prioritize(priority: int, threads: Iterable[int] | None = None) -> bool:
-    """Real-time scheduling for threads of this process; False where it is refused or not asked for.
-
-    For what stands between sensors and actuators: little work, which must not wait behind inference. Threads made
-    later do not inherit it.
-
-    Args:
-        priority: of SCHED_FIFO; 0 asks for nothing.
-        threads: ids; 0 is the calling one. All there are by now when None.
-    """
-    if priority <= 0:
-        return False
-    try:
-        for thread in map(int, os.listdir("/proc/self/task")) if threads is None else threads:
-            os.sched_setscheduler(thread, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
-    except OSError:
-        return False
-    return True
 
 
 def nice(level: int) -> bool:

@@ -17,9 +17,10 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Float64MultiArray, Int64
 
 from vla_edge.control.loop import DeadlineLoop
+from vla_edge.control.realtime import prioritize
 from vla_edge.nodes import convert, qos
 from vla_edge.nodes.params import Parameter, Parameters
-from vla_edge.nodes.run import prioritize, run_node
+from vla_edge.nodes.run import run_node
 from vla_edge.nodes.sim_camera import CameraProcess, View
 from vla_edge.nodes.sim_teller import SimTeller
 from vla_edge.nodes.stream import Stream

@@ -15,7 +15,7 @@ import rclpy
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.qos import QoSProfile
 
-from vla_edge.nodes.run import prioritize
+from vla_edge.control.realtime import prioritize
 
 
 class Stream:

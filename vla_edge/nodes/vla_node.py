@@ -14,14 +14,14 @@ from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_edge.control.realtime import RealtimeRequest, request_realtime
+from vla_edge.control.realtime import RealtimeRequest, prioritize, request_realtime
 from vla_edge.nodes import convert, qos
 from vla_edge.nodes.engine_choice import EngineChoice
 from vla_edge.nodes.heartbeat import Heartbeat
 from vla_edge.nodes.inputs import ObservationInputs
 from vla_edge.nodes.open_runner import open_runner
 from vla_edge.nodes.params import Parameters
-from vla_edge.nodes.run import prioritize, run_node
+from vla_edge.nodes.run import run_node
 from vla_edge.nodes.vla_params import PARAMETERS
 from vla_edge.nodes.vla_status import VlaStatus
 from vla_edge.observe.align import Aligner
@@ -61,12 +61,15 @@ class VlaNode(LifecycleNode):
         runner.warm_up()
         spec = runner.spec
         cameras = [camera.name for camera in spec.cameras]
-        self._aligner = Aligner(cameras, values.max_skew, values.max_age, values.frozen_after)
+        self._aligner = Aligner(
+            cameras, values.max_skew, values.max_age, values.frozen_after, spec.lags, spec.reads_instruction
+        )
         self._server = ChunkServer(runner, make_policy(values.inference), values.seed)
         self._loop = InferenceLoop(
             self._aligner.align, self._server.infer, self._publish, values.rate, self._warn,
             lambda: prioritize(values.priority, [0]), self._due,
             lambda observation: observation.instruction == self._aligner.instruction,
+            lambda: self.get_clock().now().nanoseconds,
         )
         config = DeratingConfig(
             values.hot, values.cool, down_after=values.derate_after, up_after=values.recover_after

@@ -48,6 +48,7 @@ class VlaStatus:
             **latency_values("delay", self._server.delay.summary()),
             **latency_values("observation_to_chunk", loop.arrival_to_chunk.summary()),
             **latency_values("overhead", loop.overhead.summary()),
+            **latency_values("overhead_from_stamp", loop.from_stamp.summary()),
             **latency_values("waited", loop.waited.summary()),
         }
         for stage, summary in stages.items():

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -22,6 +22,7 @@ from vla_edge.types import NANOSECONDS, JointState, Observation
 
 JOINT_HISTORY = 1024
 FRAME_HISTORY = 8
+FASTEST_CAMERA_HZ = 120  # of which frames are kept as far back as a policy looks
 
 
 class Readiness(Enum):
@@ -75,6 +76,9 @@ class Aligner:
         max_age: s without a new message after which a source counts as silent, and the latest that a message may come
             after a newer one.
         frozen_after: s of one and the same picture after which a camera counts as frozen; 0 never looks.
+        lags: s before an observation at which it is to know those before it, see `policy.spec.PolicySpec`.
+        instructed: whether nothing is observed before an instruction has come. Where none is needed, an empty one still
+            withdraws what came before it.
 
     Attributes:
         rejected: reason -> pictures that did not decode when they were needed.
@@ -83,18 +87,21 @@ class Aligner:
     """
 
     def __init__(
-        self, cameras: Sequence[str], max_skew: float = 0.1, max_age: float = 0.5, frozen_after: float = 0.0
-    ):
+        self, cameras: Sequence[str], max_skew: float = 0.1, max_age: float = 0.5, frozen_after: float = 0.0,
+        lags: Sequence[float] = (), instructed: bool = True,
+    ):  # fmt: skip
         self._cameras = tuple(cameras)
         self._max_skew_ns = round(max_skew * NANOSECONDS)
         self._max_age_ns = round(max_age * NANOSECONDS)
         self._frozen_after_ns = round(frozen_after * NANOSECONDS)
         self._changed_ns: dict[str, int] = {}
         self._lock = threading.Lock()
-        self._frames: dict[str, deque[Frame]] = {camera: deque(maxlen=FRAME_HISTORY) for camera in cameras}
+        self._lags_ns = [round(lag * NANOSECONDS) for lag in lags]
+        kept = FRAME_HISTORY + int(max(lags, default=0.0) * FASTEST_CAMERA_HZ)
+        self._frames: dict[str, deque[Frame]] = {camera: deque(maxlen=kept) for camera in cameras}
         self._joints: deque[JointState] = deque(maxlen=JOINT_HISTORY)
         self._joints_arrival_ns = 0
-        self._instruction: str | None = None
+        self._instruction: str | None = None if instructed else ""
         self.rejected: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
 
@@ -165,8 +172,9 @@ class Aligner:
             if problem:
                 return problem
             newest = self._frames[self._cameras[0]][-1]
-            chosen = {camera: self._as_of(self._frames[camera], newest.stamp_ns) for camera in self._cameras}
-            joints = self._as_of(self._joints, newest.stamp_ns)
+            chosen, joints = self._at(newest)
+            pace = self._frames[self._cameras[0]]
+            earlier = [self._at(nearest(pace, newest.stamp_ns - lag)) for lag in self._lags_ns]
             instruction = self._instruction
         for what, found in (*chosen.items(), ("joint state", joints)):
             if found is None:
@@ -175,11 +183,18 @@ class Aligner:
         try:
             # Outside the lock: a picture takes a millisecond to decode, and streams must not wait for it.
             images = {camera: frame.decode() for camera, frame in chosen.items()}
+            before = tuple(
+                Observation(
+                    frames[self._cameras[0]].stamp_ns, {c: f.decode() for c, f in frames.items()}, then, instruction
+                )
+                for frames, then in earlier
+                if then is not None and None not in frames.values()
+            )
         except ImageError as error:
             with self._lock:
                 self.rejected[str(error)] += 1
             return Alignment(Readiness.STALE, str(error))
-        observation = Observation(newest.stamp_ns, images, joints, instruction)
+        observation = Observation(newest.stamp_ns, images, joints, instruction, before)
         return Alignment(Readiness.READY, "", observation, newest.arrival_ns)
 
     def _order(self, source: str, history: deque, stamp_ns: int) -> bool:
@@ -219,9 +234,19 @@ class Aligner:
                     silent.append(f"camera {camera} shows one picture since {shown_ns / 1e9:.1f} s")
         return Alignment(Readiness.STALE, ", ".join(silent)) if silent else None
 
+    def _at(self, frame: Frame) -> tuple[dict[str, Frame | None], JointState | None]:
+        """What belongs to a frame of the first camera."""
+        chosen = {camera: self._as_of(self._frames[camera], frame.stamp_ns) for camera in self._cameras}
+        return chosen, self._as_of(self._joints, frame.stamp_ns)
+
     def _as_of(self, history, stamp_ns: int):
         """The newest entry not newer than `stamp_ns` and not older than the skew allows."""
         for entry in reversed(history):
             if entry.stamp_ns <= stamp_ns:
                 return entry if stamp_ns - entry.stamp_ns <= self._max_skew_ns else None
         return None
+
+
+def nearest(history: Iterable, stamp_ns: int):
+    """The entry whose stamp is nearest to `stamp_ns`; of two, the later."""
+    return min(reversed(tuple(history)), key=lambda entry: abs(entry.stamp_ns - stamp_ns))

@@ -15,3 +15,11 @@ def bin_values() -> np.ndarray:
     edges = np.linspace(-1, 1, BINS)
     centres = (edges[:-1] + edges[1:]) / 2
     return centres[np.clip(BINS - 1 - np.arange(BINS), 0, BINS - 2)]
+
+
+def bins_of(values: np.ndarray) -> np.ndarray:
+    """Which of the 256 words stands for each of these values, int64; what lies beyond [-1, 1] counts as its end.
+
+    Values of 1 and above have the word with the lowest id to themselves, although its value is that of the next.
+    """
+    return BINS - np.digitize(np.clip(values, -1, 1), np.linspace(-1, 1, BINS)).astype(np.int64)

@@ -92,6 +92,7 @@ ACTIVATIONS = {
     "silu": F.silu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "gelu": F.gelu,
+    "relu": F.relu,
 }
 
 
@@ -181,33 +182,15 @@ def attention_columns(q: Tensor, k: Tensor, bias: Tensor, weight: Tensor, rows: 
     return total
 
 
-def attend_cached(q: Tensor, k: Tensor, v: Tensor, own_k: Tensor, own_v: Tensor, bias: Tensor) -> Tensor:
-    """Attention of one token to a cache and to itself, the cache read where it lies instead of being joined with it.
-
-    Args:
-        q: (1, H, 1, hd). k, v: (1, KVH, S, hd). own_k, own_v: (1, KVH, 1, hd).
-        bias: additive, (1, 1, 1, S), of the cache.
-
-    Returns:
-        (1, 1, H * hd).
-    """
-    _, heads, _, head_dim = q.shape
-    kv_heads = k.shape[1]
-    q = q.reshape(1, kv_heads, heads // kv_heads, head_dim) * head_dim**-0.5
-    scores = torch.cat([q @ k.transpose(-1, -2) + bias, q @ own_k.transpose(-1, -2)], dim=-1)
-    probabilities = scores.softmax(-1)
-    out = probabilities[..., :-1] @ v + probabilities[..., -1:] * own_v
-    return out.reshape(1, 1, heads * head_dim)
-
-
-def attend_cached_rows(
-    q: Tensor, k: Tensor, v: Tensor, own_k: Tensor, own_v: Tensor, bias: Tensor, causal: Tensor
+def attend_cached(
+    q: Tensor, k: Tensor, v: Tensor, own_k: Tensor, own_v: Tensor, bias: Tensor, own_bias: Tensor
 ) -> Tensor:
-    """As `attend_cached`, of R tokens that follow each other.
+    """Attention of R tokens to a cache and to O tokens behind it, they themselves among them; the cache is read where it
+    lies instead of being joined with what is behind.
 
     Args:
-        q: (1, H, R, hd). own_k, own_v: (1, KVH, R, hd).
-        causal: additive, (R, R), of the tokens themselves.
+        q: (1, H, R, hd). k, v: (1, KVH, S, hd). own_k, own_v: (1, KVH, O, hd).
+        bias: additive, (1, 1, 1, S), of the cache. own_bias: additive, (R, O), of what is behind it.
 
     Returns:
         (1, R, H * hd).
@@ -215,10 +198,11 @@ def attend_cached_rows(
     _, heads, rows, head_dim = q.shape
     kv_heads = k.shape[1]
     q = q.reshape(1, kv_heads, heads // kv_heads * rows, head_dim) * head_dim**-0.5
-    own = (q @ own_k.transpose(-1, -2)).reshape(1, heads, rows, rows) + causal
-    own = own.reshape(1, kv_heads, heads // kv_heads * rows, rows)
+    behind = own_k.shape[2]
+    own = (q @ own_k.transpose(-1, -2)).reshape(1, heads, rows, behind) + own_bias
+    own = own.reshape(1, kv_heads, heads // kv_heads * rows, behind)
     probabilities = torch.cat([q @ k.transpose(-1, -2) + bias, own], dim=-1).softmax(-1)
-    out = probabilities[..., :-rows] @ v + probabilities[..., -rows:] @ own_v
+    out = probabilities[..., :-behind] @ v + probabilities[..., -behind:] @ own_v
     return out.reshape(1, heads, rows, head_dim).transpose(1, 2).reshape(1, rows, heads * head_dim)
 
 

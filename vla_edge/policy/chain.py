@@ -15,7 +15,7 @@ class Chain(nn.Module):
     """`forward` of a stage out of its pieces.
 
     The first piece makes what is handed on out of the inputs, each of the others out of that, and the last makes the stage's
-    leading outputs of it. The other outputs hold a row for each piece in between, which gives it.
+    outputs of it, but for those that hold a row for each piece in between (`has_rows`), which gives it.
     """
 
     def pieces(self) -> tuple[tuple[str, ...], ...]:
@@ -38,6 +38,11 @@ class Chain(nn.Module):
             handed, rows = self.piece(number, handed, inputs)
             given.append(rows)
         return (*handed, *(torch.stack(parts) for parts in zip(*given[1:-1])))
+
+
+def has_rows(name: str) -> bool:
+    """Whether a tensor between stages holds a row for each piece in between: keys and values do, one for each layer."""
+    return name.endswith(("_keys", "_values"))
 
 
 def numbered(prefix: str, layers: nn.ModuleList) -> tuple[tuple[str, ...], ...]:

@@ -42,7 +42,7 @@ class Checkpoint:
     config: Document
     backbone: Document | None
     spec: PolicySpec
-    tokenizer_path: Path
+    tokenizer_path: Path | None
     weights: tuple[Path, ...]
     fingerprint: str
 
@@ -71,10 +71,11 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
             f"{directory} does not describe {family.title} that can be served: {error}; "
             f"compare config.json and {ROBOT_FILE} with doc/checkpoint.md"
         ) from error
-    read_tokenizer(described.tokenizer_path)
+    if described.tokenizer_path is not None:
+        read_tokenizer(described.tokenizer_path)
     return Checkpoint(
         directory, family, config, described.backbone, described.spec, described.tokenizer_path, weights,
-        fingerprint(directory, described.tokenizer_path, *filter(None, [getattr(described.backbone, "path", None)])),
+        fingerprint(directory, *filter(None, (described.tokenizer_path, getattr(described.backbone, "path", None)))),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ not known could be arithmetic too, so it is refused rather than skipped.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,16 +32,21 @@ class Processing:
     Attributes:
         prompt: template of the text given to the tokenizer. text: what else becomes of it.
         state, action: of the (J,) state and the (T, J) actions.
+        images: feature -> of its three channels, pixels being in [0, 1].
     """
 
     prompt: str
     text: TextSpec
     state: Normalization
     action: Normalization
+    images: Mapping[str, Normalization]
 
 
-def read_processing(directory: Path) -> Processing:
+def read_processing(directory: Path, images: Sequence[str] = ()) -> Processing:
     """Both pipelines of a checkpoint directory.
+
+    Args:
+        images: features whose pixels may be scaled by statistics; no other's may.
 
     Raises:
         CheckpointError: a file, an entry or a statistic is missing, or a step is not known.
@@ -50,11 +56,14 @@ def read_processing(directory: Path) -> Processing:
     if STATE_PROMPT in before:
         dims = before[STATE_PROMPT].get("config", {}).get("max_state_dim", PI05_STATE_DIMS)
         prompt, text = PI05_PROMPT, TextSpec(plain=True, state_dims=dims)
+    if not images:
+        _check_plain(directory, before)
     return Processing(
         prompt,
         text,
         state=_normalization(directory, PREPROCESSOR, before, NORMALIZER, STATE),
         action=_normalization(directory, POSTPROCESSOR, after, UNNORMALIZER, ACTION),
+        images={key: _normalization(directory, PREPROCESSOR, before, NORMALIZER, key, "VISUAL") for key in images},
     )
 
 
@@ -70,26 +79,33 @@ def _steps(directory: Path, pipeline: str) -> dict[str, Document]:
     return steps
 
 
+def _check_plain(directory: Path, before: dict[str, Document]) -> None:
+    """Raises CheckpointError: pixels are scaled by statistics."""
+    mode = before[NORMALIZER]["config"]["norm_map"].get("VISUAL") if NORMALIZER in before else None
+    if mode not in (None, NormalizationMode.IDENTITY.value):
+        raise CheckpointError(
+            f"{directory / PREPROCESSOR}.json scales images by {mode}; this version takes them as they are (IDENTITY)"
+        )
+
+
 def _normalization(
-    directory: Path, pipeline: str, steps: dict[str, Document], name: str, feature: str
+    directory: Path, pipeline: str, steps: dict[str, Document], name: str, feature: str, kind: str | None = None
 ) -> Normalization:
     path = directory / f"{pipeline}.json"
     if name not in steps:
         raise CheckpointError(f"{path} has no {name}, so {feature} cannot be scaled; copy it from the training run")
     step = steps[name]
-    kind = "STATE" if feature == STATE else "ACTION"
+    kind = kind or ("STATE" if feature == STATE else "ACTION")
     modes, prefix = step["config"]["norm_map"], f"{feature}."
-    images = modes.get("VISUAL", NormalizationMode.IDENTITY.value)
-    if images != NormalizationMode.IDENTITY.value:
-        raise CheckpointError(f"{path} scales images by {images}; this version takes them as they are (IDENTITY)")
     statistics = read_tensors(directory / step["state_file"], "numpy") if "state_file" in step else {}
+    dimensions = 3 if kind == "VISUAL" else 1
     try:
         return Normalization(
             NormalizationMode(modes[kind]),
             {
-                key.removeprefix(prefix): tuple(map(float, values))
+                key.removeprefix(prefix): tuple(map(float, values.reshape(-1)))
                 for key, values in statistics.items()
-                if key.startswith(prefix) and values.ndim == 1 and key != f"{prefix}count"
+                if key.startswith(prefix) and values.ndim == dimensions and key != f"{prefix}count"
             },
             float(step["config"].get("eps", 1e-8)),
         )

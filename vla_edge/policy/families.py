@@ -5,6 +5,11 @@ Each has a module with three functions:
     describe(directory, config) -> Description      everything but the weights, checked
     build(checkpoint, weights) -> nn.Module         of the checkpoint's shapes, not yet of its values
     tensors(policy, checkpoint, weights) -> Mapping values for its state dict
+
+and, where smaller policies can be made of one (`learn.distill`), another with two:
+
+    keep_joints(policy, columns)                    in place; ValueError says why that cannot be
+    write(directory, policy, spec, checkpoint)      the policy, made of that of `checkpoint`, as a checkpoint
 """
 
 from __future__ import annotations
@@ -23,36 +28,44 @@ class Description:
     """What a family's module reads of a checkpoint directory.
 
     Attributes:
-        tokenizer_path: a Hugging Face tokenizer.json.
+        tokenizer_path: a Hugging Face tokenizer.json; None where the policy reads no instruction.
         backbone: the backbone's config.json, where the family has one.
     """
 
     spec: PolicySpec
-    tokenizer_path: Path
+    tokenizer_path: Path | None = None
     backbone: Document | None = None
 
 
 @dataclass(frozen=True)
 class Family:
-    """A policy family: its name in `PolicySpec.family`, and for people with an article."""
+    """A policy family: its name in `PolicySpec.family`, for people with an article, and where its modules are."""
 
     name: str
     title: str
     path: str
+    student_path: str | None = None
 
     @property
     def module(self) -> ModuleType:
         """With the functions above."""
         return import_module(self.path)
 
+    @property
+    def student(self) -> ModuleType | None:
+        """With the functions that make smaller policies, where there are some."""
+        return None if self.student_path is None else import_module(self.student_path)
+
 
 FAMILIES = {
     family.name: family
     for family in (
-        Family("smolvla", "a SmolVLA", "vla_edge.policy.smolvla_shapes"),
+        Family("smolvla", "a SmolVLA", "vla_edge.policy.smolvla_shapes", "vla_edge.policy.smolvla_student"),
         Family("pi0", "a pi0", "vla_edge.policy.pi_checkpoint"),
         Family("pi05", "a pi0.5", "vla_edge.policy.pi_checkpoint"),
-        Family("openvla", "an OpenVLA", "vla_edge.policy.openvla_checkpoint"),
+        Family("openvla", "an OpenVLA", "vla_edge.policy.openvla_checkpoint", "vla_edge.policy.openvla_student"),
+        Family("act", "an ACT", "vla_edge.policy.act_checkpoint"),
+        Family("diffusion", "a diffusion policy", "vla_edge.policy.diffusion_checkpoint"),
     )
 }
 

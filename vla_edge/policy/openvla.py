@@ -2,11 +2,12 @@
 
 DINOv2 and SigLIP see the same picture, their features side by side are projected to words, and Llama reads the first
 word, the pictures and the rest of the prompt. OpenVLA then writes its action as tokens, one of 256 bins each: `prefill`
-reads the prompt into a cache of static size, `decode` adds one token to it. Only tokens of actions are ever scored, so
-the head has 256 rows and the words that are fed back are those 256. OFT reads all places of a whole chunk in one pass,
-looking in both directions, and a small network makes numbers of what it finds there: one stage, `act`.
+reads the prompt into a cache of static size, `decode` reads that and the few tokens behind it. Only tokens of actions
+are ever scored, so the head has 256 rows and the words that are fed back are those 256. OFT reads all places of a whole
+chunk in one pass, looking in both directions, and a small network makes numbers of what it finds there: one stage,
+`act`.
 
-Both keep the place of each token: padding follows the prompt, and in the cache a token's place is its position.
+Padding follows the prompt, and in the cache a token's place is its position.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from vla_edge.policy.blocks import (
     VisionTransformer,
     attend,
     attend_cached,
-    attend_cached_rows,
+    attention_columns,
     rotary,
     rotate,
 )
@@ -89,6 +90,11 @@ class OpenVLAConfig:
     head_hidden: int = 0
     head_blocks: int = 0
     proprio_dim: int = 0
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one head."""
+        return self.width // self.heads
 
     @property
     def image_tokens(self) -> int:
@@ -161,7 +167,7 @@ class Reader(Chain):
     def __init__(self, c: OpenVLAConfig):
         super().__init__()
         self.config = c
-        self.head_dim = c.width // c.heads
+        self.head_dim = c.head_dim
         self.embedding = nn.Embedding(c.vocabulary, c.width)
         self.layers = nn.ModuleList(
             DecoderLayer(c.width, c.hidden, c.heads, c.kv_heads, self.head_dim, c.eps) for _ in range(c.layers)
@@ -177,17 +183,19 @@ class Reader(Chain):
         """See `Chain`."""
         return self.BEGIN, *numbered("layers", self.layers), ("norm", "head")
 
-    def read(self, number: int, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x through a layer, and the layer's keys and values, (B, KVH, T, hd)."""
-        layer = self.layers[number]
-        normed = layer.attention_norm(x)
-        k, v = layer.project(normed, normed)
-        k = rotate(k, cos, sin)
-        return layer.finish(x, attend(rotate(layer.queries(normed), cos, sin), k, v, bias)[0]), k, v
+
+def through(layer: DecoderLayer, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    """x (B, T, width) through one layer; its queries, keys and values; its attention probabilities (B, H, T, T)."""
+    normed = layer.attention_norm(x)
+    k, v = layer.project(normed, normed)
+    q, k = rotate(layer.queries(normed), cos, sin), rotate(k, cos, sin)
+    attended, probabilities = attend(q, k, v, bias)
+    return layer.finish(x, attended), q, k, v, probabilities
 
 
 class Prefill(Reader):
-    """Prompt -> the cache with room for the tokens to come, scores of the first token, and where it will stand."""
+    """Prompt -> scores of the first token, where it will stand, and the cache: keys and values of every place of the prompt
+    and which of them are real."""
 
     BEGIN = ("embedding",)
 
@@ -196,29 +204,46 @@ class Prefill(Reader):
         self.head = nn.Linear(c.width, BINS, bias=False)
         causal = torch.triu(torch.full((c.prompt_length, c.prompt_length), MASKED), diagonal=1)
         self.register_buffer("causal", causal[None, None], persistent=False)
+        self.store: nn.Module | None = None  # the cache crosses as it is
 
     def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
-        """See `Chain`; rows are keys and values with room."""
+        """See `Chain`; rows are keys and values. Handed on to the end are where the first token will stand, which places are
+        real, and, for a store, how much each is looked at."""
         if number == 0:
             image_tokens, lang_tokens, lang_mask = inputs
             x = self.prompt(image_tokens, lang_tokens)
-            positions = torch.arange(self.config.prompt_length, device=x.device)[None]
+            places = torch.arange(self.config.prompt_length, device=x.device)[None]
             position = image_tokens.shape[1] + lang_mask.to(torch.int64).sum(1)
-            return (x, *rotary(positions, self.head_dim, self.config.wavelength), position), ()
-        x, cos, sin, position = handed
+            mask = (places < position).to(x.dtype)
+            # padding comes last, in order on every runtime
+            looks = [] if self.store is None else [(mask - 1) * places]
+            return (x, *rotary(places, self.head_dim, self.config.wavelength), position, mask, *looks), ()
+        x, cos, sin, position, mask, *looks = handed
         if number <= len(self.layers):
-            x, k, v = self.read(number - 1, x, cos, sin, self.causal)
-            room = (0, 0, 0, self.config.tokens - 1)
-            return (x, cos, sin, position), (nn.functional.pad(k, room), nn.functional.pad(v, room))
+            x, q, k, v, _ = through(self.layers[number - 1], x, cos, sin, self.causal)
+            if self.store is not None and self.store.ranks:
+                words = slice(1 - self.config.language_length, None)
+                seen = attention_columns(q[:, :, words], k, self.causal[:, :, words], mask[:, words])
+                looks = [looks[0] + seen.mean(1)]
+            return (x, cos, sin, position, mask, *looks), (k, v)
         last = x.index_select(1, position - 1)
-        return (self.head(self.norm(last))[:, 0], position), ()
+        return (self.head(self.norm(last))[:, 0], position, mask, *looks), ()
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        scores, position, mask, *looks, keys, values = super().forward(*inputs)
+        cache = (keys, values, mask) if self.store is None else self.store(keys, values, mask, *looks)
+        return (scores, position, *cache)
 
     def folds(self) -> tuple[Fold, ...]:
         return (Fold(self.norm, (self.head,)),)
 
 
 class Decode(Chain):
-    """One token, counted among the 256 of actions, at `position` -> scores of the next, and its keys and values."""
+    """One token, counted among the 256 of actions, the `step`th behind the prompt, whose cache it reads, and that of the
+    tokens between (`tail`) -> scores of the next, and its own keys and values.
+
+    `position` is where the first of them stands.
+    """
 
     def __init__(self, prefill: Prefill):
         super().__init__()
@@ -226,8 +251,8 @@ class Decode(Chain):
         self.head_dim = prefill.head_dim
         self.layers, self.norm, self.head = prefill.layers, prefill.norm, prefill.head
         self.words = nn.Embedding(BINS, c.width)
-        places = torch.arange(c.prompt_length + c.tokens - 1)
-        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("places", torch.arange(c.tokens), persistent=False)
+        self.load: nn.Module | None = None  # inverse of the `store` of `prefill`
 
     def pieces(self) -> tuple[tuple[str, ...], ...]:
         """See `Chain`."""
@@ -235,21 +260,31 @@ class Decode(Chain):
 
     def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
         """See `Chain`; rows are the token's keys and values."""
-        token, position, keys, values = inputs
+        token, step, position, tail_keys, tail_values, keys, values, mask = inputs
         if number == 0:
-            x = self.words(token)
-            bias = (self.places >= position).to(x.dtype)[None, None, None] * MASKED
-            return (x, *rotary(position[None], self.head_dim, self.config.wavelength), bias), ()
-        x, cos, sin, bias = handed
-        if number > len(self.layers):
+            bias = ((1 - mask) * MASKED)[:, None, None]
+            # behind the places of the tail, the token itself
+            there = (self.places < step) | (self.places == self.config.tokens - 1)
+            tail_bias = (~there).to(mask.dtype)[None] * MASKED
+            rope = rotary((position + step)[None], self.head_dim, self.config.wavelength)
+            return (self.words(token), *rope, bias, tail_bias), ()
+        x, cos, sin, bias, tail_bias = handed
+        index = number - 1
+        if index == len(self.layers):
             return (self.head(self.norm(x))[:, 0],), ()
-        layer = self.layers[number - 1]
+        layer = self.layers[index]
         normed = layer.attention_norm(x)
         k, v = layer.project(normed, normed)
-        k = rotate(k, cos, sin)
-        q = rotate(layer.queries(normed), cos, sin)
-        x = layer.finish(x, attend_cached(q, keys[number - 1], values[number - 1], k, v, bias))
-        return (x, cos, sin, bias), (k, v)
+        q, k = rotate(layer.queries(normed), cos, sin), rotate(k, cos, sin)
+        own = torch.cat([tail_keys[index], k], dim=2), torch.cat([tail_values[index], v], dim=2)
+        x = layer.finish(x, attend_cached(q, keys[index], values[index], *own, bias, tail_bias))
+        return (x, cos, sin, bias, tail_bias), (k, v)
+
+    def forward(
+        self, token: Tensor, step: Tensor, position: Tensor, tail_keys: Tensor, tail_values: Tensor, *cache: Tensor
+    ) -> tuple[Tensor, ...]:
+        cache = cache if self.load is None else self.load(*cache)
+        return super().forward(token, step, position, tail_keys, tail_values, *cache)
 
     folds = Prefill.folds  # of the very same norm: a graph traced once has to take what a recipe makes of it
 
@@ -263,24 +298,46 @@ class Revise(nn.Module):
         c = self.config = decode.config
         self.head_dim = decode.head_dim
         self.layers, self.norm, self.head, self.words = decode.layers, decode.norm, decode.head, decode.words
-        self.register_buffer("places", decode.places.clone(), persistent=False)
         rows = c.tokens - 1
         self.register_buffer("rows", torch.arange(rows), persistent=False)
         self.register_buffer("causal", torch.triu(torch.full((rows, rows), MASKED), diagonal=1), persistent=False)
+        self.load: nn.Module | None = None  # inverse of the `store` of `prefill`
 
-    def forward(self, tokens: Tensor, position: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor]:
+    def forward(self, tokens: Tensor, position: Tensor, *cache: Tensor) -> tuple[Tensor]:
+        keys, values, mask = cache if self.load is None else self.load(*cache)
         cos, sin = rotary((position + self.rows)[None], self.head_dim, self.config.wavelength)
         x = self.words(tokens)
-        bias = (self.places >= position).to(x.dtype)[None, None, None] * MASKED
+        bias = ((1 - mask) * MASKED)[:, None, None]
         for index, layer in enumerate(self.layers):
             normed = layer.attention_norm(x)
             k, v = layer.project(normed, normed)
             q = rotate(layer.queries(normed), cos, sin)
             own = rotate(k, cos, sin), v
-            x = layer.finish(x, attend_cached_rows(q, keys[index], values[index], *own, bias, self.causal))
+            x = layer.finish(x, attend_cached(q, keys[index], values[index], *own, bias, self.causal))
         return (self.head(self.norm(x)),)
 
     folds = Prefill.folds
+
+
+class Generate(nn.Module):
+    """Prompt -> scores (1, T * A, 256) of every token of a chunk, each after the likeliest ones before it."""
+
+    def __init__(self, prefill: Prefill, decode: Decode):
+        super().__init__()
+        self.prefill, self.decode = prefill, decode
+
+    def forward(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor) -> tuple[Tensor]:
+        c = self.prefill.config
+        scores, position, *cache = self.prefill(image_tokens, lang_tokens, lang_mask)
+        found = [scores]
+        keys, values = scores.new_zeros(2, c.layers, 1, c.kv_heads, c.tokens - 1, c.head_dim)
+        for step in range(c.tokens - 1):
+            token = scores.argmax(-1, keepdim=True)
+            scores, new_keys, new_values = self.decode(token, torch.tensor([step]), position, keys, values, *cache)
+            here = (self.decode.places[:-1] == step)[:, None]
+            keys, values = torch.where(here, new_keys, keys), torch.where(here, new_values, values)
+            found.append(scores)
+        return (torch.stack(found, dim=1),)
 
 
 class ResidualBlock(nn.Module):
@@ -331,18 +388,19 @@ class Act(Reader):
     def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
         """See `Chain`."""
         if number == 0:
-            return self._begin(*inputs), ()
-        c = self.config
-        x, cos, sin, bias, position = handed
+            x, mask, last = self.places(*inputs)
+            rope = rotary(mask.cumsum(1) - 1, self.head_dim, self.config.wavelength)
+            return (x, *rope, ((1 - mask) * MASKED)[:, None, None, :], last), ()
+        x, cos, sin, bias, last = handed
         if number <= len(self.layers):
-            return (self.read(number - 1, x, cos, sin, bias)[0], cos, sin, bias, position), ()
-        # each is told by the place before it, as if it were the next word
-        found = torch.cat([x.index_select(1, position - 1), x[:, c.prompt_length : -2]], dim=1)
-        return (self.head(self.norm(found).reshape(-1, c.chunk_size, c.action_dim * c.width)),), ()
+            return (through(self.layers[number - 1], x, cos, sin, bias)[0], cos, sin, bias, last), ()
+        return (self.actions(torch.cat([x.index_select(1, last), x[:, self.config.prompt_length : -2]], dim=1)),), ()
 
-    def _begin(
+    def places(
         self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Everything that is read (B, P + T * A + 1, width), a mask of what of it is real, and the place (B,) of the
+        last word. Each value is told by the place before its own, as if it were the next word."""
         c = self.config
         if self.state_in is not None:
             token = self.state_out(ACTIVATIONS["gelu"](self.state_in(state)))
@@ -355,9 +413,12 @@ class Act(Reader):
         words = lang_mask.to(x.dtype)
         rest = x.new_ones(x.shape[0], c.tokens + 1)
         mask = torch.cat([words[:, :1], real, words[:, 1:], rest], dim=1)
-        rope = rotary(mask.cumsum(1) - 1, self.head_dim, c.wavelength)
-        position = image_tokens.shape[1] + lang_mask.to(torch.int64).sum(1)
-        return (x, *rope, ((1 - mask) * MASKED)[:, None, None, :], position)
+        return x, mask, image_tokens.shape[1] + lang_mask.to(torch.int64).sum(1) - 1
+
+    def actions(self, found: Tensor) -> Tensor:
+        """What was found at the places that tell (B, T * A, width) -> normalized actions (B, T, A)."""
+        c = self.config
+        return self.head(self.norm(found).reshape(-1, c.chunk_size, c.action_dim * c.width))
 
 
 class OpenVLA(nn.Module):
@@ -373,15 +434,38 @@ class OpenVLA(nn.Module):
             self.prefill = Prefill(config)
             self.decode = Decode(self.prefill)
         self.revise: Revise | None = None  # decodes in the place of `decode`
+        self.generates = False  # one stage reads the prompt and writes all tokens
 
     @property
     def can_revise(self) -> bool:
         """Whether there are tokens, one after the other, to be guessed and revised together."""
         return not self.config.head_hidden and self.config.tokens > 2
 
+    @property
+    def matched(self) -> str:
+        """See `stages.StagedPolicy`."""
+        return "actions" if self.config.head_hidden else "scores"
+
+    @property
+    def can_generate(self) -> bool:
+        """Whether one stage can write all tokens: a recipe has not changed how they are written."""
+        return not self.config.head_hidden and self.revise is None and self.prefill.store is None
+
     def revise_(self) -> None:
         """From now on all tokens are guessed and revised together."""
         self.revise = Revise(self.decode)
+
+    @property
+    def cache_length(self) -> int:
+        """Tokens whose keys and values every token of the chunk reads; 0 where the chunk is read at once."""
+        return 0 if self.config.head_hidden else self.config.prompt_length
+
+    def round_cache_(self, store: nn.Module, load: nn.Module) -> None:
+        """Have the prompt's cache cross as `store` makes it, for which `load` is the inverse."""
+        self.prefill.store = store
+        for reader in (self.decode, self.revise):
+            if reader is not None:
+                reader.load = load
 
     def chunk(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor) -> Tensor:
         """Normalized actions (1, T, A), differentiable: of tokens the mean of the bins by their probabilities, each
@@ -389,19 +473,22 @@ class OpenVLA(nn.Module):
         c = self.config
         if c.head_hidden:
             return self.act(image_tokens, lang_tokens, lang_mask, state[:, : c.proprio_dim])[0]
-        scores, position, keys, values = self.prefill(image_tokens, lang_tokens, lang_mask)
-        table = torch.as_tensor(bin_values(), dtype=scores.dtype)
-        means = [scores.softmax(-1) @ table]
-        for place in range(int(position), int(position) + c.tokens - 1):
-            token = scores.argmax(-1, keepdim=True)
-            scores, new_keys, new_values = self.decode(token, torch.tensor([place]), keys, values)
-            here = (self.decode.places == place)[:, None]
-            keys, values = torch.where(here, new_keys, keys), torch.where(here, new_values, values)
-            means.append(scores.softmax(-1) @ table)
-        return torch.stack(means, dim=1).reshape(1, c.chunk_size, c.action_dim)
+        scores = self.greedy(image_tokens, lang_tokens, lang_mask)
+        means = scores.softmax(-1) @ torch.as_tensor(bin_values(), dtype=scores.dtype)
+        return means.reshape(1, c.chunk_size, c.action_dim)
+
+    def greedy(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor) -> Tensor:
+        """Scores (1, T * A, 256) of all tokens of one observation, each after the likeliest tokens before it."""
+        return Generate(self.prefill, self.decode)(image_tokens, lang_tokens, lang_mask)[0]
+
+    def say(self, *observed: Tensor, **asked):
+        """For training, see `openvla_training.say`."""
+        from vla_edge.policy.openvla_training import say
+
+        return say(self, *observed, **asked)
 
     def stages(self) -> tuple[Stage, ...]:
-        """vision, then prefill and decode, or act; batch 1, static shapes (see `policy.stages`)."""
+        """vision, then prefill and decode, or generate, or act; batch 1, static shapes (see `policy.stages`)."""
         c = self.config
         image = TensorSpec("image", (1, 3, c.image_size, c.image_size))
         tokens = TensorSpec("image_tokens", (1, c.image_tokens, c.width))
@@ -415,13 +502,20 @@ class OpenVLA(nn.Module):
             state = (TensorSpec("state", (1, c.proprio_dim)),) if c.proprio_dim else ()
             actions = TensorSpec("actions", (1, c.chunk_size, c.action_dim))
             return vision, Stage("act", self.act, (*prompt, *state), (actions,))
-        head_dim = c.width // c.heads
-        kv = (c.layers, 1, c.kv_heads, c.prompt_length + c.tokens - 1, head_dim)
-        new = (*kv[:3], 1, head_dim)
-        position = TensorSpec("position", (1,), "int64")
-        cache = TensorSpec("cache_keys", kv), TensorSpec("cache_values", kv)
-        added = TensorSpec("new_keys", new), TensorSpec("new_values", new)
+        kv = (c.layers, 1, c.kv_heads)
+
+        def pair(name: str, tokens: int) -> tuple[TensorSpec, TensorSpec]:
+            return tuple(TensorSpec(f"{name}_{kind}", (*kv, tokens, c.head_dim)) for kind in ("keys", "values"))
+
+        step, position = TensorSpec("step", (1,), "int64"), TensorSpec("position", (1,), "int64")
+        cache = (*pair("cache", c.prompt_length), TensorSpec("cache_mask", (1, c.prompt_length)))
+        if self.prefill.store is not None:
+            cache = self.prefill.store.tensors(cache)
         scores, token = TensorSpec("scores", (1, BINS)), TensorSpec("token", (1, 1), "int64")
+        if self.generates:
+            every = TensorSpec("token_scores", (1, c.tokens, BINS))
+            module = Generate(self.prefill, self.decode)
+            return vision, Stage("generate", module, prompt, (every,), shares="prefill")
         prefill = Stage("prefill", self.prefill, prompt, (scores, position, *cache))
         if self.revise is not None:
             rows = c.tokens - 1
@@ -434,5 +528,8 @@ class OpenVLA(nn.Module):
         return (
             vision,
             prefill,
-            Stage("decode", self.decode, (token, position, *cache), (scores, *added), shares="prefill"),
-        )
+            Stage(
+                "decode", self.decode, (token, step, position, *pair("tail", c.tokens - 1), *cache),
+                (scores, *pair("new", 1)), shares="prefill",
+            ),
+        )  # fmt: skip

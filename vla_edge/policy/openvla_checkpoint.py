@@ -37,6 +37,8 @@ _BOUNDS = {NormalizationMode.QUANTILES: ("q01", "q99"), NormalizationMode.MIN_MA
 _TOWERS = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
 _TEXT = "language_model.model."
 _LLM_HEAD = "language_model.lm_head.weight"
+WORDS = (f"{_TEXT}embed_tokens.weight", _LLM_HEAD)
+"""Tables of all words, of which actions take 256 rows."""
 _LAYER = {
     "attention_norm": "input_layernorm", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
     "out": "self_attn.o_proj", "mlp_norm": "post_attention_layernorm", "mlp.gate": "mlp.gate_proj",
@@ -91,22 +93,22 @@ def build(checkpoint: Checkpoint, weights: Weights):
     """See `families`."""
     from vla_edge.policy.openvla import OpenVLA
 
-    return OpenVLA(openvla_config(checkpoint, _all(checkpoint)))
+    return OpenVLA(openvla_config(checkpoint, _all(checkpoint, weights)))
 
 
 def tensors(policy, checkpoint: Checkpoint, weights: Weights) -> OnDemand:
     """See `families`."""
-    everything, config = _all(checkpoint), policy.config
+    everything, config = _all(checkpoint, weights), policy.config
     found = {name: file_names(name) for name in policy.state_dict()}
     read = {file for files in found.values() for file in files}
-    scales = {scale for scale in map(_scale_of, read) if scale in everything}
+    scales = {scale for scale in map(scale_of, read) if scale in everything}
     layers = [tower.layers for tower in config.towers]
     everything.check(read | scales, lambda name: _is_unused(name, layers))
     action_end = config.vocabulary - checkpoint.config.get("pad_to_multiple_of", 64)
     likes = policy.state_dict()
 
     def made(name: str):
-        like, scale = likes[name], _scale_of(found[name][0])
+        like, scale = likes[name], scale_of(found[name][0])
         tensor = _shaped(name, [everything[file] for file in found[name]], like, action_end)
         if scale in scales:  # what a layer gives is multiplied by it, so the layer can be
             gain = everything[scale].float()
@@ -201,7 +203,7 @@ def _tower_names(prefix: str, module: str, kind: str) -> tuple[str, ...]:
     return (f"{prefix}{single[module]}",)
 
 
-def _scale_of(file: str) -> str | None:
+def scale_of(file: str) -> str | None:
     """The tensor by which timm multiplies what the layer gives that `file` is of."""
     half = {"attn.proj": 1, "mlp.fc2": 2}
     match = re.fullmatch(r"(.*blocks\.\d+\.)(attn\.proj|mlp\.fc2)\.(weight|bias)", file)
@@ -233,11 +235,20 @@ def _is_unused(name: str, layers: list[int]) -> bool:
     )
 
 
-def _all(checkpoint: Checkpoint) -> Weights:
-    """The shards and OFT's parts, whose names begin with "module." where they were trained in parallel."""
+def files_of(checkpoint: Checkpoint) -> dict[Path, str]:
+    """The shards, and OFT's parts: file -> what is put in front of its tensors' names, which begin with "module." where
+    they were trained in parallel."""
+    return dict.fromkeys(checkpoint.weights, "") | {path: f"{part}." for path, part in _parts(checkpoint).items()}
+
+
+def _all(checkpoint: Checkpoint, weights: Weights) -> Weights:
+    return weights.renamed(lambda name: name.removeprefix("module."), _parts(checkpoint))
+
+
+def _parts(checkpoint: Checkpoint) -> dict[Path, str]:
     parts = {_part(checkpoint.directory, part): part for part in (HEAD, PROPRIO)}
     parts.pop(None, None)
-    return Weights((*checkpoint.weights, *parts), lambda name: name.removeprefix("module."), parts)
+    return parts
 
 
 def _part(directory: Path, name: str) -> Path | None:

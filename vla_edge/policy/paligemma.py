@@ -168,6 +168,8 @@ class PiPolicy(nn.Module):
         reads, gives: what `prefix` reads and gives besides what `PrefixEncoder` does.
     """
 
+    matched = "velocity"
+
     def __init__(
         self,
         config: PiConfig,

@@ -184,7 +184,7 @@ def file_name(name: str, config: PiConfig) -> str:
 
 def _plain(weights: Weights) -> Weights:
     """Under openpi's names."""
-    return Weights(weights.files, lambda name: name.removeprefix("model."))
+    return weights.renamed(lambda name: name.removeprefix("model."))
 
 
 def _is_unused(name: str, text_layers: int) -> bool:

@@ -32,19 +32,31 @@ class Preprocessor:
         self._tokenizer = tokenizer
 
     def __call__(self, observation: Observation) -> dict[str, np.ndarray]:
-        """`image.<camera>` (1, 3, H, W) in [-1, 1], `lang_tokens`, `lang_mask` (1, L), `state` (1, S).
+        """`image.<camera>` (S, 3, H, W), `state` (S, max_state_dim), `lang_tokens`, `lang_mask` (1, L); of the S
+        observations that the policy reads the newest is the last.
 
         Raises:
             ObservationError, InstructionError: the observation cannot be shown to this policy.
         """
-        tensors = {f"image.{camera.name}": self.image(observation, camera) for camera in self._spec.cameras}
-        tensors["state"] = self.state(observation.joints)
-        tokens = self._tokenizer(observation.instruction, tensors["state"][0])
+        shown = observation.last(self._spec.observation_steps)
+        tensors = {
+            f"image.{camera.name}": np.concatenate([self.image(each, camera) for each in shown])
+            for camera in self._spec.cameras
+        }
+        tensors["state"] = np.concatenate([self.state(each.joints) for each in shown])
+        tokens = self._tokenizer(observation.instruction, tensors["state"][-1])
         tensors["lang_tokens"], tensors["lang_mask"] = tokens
         return tensors
 
     def image(self, observation: Observation, camera: CameraSpec) -> np.ndarray:
-        """(1, 3, height, width) float32 in [-1, 1]."""
+        """(1, 3, height, width) float32, in [-1, 1] where the camera is not scaled otherwise."""
+        seen = self._fitted(observation, camera)
+        if camera.is_scaled:
+            offset, scale = (np.asarray(part)[:, None, None] for part in (camera.offset, camera.scale))
+            seen = ((seen * 0.5 + 0.5 - offset) / scale).astype(np.float32)
+        return seen
+
+    def _fitted(self, observation: Observation, camera: CameraSpec) -> np.ndarray:
         pixels = observation.images.get(camera.name)
         if pixels is None:
             raise ObservationError(

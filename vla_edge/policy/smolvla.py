@@ -375,6 +375,8 @@ def _spans(name: str, layers: nn.ModuleList, last: nn.Module) -> dict[str, tuple
 class SmolVLA(nn.Module):
     """The whole policy, made of its stages."""
 
+    matched = "velocity"
+
     def __init__(self, config: SmolVLAConfig):
         super().__init__()
         self.config = config
@@ -443,6 +445,15 @@ class SmolVLA(nn.Module):
         put({name: Skipped() for name in names})
         prefix.read = tuple(index for index in read if index != block.read)
         return undo
+
+    @property
+    def cache_length(self) -> int:
+        """Tokens whose keys and values every flow step reads."""
+        return self.prefix.length
+
+    def round_cache_(self, store: nn.Module, load: nn.Module) -> None:
+        """Have the cache cross as `store` makes it, for which `load` is the inverse."""
+        self.prefix.store, self.denoise.load = store, load
 
     def _heads(self, keys: list, queries: list, readers: tuple[nn.Linear, ...]) -> Units:
         """Heads whose keys and values `keys` make and whose queries `queries` make."""

@@ -93,6 +93,7 @@ class CameraSpec:
         fit: "top_left" and "centre" keep the crop's aspect and pad at the top left or around it; "letterbox" is "centre",
             antialiased; "stretch" keeps no aspect.
         padding: what "top_left" and "centre" pad with, as the network sees it.
+        offset, scale: of each channel; the network sees (pixel - offset) / scale of pixels in [0, 1].
     """
 
     name: str
@@ -104,6 +105,16 @@ class CameraSpec:
     width: int
     fit: str = "top_left"
     padding: float = -1.0
+    offset: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    scale: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the network sees other numbers than [-1, 1]."""
+        return {*self.offset, *self.scale} != {0.5}
+
+
+_SCALING = {"offset", "scale"}
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,31 @@ class TextSpec:
 
 
 @dataclass(frozen=True)
+class DiffusionSpec:
+    """How noise is taken out of a diffusion policy's actions (`policy.schedule`), in diffusers' terms.
+
+    Attributes:
+        sampler: "DDPM" (Ho et al., 2020, arXiv:2006.11239) or "DDIM" (Song et al., 2021, arXiv:2010.02502).
+        train_steps: noise levels it was trained with.
+        betas: how they follow each other: "linear", "scaled_linear" or "squaredcos_cap_v2"; from `beta_start` to
+            `beta_end`, but for the last.
+        prediction: what the network tells: "epsilon", the noise, or "sample", the actions.
+        clip: largest magnitude of the normalized actions on the way; None for no limit.
+        horizon: rows that are denoised. first: of them, the first of the chunk.
+    """
+
+    sampler: str
+    train_steps: int
+    betas: str
+    beta_start: float
+    beta_end: float
+    prediction: str
+    clip: float | None
+    horizon: int
+    first: int
+
+
+@dataclass(frozen=True)
 class PolicySpec:
     """Everything between the robot's messages and the network's tensors.
 
@@ -134,9 +170,9 @@ class PolicySpec:
         cameras: in the order the network takes them.
         chunk_size: T, points per chunk.
         dt: s between points.
-        num_steps: Euler steps the checkpoint was trained to be sampled with; 1 where there is no flow.
+        num_steps: steps from noise to actions, as the checkpoint is to be sampled with; 1 where there is no noise.
         max_state_dim, max_action_dim: widths the network pads state and action to.
-        tokenizer_max_length: L, tokens of instruction.
+        tokenizer_max_length: L, tokens of instruction; 0 where the policy reads none.
         prompt: template of the text given to the tokenizer.
         relative_actions: actions are offsets to the measured positions at the observation's stamp.
         state, action: normalization of the (J,) state and the (T, J) action.
@@ -148,6 +184,8 @@ class PolicySpec:
         vision_cache: change of a picture, 0 to 1, up to which the tokens of the last are used again (`engine.vision_cache`);
             each picture is looked at when 0.
         most_passes: of fixed-point decoding, after which the tokens are taken as they are; as many as it takes when 0.
+        observation_steps: S observations that are read, `dt` apart, the newest last.
+        diffusion: of diffusion policies; its steps are `num_steps`.
     """
 
     family: str
@@ -169,6 +207,18 @@ class PolicySpec:
     evaluated_steps: tuple[int, ...] = ()
     vision_cache: float = 0.0
     most_passes: int = 0
+    observation_steps: int = 1
+    diffusion: DiffusionSpec | None = None
+
+    @property
+    def reads_instruction(self) -> bool:
+        """Whether the policy is told what to do."""
+        return self.tokenizer_max_length > 0
+
+    @property
+    def lags(self) -> tuple[float, ...]:
+        """s before an observation at which those before it were made that the policy reads too, oldest first."""
+        return tuple(step * self.dt for step in range(self.observation_steps - 1, 0, -1))
 
     @property
     def read_names(self) -> tuple[str, ...]:
@@ -197,7 +247,10 @@ class PolicySpec:
         plain = asdict(self)
         for key in ("joint_names", "state_names", "evaluated_steps"):
             plain[key] = list(getattr(self, key))
-        plain["cameras"] = [{**asdict(camera), "crop": list(camera.crop)} for camera in self.cameras]
+        plain["cameras"] = [
+            {**asdict(camera), **{key: list(getattr(camera, key)) for key in ("crop", *sorted(_SCALING))}}
+            for camera in self.cameras
+        ]
         for key in ("state", "action"):
             normalization: Normalization = getattr(self, key)
             plain[key] = {
@@ -221,7 +274,8 @@ class PolicySpec:
         for key in ("state_names", "evaluated_steps"):
             values[key] = tuple(values.get(key, ()))
         values["cameras"] = tuple(
-            CameraSpec(**{**camera, "crop": tuple(camera["crop"])}) for camera in values["cameras"]
+            CameraSpec(**{**camera, **{key: tuple(camera[key]) for key in ("crop", *(_SCALING & camera.keys()))}})
+            for camera in values["cameras"]
         )
         for key in ("state", "action"):
             entry = values[key]
@@ -233,4 +287,6 @@ class PolicySpec:
             )
         if "text" in values:
             values["text"] = TextSpec(**{**values["text"], "last": tuple(values["text"]["last"])})
+        if values.get("diffusion"):
+            values["diffusion"] = DiffusionSpec(**values["diffusion"])
         return cls(**values)

@@ -29,8 +29,9 @@ class Stage:
     """One pure function of a policy.
 
     Attributes:
-        name: "vision", "prefix", "time" or "denoise" for flow policies; "vision", "prefill", and "decode" or "revise" for
-            policies that write their actions as tokens; "vision" or "act" for those that give a chunk at once.
+        name: "vision", "prefix", "time" or "denoise" for flow and diffusion policies; "vision", "prefill", and "decode"
+            or "revise" for policies that write their actions as tokens, or "generate" in the place of both; "vision" or
+            "act" for those that give a chunk at once.
         module: torch module whose forward takes the inputs in order and returns the outputs in order (a tuple). Its
             large products are all `torch.nn.Linear`, so that a compressor finds every weight by name.
         inputs, outputs: names, shapes and types, in order.
@@ -46,6 +47,13 @@ class Stage:
 
 
 class StagedPolicy(Protocol):
-    """A policy that can be taken apart into stages."""
+    """A policy that can be taken apart into stages.
+
+    Attributes:
+        matched: what a student is trained to have in common with it (`learn.outputs`): the "velocity" of a flow, the
+            "scores" of tokens, or "actions" that come at once; None where it is not trained.
+    """
+
+    matched: str | None
 
     def stages(self) -> tuple[Stage, ...]: ...

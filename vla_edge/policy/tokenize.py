@@ -40,9 +40,9 @@ class InstructionTokenizer:
         self._cached: tuple[tuple[str, str], np.ndarray, np.ndarray] | None = None
 
     @classmethod
-    def of(cls, spec: PolicySpec, path: str | Path) -> InstructionTokenizer:
-        """That of a policy."""
-        return cls(path, spec.tokenizer_max_length, spec.prompt, spec.text)
+    def of(cls, spec: PolicySpec, path: str | Path | None) -> InstructionTokenizer | NoWords:
+        """That of a policy; one that reads no instruction needs no `path`."""
+        return cls(path, spec.tokenizer_max_length, spec.prompt, spec.text) if spec.reads_instruction else NoWords()
 
     def __call__(self, instruction: str, state: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """((1, L) int64 ids, (1, L) bool mask), right padded.
@@ -97,6 +97,14 @@ class InstructionTokenizer:
             if found is not None:
                 return found
         return None
+
+
+class NoWords:
+    """In the place of a tokenizer, of policies that read no instruction: whatever is said, there are no tokens of it."""
+
+    def __call__(self, instruction: str, state: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """((1, 0) int64, (1, 0) bool)."""
+        return np.zeros((1, 0), np.int64), np.zeros((1, 0), bool)
 
 
 def state_bins(state: np.ndarray) -> np.ndarray:

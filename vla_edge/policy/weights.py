@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from vla_edge.policy.checkpoint_files import CheckpointError, read_json
+from vla_edge.policy.packed import find_packed
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
@@ -26,8 +27,8 @@ _STATISTICS = ("normalize_inputs.", "unnormalize_outputs.", "normalize_targets."
 _SIGNS = (
     (_STATISTICS, MIGRATE),
     ((".lora_A.", ".lora_B.", ".base_layer."), "it holds an adapter that was not merged; use vla-edge merge"),
-    ((".qweight", ".weight_packed", ".absmax", ".weight_scale"), "it is quantized already; give the weights it was "
-     "made from"),
+    ((".qweight", ".weight_packed", ".absmax", ".weight_scale"), "it is quantized in a layout that is not "
+     "known; give the weights it was made from"),
     (("vlm_with_expert.",), "it is a SmolVLA"),
     (("vision_backbone.featurizer",), "it is an OpenVLA"),
     (("backbone.eagle_model", "action_head.model.transformer_blocks"), "it is a GR00T"),
@@ -35,34 +36,63 @@ _SIGNS = (
 
 
 class Weights(Mapping):
-    """Name -> tensor of a checkpoint, for PyTorch.
+    """Name -> tensor of a checkpoint, for PyTorch. A weight that is stored rounded (`policy.packed`) is one tensor, as
+    the others are.
 
     Args:
         files: safetensors files, of which no two hold the same tensor.
         rename: what a stored name becomes.
         parts: of the files, those of a part of the policy -> its name, put in front of those of its tensors.
+        steps: instead of each number of a rounded weight the size of its step, and NaN for those of other matrices. What
+            makes a policy's tensors of these makes its steps too: rows are chosen and multiplied alike.
     """
 
     def __init__(
-        self, files: Iterable[Path], rename: Callable[[str], str] = str, parts: Mapping[Path, str] | None = None
+        self,
+        files: Iterable[Path],
+        rename: Callable[[str], str] = str,
+        parts: Mapping[Path, str] | None = None,
+        steps: bool = False,
     ):
-        self.files = tuple(files)
+        self.files, self._steps = tuple(files), steps
         self._stack = ExitStack()
         self._places = {}
         for path in self.files:
             opened = self._stack.enter_context(open_tensors(path))
             part = f"{parts[path]}." if parts and path in parts else ""
             self._places |= {part + rename(name): (name, opened) for name in opened.keys()}
+        self._packed = find_packed(self._places)
+        parts_of = {name for packed in self._packed.values() for name in packed.parts.values()}
+        self._names = {name: None for name in (*(name for name in self._places if name not in parts_of), *self._packed)}
+
+    def renamed(self, rename: Callable[[str], str], parts: Mapping[Path, str] | None = None) -> Weights:
+        """The same under other names, with files of further parts."""
+        return Weights((*self.files, *(parts or ())), rename, parts, self._steps)
+
+    @property
+    def rounded(self) -> bool:
+        """Whether a weight is stored rounded."""
+        return bool(self._packed)
 
     def __getitem__(self, name: str):
+        if name in self._packed:
+            unpacked = self._packed[name].unpack(self._stored, self.where)
+            return unpacked.weight if not self._steps else unpacked.steps_of_each()
+        tensor = self._stored(name)
+        return tensor if not self._steps or tensor.ndim < 2 else tensor.new_full(tensor.shape, float("nan"))
+
+    def _stored(self, name: str):
         stored, file = self._places[name]
         return file.get_tensor(stored)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
     def __iter__(self):
-        return iter(self._places)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._names)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a tensor, from the header.
@@ -70,8 +100,10 @@ class Weights(Mapping):
         Raises:
             CheckpointError: there is no such tensor.
         """
-        if name not in self._places:
+        if name not in self:
             raise self._refusal([name], [], self)
+        if name in self._packed:
+            return tuple(self[name].shape)
         stored, file = self._places[name]
         return tuple(file.get_slice(stored).get_shape())
 
@@ -82,7 +114,7 @@ class Weights(Mapping):
             CheckpointError: there is none.
         """
         number = 0
-        while pattern.format(number) in self._places:
+        while pattern.format(number) in self:
             number += 1
         if not number:
             raise self._refusal([pattern.format(0)], [], self)
@@ -102,7 +134,7 @@ class Weights(Mapping):
         unexpected = sorted(name for name in set(self) - wanted if not unused(name))
         if missing or unexpected:
             raise self._refusal(missing, unexpected, unexpected)
-        for name in sorted(wanted):
+        for name in sorted(wanted - self._packed.keys()):
             stored, file = self._places[name]
             if (kind := file.get_slice(stored).get_dtype()) not in _FLOATS:
                 raise CheckpointError(

@@ -31,11 +31,13 @@ class ChunkTiming:
         waited: for an inference that was running when the observation arrived.
         engine: the runner's own time.
         overhead: everything else from arrival to the published chunk.
+        from_stamp: the same from the observation's stamp on, with the camera's driver and the way here.
     """
 
     waited: float
     engine: float
     overhead: float
+    from_stamp: float
 
     @property
     def total(self) -> float:
@@ -56,6 +58,7 @@ class InferenceLoop:
         due: whether an inference may begin with this observation; frames pass by as long as not.
         wanted: whether a chunk for this observation may still be published when it is ready. One for an instruction
             that was changed or withdrawn meanwhile is not, and the next observation is taken at once.
+        clock: of the observations' stamps, ns.
 
     Attributes:
         chunks: published so far.
@@ -63,8 +66,8 @@ class InferenceLoop:
         busy_since_ns: steady clock, when the inference underway began; None between inferences.
         refused: sentence -> observations refused.
         state: newest readiness, with its reason.
-        arrival_to_chunk, overhead, waited: rolling latencies, s.
-        stages: rolling latencies of the engine's stages, s.
+        arrival_to_chunk, overhead, from_stamp, waited: rolling latencies, s.
+        stages: rolling latencies of the engine's stages, s, and of alignment with the decoding of pictures ("align").
         recent_engine: time of the latest inferences, s, since `forget_timing`.
     """
 
@@ -78,9 +81,10 @@ class InferenceLoop:
         on_thread: Callable[[], object] = lambda: None,
         due: Callable[[Observation], bool] = lambda observation: True,
         wanted: Callable[[Observation], bool] = lambda observation: True,
+        clock: Callable[[], int] = time.time_ns,
     ):
         self._align, self._infer, self._publish, self._on_problem = align, infer, publish, on_problem
-        self._on_thread, self._may_begin, self._wanted = on_thread, due, wanted
+        self._on_thread, self._may_begin, self._wanted, self._clock = on_thread, due, wanted, clock
         self._period_ns = NANOSECONDS / rate_hz
         self._condition = threading.Condition()
         self._due = False
@@ -92,7 +96,7 @@ class InferenceLoop:
         self.busy_since_ns: int | None = None
         self.refused: Counter[str] = Counter()
         self.state = Alignment(Readiness.WAITING, "not started")
-        self.arrival_to_chunk, self.overhead, self.waited = (RollingLatency() for _ in range(3))
+        self.arrival_to_chunk, self.overhead, self.from_stamp, self.waited = (RollingLatency() for _ in range(4))
         self.forget_timing()
 
     def forget_timing(self) -> None:
@@ -142,10 +146,12 @@ class InferenceLoop:
                 if not self._running:
                     return
                 self._due = False
-            alignment = self._align(time.monotonic_ns())
+            began_ns = time.monotonic_ns()
+            alignment = self._align(began_ns)
             self.state = alignment
             if due and alignment.readiness is Readiness.READY and self._may_begin(alignment.observation):
                 self.busy_since_ns = time.monotonic_ns()
+                self.stages.add("align", (self.busy_since_ns - began_ns) / NANOSECONDS)
                 self._serve_one(alignment)
                 self.busy_since_ns = None
 
@@ -173,15 +179,17 @@ class InferenceLoop:
             # Under the lock, so that stop() cannot return between the check and the chunk.
             self._publish(chunk)
             self.chunks += 1
-        self._note(alignment.arrival_ns, timing)
+        self._note(alignment, timing)
 
-    def _note(self, arrival_ns: int, timing: InferenceTiming) -> ChunkTiming:
-        now_ns = time.monotonic_ns()
-        total = (now_ns - arrival_ns) / NANOSECONDS
-        waited = max(0, self._free_since_ns - arrival_ns) / NANOSECONDS
+    def _note(self, alignment: Alignment, timing: InferenceTiming) -> ChunkTiming:
+        now_ns, since_stamp_ns = time.monotonic_ns(), self._clock() - alignment.observation.stamp_ns
+        total = (now_ns - alignment.arrival_ns) / NANOSECONDS
+        waited = max(0, self._free_since_ns - alignment.arrival_ns) / NANOSECONDS
         self._free_since_ns = now_ns
-        noted = ChunkTiming(waited, timing.total, total - waited - timing.total)
+        known = waited + timing.total
+        noted = ChunkTiming(waited, timing.total, total - known, since_stamp_ns / NANOSECONDS - known)
         self.arrival_to_chunk.add(total)
+        self.from_stamp.add(noted.from_stamp)
         self.waited.add(waited)
         self.overhead.add(noted.overhead)
         self.stages.add("preprocess", timing.preprocess)

@@ -1,4 +1,4 @@
-"""Pictures of the simulated tabletop, without a window.
+"""Pictures of a simulated scene, without a window.
 
 Drawn through EGL, or OSMesa where EGL is missing; `MUJOCO_GL=egl` or `=osmesa` chooses one. No anti-aliasing, shadows
 or reflections: in software they cost ten times the picture, and without them a small picture is exactly a sampling of
@@ -13,6 +13,7 @@ import importlib
 import os
 import sys
 import threading
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from vla_edge.sim.scene import GROUP_ARMS, GROUP_BODY, GROUP_SCENE, MAX_HEIGHT, 
 from vla_edge.types import VlaEdgeError
 
 CAMERAS = {"head": (GROUP_SCENE, GROUP_ARMS), "overview": (GROUP_SCENE, GROUP_ARMS, GROUP_BODY)}
-"""Cameras, and the geom groups each draws: the head camera sits inside the head and must not see it."""
+"""Cameras of the tabletop, and the geom groups each draws: the head camera sits inside the head and must not see it."""
 
 _INSTALL = "install libegl1 and libgl1-mesa-dri, or libosmesa6"
 
@@ -30,9 +31,13 @@ class RenderError(VlaEdgeError):
 
 
 class SceneRenderer:
-    """Draws one model. An OpenGL context belongs to a thread: make and use a renderer in the same one."""
+    """Draws one model. An OpenGL context belongs to a thread: make and use a renderer in the same one.
 
-    def __init__(self, model):
+    Args:
+        cameras: name -> the geom groups it draws; None for what MuJoCo draws by itself.
+    """
+
+    def __init__(self, model, cameras: Mapping[str, tuple[int, ...] | None] = CAMERAS):
         import mujoco
 
         self._model = model
@@ -49,7 +54,7 @@ class SceneRenderer:
         for flag in (flags.mjRND_SHADOW, flags.mjRND_REFLECTION, flags.mjRND_HAZE):
             self._scene.flags[flag] = 0
         self._sky = flags.mjRND_SKYBOX
-        self._options = {name: _draw_groups(groups) for name, groups in CAMERAS.items()}
+        self._options = {name: _draw_groups(groups) for name, groups in cameras.items()}
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
 
@@ -61,8 +66,8 @@ class SceneRenderer:
         """
         import mujoco
 
-        if camera not in CAMERAS:
-            raise RenderError(f"there is no camera {camera!r}; choose one of {', '.join(CAMERAS)}")
+        if camera not in self._options:
+            raise RenderError(f"there is no camera {camera!r}; choose one of {', '.join(self._options)}")
         if not (0 < height <= MAX_HEIGHT and 0 < width <= MAX_WIDTH):
             raise RenderError(f"a picture of {width}x{height} cannot be drawn; the largest is {MAX_WIDTH}x{MAX_HEIGHT}")
         if threading.get_ident() != self._thread:
@@ -90,10 +95,12 @@ class SceneRenderer:
             self._context = None
 
 
-def _draw_groups(groups: tuple[int, ...]):
+def _draw_groups(groups: tuple[int, ...] | None):
     import mujoco
 
     options = mujoco.MjvOption()
+    if groups is None:
+        return options
     options.geomgroup[:] = 0
     options.sitegroup[:] = 0
     for group in groups:

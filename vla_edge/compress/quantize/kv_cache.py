@@ -1,9 +1,12 @@
-"""The prefix's keys and values in 8 or 4 bits, from where they are made to where each flow step reads them.
+"""Keys and values in 8 or 4 bits, from where they are made, once for each observation, to where every flow step or token
+reads them.
 
 Keys have outliers in fixed channels, so each channel gets a grid over the tokens; values have them in tokens, so each
 token gets one over its channels (KVQuant, Hooper et al., 2024, arXiv:2401.18079). Tokens that are looked at most may
 keep 8 bits where the others get 4 (ZipCache, He et al., 2024, arXiv:2405.14256). Grids are found for each observation:
-x = low + step * code, with low and step in float16.
+x = low + step * code, with low and step in float16. What a policy that writes tokens adds to its prompt, one token after the
+other, stays as it is, as the newest tokens do in KIVI (Liu et al., 2024, arXiv:2402.02750): it is little, and no grid of
+the prompt's channels was made for it.
 
 In the file these are `QuantizeLinear` and `DequantizeLinear` with a scale for each slice (opset 21). 4-bit codes cross
 two in a byte: numpy has no arrays of 4 bits, in which runtimes could hand them on.
@@ -77,19 +80,26 @@ class Grid(nn.Module):
 
 
 class CacheStore(nn.Module):
-    """A prefix cache -> the tensors that cross to the action expert.
+    """A cache -> the tensors that cross to the stages which read it.
 
     Args:
-        step: what the recipe says. length: P, tokens of the prefix.
+        step: what the recipe says. length: P, tokens of the cache.
     """
 
     def __init__(self, step: KVCache, length: int):
         super().__init__()
         self.parts = _parts(step, length)
 
-    def forward(self, keys: Tensor, values: Tensor, mask: Tensor, cos: Tensor, sin: Tensor, looks: Tensor):
-        """Of a `PrefixCache`; `looks` (B, P) says how much each token is looked at."""
-        if len(self.parts) > 1:
+    @property
+    def ranks(self) -> bool:
+        """Whether it matters how much a token is looked at."""
+        return len(self.parts) > 1
+
+    def forward(self, keys: Tensor, values: Tensor, mask: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        """Of keys and values (layers, B, KVH, P, hd), mask (B, P) and what goes along as it is; the last argument, (B, P),
+        says how much each token is looked at."""
+        *along, looks = others
+        if self.ranks:
             # the order of tokens means nothing to those who look at them: positions are in the keys
             order = looks.topk(looks.shape[1]).indices
             mask = mask.gather(1, order)
@@ -99,7 +109,7 @@ class CacheStore(nn.Module):
         for part in self.parts:
             crossing += part.keys.store(keys.narrow(3, part.begin, part.count))
             crossing += part.values.store(values.narrow(3, part.begin, part.count))
-        return (*crossing, mask, cos, sin)
+        return (*crossing, mask, *along)
 
     def tensors(self, cache: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
         """What crosses in the place of keys, values and the rest of a cache."""
@@ -113,20 +123,26 @@ class CacheStore(nn.Module):
 
 
 class CacheLoad(nn.Module):
-    """What `CacheStore` made -> keys, values and the rest of the cache. Arguments as of `CacheStore`."""
+    """What `CacheStore` made -> keys and values of each layer, (B, KVH, P, hd), and the rest of the cache. Arguments as of
+    `CacheStore`.
+
+    Layer by layer: a whole cache in float32 beside its codes would be larger than the one that was to be saved.
+    """
 
     def __init__(self, step: KVCache, length: int):
         super().__init__()
         self.parts = _parts(step, length)
 
-    def forward(self, *crossing: Tensor) -> tuple[Tensor, ...]:
-        keys, values, at = [], [], 0
-        for part in self.parts:
-            keys.append(part.keys.load(*crossing[at : at + 3]))
-            values.append(part.values.load(*crossing[at + 3 : at + 6]))
-            at += 6
-        joined = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=3) for parts in (keys, values))
-        return (*joined, *crossing[at:])
+    def forward(self, *crossing: Tensor) -> tuple[list[Tensor], list[Tensor], *tuple[Tensor, ...]]:
+        keys, values = [], []
+        for layer in range(len(crossing[0])):
+            pairs = [
+                part.load([tensor[layer] for tensor in crossing[6 * index : 6 * index + 6]])
+                for index, part in enumerate(self.parts)
+            ]
+            for found, parts in zip((keys, values), zip(*pairs)):
+                found.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=2))
+        return (keys, values, *crossing[6 * len(self.parts) :])
 
 
 class _Part(nn.Module):
@@ -137,6 +153,10 @@ class _Part(nn.Module):
         self.name, self.begin, self.count = name, begin, count
         self.keys = Grid(bits, TOKENS)
         self.values = Grid(bits, TOKENS if values == "channel" else CHANNELS)
+
+    def load(self, crossing: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The six tensors of one layer -> its keys and values."""
+        return self.keys.load(*crossing[:3]), self.values.load(*crossing[3:])
 
 
 def _parts(step: KVCache, length: int) -> nn.ModuleList:

@@ -9,6 +9,10 @@ A backend module offers
     load(path, stage, options, threads) -> LoadedStage      ready to run
     gains_by_reduced_range() -> bool                        whether 7-bit weights are faster than 8-bit ones here
 
+and one that reads another kind of file than ONNX also
+
+    READS: str                                              its suffix, see `FORMATS`
+
 and one that can compile for a device that is not here also
 
     runs_here() -> bool                                     whether its device is
@@ -39,11 +43,17 @@ BACKENDS = {
     "onnxruntime": ("vla_edge.engine.backends.onnxruntime", "onnxruntime"),
     "openvino": ("vla_edge.engine.backends.openvino", "openvino"),
     "torch": ("vla_edge.engine.backends.torch", "torch"),
+    "llama_cpp": ("vla_edge.engine.backends.llama_cpp", "llama-cpp-python"),
     "executorch": ("vla_edge.engine.backends.executorch", "executorch"),
+    "litert": ("vla_edge.engine.backends.litert", "ai-edge-litert"),
+    "mlx": ("vla_edge.engine.backends.mlx", "mlx"),
+    "coreml": ("vla_edge.engine.backends.coreml", "coremltools"),
     "tensorrt": ("vla_edge.engine.backends.tensorrt", "tensorrt"),
     "tensorrt_rtx": ("vla_edge.engine.backends.tensorrt_rtx", "tensorrt-rtx"),
 }
 AUTO = "auto"
+# suffix of a stage's file -> what it is
+FORMATS = {".onnx": "ONNX", ".gguf": "GGUF, which the stage that writes all tokens of a policy is exported as"}
 # What `auto` chooses from. PyTorch is asked for by name: importing it alone takes longer than starting an engine.
 MEASURED = ("onnxruntime", "openvino")
 
@@ -135,6 +145,11 @@ def gain_by_reduced_range(names: Sequence[str]) -> bool:
 def runs_here(name: str) -> bool:
     """Whether what backend `name` builds can be run on this computer."""
     return getattr(get_backend(name), "runs_here", lambda: True)()
+
+
+def reads(runtime: ModuleType) -> str:
+    """The suffix of the files that a backend's module takes."""
+    return getattr(runtime, "READS", ".onnx")
 
 
 def place(onnx: str | Path, directory: str | Path, stage: StageInterface) -> Path:

@@ -6,7 +6,7 @@ are static: what the file computes of shapes is computed while tracing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vla_edge.engine.backends import BackendError, StageInterface, check_tensors, one_line
+from vla_edge.engine.backends.onnx_program import Program, ints
 
 _DTYPES = {1: torch.float32, 3: torch.int8, 2: torch.uint8, 6: torch.int32, 7: torch.int64, 9: torch.bool}
 _DTYPES |= {10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
@@ -31,7 +32,7 @@ def read_module(path: str | Path, stage: StageInterface) -> torch.fx.GraphModule
 
     try:
         model = onnx.load(str(path))
-        program = _Program(model)
+        program = Program(model, OPERATORS, _tensor, "PyTorch")
     except BackendError:
         raise
     except Exception as error:  # onnx and protobuf raise many types
@@ -48,60 +49,27 @@ def read_module(path: str | Path, stage: StageInterface) -> torch.fx.GraphModule
         raise BackendError(f"PyTorch cannot run stage file {path}: {one_line(error)}") from error
 
 
-class _Program:
-    """The nodes in order; those that depend on no input, such as dequantized weights, are computed once, here."""
+def in_float32(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """`module`, changed in place to compute in float32 what its file computes in float64, for runtimes without that.
 
-    def __init__(self, model):
-        import onnx
-
-        graph = model.graph
-        self._known: dict = {"": None, **{constant.name: _array(constant) for constant in graph.initializer}}
-        self.inputs = [value.name for value in graph.input]
-        self.outputs = [value.name for value in graph.output]
-        self._nodes = []
-        for node in graph.node:
-            attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-            if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
-                raise BackendError(f"PyTorch's reader of stage files does not know the operator {node.op_type}")
-            step = (node.op_type, list(node.input), list(node.output), attributes)
-            if all(name in self._known for name in node.input):
-                self._known.update(_carry_out(step, self._known))
-            else:
-                self._nodes.append(step)
-
-    def __call__(self, inputs: dict[str, Tensor], wanted: Sequence[str]) -> tuple[Tensor, ...]:
-        values = {**self._known, **inputs}
-        for step in self._nodes:
-            values.update(_carry_out(step, values))
-        return tuple(_tensor(values[name]) for name in wanted)
-
-
-def _carry_out(step, values: Mapping) -> dict:
-    kind, operands, results, attributes = step
-    found = OPERATORS[kind]([values[name] for name in operands], attributes)
-    return dict(zip(results, found if isinstance(found, tuple) else (found,)))
-
-
-def _array(constant):
-    """A constant; types that numpy lacks become float32, or int8 for packed integers."""
-    import onnx
-
-    array = onnx.numpy_helper.to_array(constant)
-    if array.dtype.kind in "fiub":
-        return array
-    return array.astype(np.int8 if constant.data_type == onnx.TensorProto.INT4 else np.float32)
+    Angles of a time embedding are such: at 1,000 rad they lose the digits after the fourth.
+    """
+    for node in module.graph.nodes:
+        if node.kwargs.get("dtype") == torch.float64:
+            node.kwargs = {**node.kwargs, "dtype": torch.float32}
+        constant = getattr(module, node.target) if node.op == "get_attr" else None
+        if isinstance(constant, Tensor) and constant.dtype == torch.float64:
+            setattr(module, node.target, constant.to(torch.float32))
+    module.recompile()
+    return module
 
 
 def _tensor(value) -> Tensor:
     return torch.from_numpy(np.array(value)) if isinstance(value, (np.ndarray, np.generic)) else value
 
 
-def _ints(value) -> list[int]:
-    return [int(number) for number in np.asarray(value).ravel()]
-
-
 def _reshape(x, attributes):
-    tensor, shape = _tensor(x[0]), _ints(x[1])
+    tensor, shape = _tensor(x[0]), ints(x[1])
     if not attributes.get("allowzero"):
         shape = [tensor.shape[i] if size == 0 else size for i, size in enumerate(shape)]
     return tensor.reshape(shape)
@@ -109,20 +77,20 @@ def _reshape(x, attributes):
 
 def _expand(x, attributes):
     tensor = _tensor(x[0])
-    return tensor.expand(np.broadcast_shapes(tuple(tensor.shape), tuple(_ints(x[1])))).clone()
+    return tensor.expand(np.broadcast_shapes(tuple(tensor.shape), tuple(ints(x[1])))).clone()
 
 
 def _unsqueeze(x, attributes):
     tensor = _tensor(x[0])
-    rank = tensor.dim() + len(_ints(x[1]))
-    for axis in sorted(axis % rank for axis in _ints(x[1])):
+    rank = tensor.dim() + len(ints(x[1]))
+    for axis in sorted(axis % rank for axis in ints(x[1])):
         tensor = tensor.unsqueeze(axis)
     return tensor
 
 
 def _squeeze(x, attributes):
     tensor = _tensor(x[0])
-    return tensor.squeeze(tuple(_ints(x[1]))) if len(x) > 1 else tensor.squeeze()
+    return tensor.squeeze(tuple(ints(x[1]))) if len(x) > 1 else tensor.squeeze()
 
 
 def _concat(x, attributes):
@@ -134,15 +102,15 @@ def _concat(x, attributes):
 def _split(x, attributes):
     tensor, axis = _tensor(x[0]), attributes.get("axis", 0)
     if len(x) > 1 and x[1] is not None:
-        return tuple(tensor.split(_ints(x[1]), axis))
+        return tuple(tensor.split(ints(x[1]), axis))
     return tuple(tensor.split(-(-tensor.shape[axis] // attributes["num_outputs"]), axis))
 
 
 def _slice(x, attributes):
     tensor = _tensor(x[0])
-    starts, ends = _ints(x[1]), _ints(x[2])
-    axes = _ints(x[3]) if len(x) > 3 and x[3] is not None else list(range(len(starts)))
-    steps = _ints(x[4]) if len(x) > 4 and x[4] is not None else [1] * len(starts)
+    starts, ends = ints(x[1]), ints(x[2])
+    axes = ints(x[3]) if len(x) > 3 and x[3] is not None else list(range(len(starts)))
+    steps = ints(x[4]) if len(x) > 4 and x[4] is not None else [1] * len(starts)
     if min(steps) < 1:
         raise BackendError("PyTorch's reader of stage files does not know a Slice that runs backwards")
     for axis, start, end, step in zip(axes, starts, ends, steps):
@@ -156,9 +124,12 @@ def _gather(x, attributes):
     axis = attributes.get("axis", 0)
     if isinstance(x[0], np.ndarray) and isinstance(x[1], np.ndarray) and x[0].dtype.kind == "i":
         return np.take(x[0], x[1], axis)
-    tensor, index = _tensor(x[0]), _tensor(x[1]).long()
+    tensor = _tensor(x[0])
     axis %= tensor.dim()
-    index = torch.where(index < 0, index + tensor.shape[axis], index)
+    if isinstance(x[1], (np.ndarray, np.generic)):
+        index = torch.from_numpy(np.asarray(np.asarray(x[1], np.int64) % tensor.shape[axis]))
+    else:
+        index = torch.where(x[1] < 0, x[1] + tensor.shape[axis], x[1]).long()
     picked = tensor.index_select(axis, index.reshape(-1))
     return picked.reshape(*tensor.shape[:axis], *index.shape, *tensor.shape[axis + 1 :])
 
@@ -166,7 +137,7 @@ def _gather(x, attributes):
 def _reduce(function: Callable):
     def run(x, attributes):
         tensor = _tensor(x[0])
-        axes = _ints(x[1]) if len(x) > 1 and x[1] is not None else list(range(tensor.dim()))
+        axes = ints(x[1]) if len(x) > 1 and x[1] is not None else list(range(tensor.dim()))
         return function(tensor, axes, bool(attributes.get("keepdims", 1)))
 
     return run
@@ -181,7 +152,7 @@ def _layer_norm(x, attributes):
 def _cumsum(x, attributes):
     if attributes.get("exclusive") or attributes.get("reverse"):
         raise BackendError("PyTorch's reader of stage files does not know this kind of CumSum")
-    return _tensor(x[0]).cumsum(_ints(x[1])[0])
+    return _tensor(x[0]).cumsum(ints(x[1])[0])
 
 
 def _gemm(x, attributes):
@@ -206,7 +177,9 @@ def _dequantize(x, attributes):
     scale = _per_channel(x[1], values, attributes)
     centred = values.to(torch.float32)
     if len(x) > 2 and x[2] is not None:
-        centred = centred - _per_channel(x[2], values, attributes).to(torch.float32)
+        # cast before it enters the graph: not every compiler that takes the module has unsigned integers
+        zero = x[2].astype(np.float32) if isinstance(x[2], np.ndarray) else x[2]
+        centred = centred - _per_channel(zero, values, attributes)
     return centred * scale
 
 
@@ -247,12 +220,30 @@ def _one(function: Callable):
     return lambda x, attributes: function(_tensor(x[0]))
 
 
+def _conv(x, attributes):
+    """Those that `engine.convolutions` writes: the same stride and padding along each dimension."""
+    kernel = _tensor(x[1])
+    convolve = F.conv1d if kernel.ndim == 3 else F.conv2d
+    bias = _tensor(x[2]) if len(x) > 2 else None
+    return convolve(_tensor(x[0]), kernel, bias, attributes["strides"][0], attributes["pads"][0])
+
+
+def _max_pool(x, attributes):
+    return F.max_pool2d(_tensor(x[0]), attributes["kernel_shape"], attributes["strides"], attributes["pads"][:2])
+
+
+def _pad(x, attributes):
+    before, after = np.split(np.array(_ints(x[1])), 2)
+    return F.pad(_tensor(x[0]), np.stack([before, after], 1)[::-1].ravel().tolist())
+
+
 OPERATORS: dict[str, Callable] = {
     "Abs": _one(torch.abs),
     "Add": _both(torch.add),
     "And": _both(torch.logical_and),
     "Cast": lambda x, a: _tensor(x[0]).to(_DTYPES[a["to"]]),
     "Concat": _concat,
+    "Conv": _conv,
     "Cos": _one(torch.cos),
     "CumSum": _cumsum,
     "DequantizeLinear": _dequantize,
@@ -272,11 +263,13 @@ OPERATORS: dict[str, Callable] = {
     "MatMul": _both(torch.matmul),
     "MatMulInteger": _matmul_integer,
     "Max": _both(torch.maximum),
+    "MaxPool": _max_pool,
     "Min": _both(torch.minimum),
     "Mul": _both(torch.mul),
     "Neg": _one(torch.neg),
     "Not": _one(torch.logical_not),
     "Or": _both(torch.logical_or),
+    "Pad": _pad,
     "Pow": _both(torch.pow),
     "QuantizeLinear": _quantize,
     "Reciprocal": _one(torch.reciprocal),
@@ -290,6 +283,7 @@ OPERATORS: dict[str, Callable] = {
     "Sin": _one(torch.sin),
     "Slice": _slice,
     "Softmax": lambda x, a: F.softmax(_tensor(x[0]), a.get("axis", -1)),
+    "Softplus": _one(F.softplus),
     "Split": _split,
     "Sqrt": _one(torch.sqrt),
     "Squeeze": _squeeze,

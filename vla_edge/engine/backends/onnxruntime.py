@@ -1,7 +1,9 @@
 """ONNX Runtime: on the CPU, and on accelerators for which its installed build has an execution provider.
 
 Which of its ways of running a file is fastest depends on the stage and the machine: one thread or all, weights kept
-packed or unpacked at load. On the CPU none of them changes what is computed beyond the rounding of float32.
+packed or unpacked at load. Inputs of packed 4-bit weights can be rounded to 8 bits (`dynamic: true`): integer products
+keep up with the memory where unpacking to float32 does not, and round more than the file asks for. On the CPU none of
+the other ways changes what is computed beyond the rounding of float32.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def candidates(onnx: str | Path) -> list[dict]:
     constants = {constant.name for constant in graph.initializer}
     unpacked = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants}
     live = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"} - unpacked
-    weight_only = any(n.op_type == "MatMul" and n.input[1] in unpacked and n.input[0] not in live for n in graph.node)
+    weight_only = any(
+        n.op_type in ("MatMul", "Conv") and n.input[1] in unpacked and n.input[0] not in live for n in graph.node
+    )
     folds = [False, True] if weight_only else [False]
     if any(constant.data_type == format.TensorProto.FLOAT8E4M3FN for constant in graph.initializer):
         folds = [True]  # there are no products of FP8 on the CPU; fused ones would be looked for and not found
@@ -62,6 +66,9 @@ def candidates(onnx: str | Path) -> list[dict]:
         {"threads": threads, "fold_weights": fold, "fuse_bias": fuse}
         for threads in threads_worth_trying() for fold in folds
     ]  # fmt: skip
+    packed = {constant.name for constant in graph.initializer if constant.data_type == format.TensorProto.INT4}
+    if any(n.op_type == "DequantizeLinear" and n.input[0] in packed for n in graph.node):
+        found += [{**way, "dynamic": True, "exact": False} for way in found if not way["fold_weights"]]
     present = ort.get_available_providers()
     return found + [{"provider": name, "threads": 1, "exact": False} for name in PROVIDERS if name in present]
 
@@ -70,7 +77,8 @@ def build(onnx: str | Path, directory: str | Path, stage: StageInterface, option
     """Put the file into `directory`.
 
     Args:
-        options: `threads`, `fold_weights`, `fuse_bias`, `provider`; those not given as in the first candidate.
+        options: `threads`, `fold_weights`, `fuse_bias`, `dynamic`, `provider`; those not given as in the first
+            candidate.
 
     Raises:
         BackendError: the runtime cannot load the file.
@@ -105,8 +113,9 @@ def load(
         # exact kernels where weights use all 8 bits; those of reduced range keep the fast ones
         "session.x64quantprecision": "1" if gains_by_reduced_range() else "0",
         "session.disable_quant_qdq": "1" if options.get("fold_weights") else "0",
-        # multiply packed weights with float32 inputs: the file says so, the runtime's default would round them to int8
-        "session.qdq_matmulnbits_accuracy_level": "1",
+        # 1: packed weights are multiplied with float32 inputs, as the file says; 4: with inputs rounded to int8, each
+        # group of channels that shares a scale of the weights with a step of its own
+        "session.qdq_matmulnbits_accuracy_level": "4" if options.get("dynamic") else "1",
     }
     for key, value in entries.items():
         session_options.add_session_config_entry(key, value)

@@ -18,6 +18,7 @@ from vla_edge.engine.backends.tensorrt_plan import read, refusals, two_to_four
 
 # as the Jetson AGX Orin; the nearest that TensorRT for RTX builds for is 8.6
 DEFAULT_CAPABILITY = "8.6"
+KERNELS = ".kernels.json"  # beside a plan: what its inspector says
 
 
 class TensorRt:
@@ -94,6 +95,8 @@ class TensorRt:
             config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
             options["sparse"] = True
         self._profile(builder, config, network, stage)
+        if not self._ahead:
+            config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         cache = self._timing_cache(config, wanted)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
@@ -104,6 +107,8 @@ class TensorRt:
         _keep(config, cache)
         target = Path(directory) / f"{stage.name}.plan"
         target.write_bytes(bytes(plan))
+        if not self._ahead:  # a plan tells of its kernels only where it can be loaded
+            target.with_suffix(KERNELS).write_text(self.kernels(bytes(plan)))
         return BuiltStage(target.name, {**options, "built_by": self.version()})
 
     def portable(self, onnx: str | Path, path: str | Path) -> None:
@@ -128,11 +133,24 @@ class TensorRt:
             raise BackendError(
                 f"{path} was built for GPUs of compute capability {wanted}, this one has {here}; build the bundle again"
             )
+        return TensorRtStage(self._api, self._engine(Path(path).read_bytes(), str(path)), cuda, stage)
+
+    def kernels(self, plan: bytes) -> str:
+        """What the library's engine inspector says of a plan: JSON, `Layers` in the order in which they run, each with
+        its type, its tensors' formats and the kernel that was chosen for it.
+
+        Raises:
+            BackendError: the plan cannot be loaded here.
+        """
+        inspector = self._engine(plan, "the plan").create_engine_inspector()
+        return inspector.get_engine_information(self._api.LayerInformationFormat.JSON)
+
+    def _engine(self, plan: bytes, what: str):
         self._runtime = self._api.Runtime(self._log())
-        engine = self._runtime.deserialize_cuda_engine(Path(path).read_bytes())
+        engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise BackendError(f"{self.name} cannot load {path}: {self._logger.last}; build the bundle again")
-        return TensorRtStage(self._api, engine, cuda, stage)
+            raise BackendError(f"{self.name} cannot load {what}: {self._logger.last}; build the bundle again")
+        return engine
 
     def _target(self, config, wanted: str, stage: StageInterface) -> None:
         if not self._ahead:

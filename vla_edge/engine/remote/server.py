@@ -59,6 +59,11 @@ class PolicyServer:
             raise RemoteError(
                 f"serving to other computers needs websockets and msgpack ({error}); pip install 'vla_edge[remote]'"
             ) from error
+        if runner.spec.lags:
+            raise RemoteError(
+                f"the policy reads {runner.spec.observation_steps} observations at a time and a message carries one; run "
+                "it on the robot itself"
+            )
         self._runner, self._key, self._most_bytes = runner, api_key, most_bytes
         quiet = logging.getLogger("vla_edge.remote")
         quiet.setLevel(logging.CRITICAL)  # a peer's bad handshake is no news for the console
@@ -131,7 +136,8 @@ class PolicyServer:
         keys = {camera.name: IMAGE.format(camera=camera.name) for camera in spec.cameras}
         if not isinstance(observed, dict):
             raise RemoteError(f"the message is no observation; send {', '.join([*keys.values(), STATE, PROMPT])}")
-        missing = [key for key in (*keys.values(), STATE, PROMPT) if key not in observed]
+        needed = (*keys.values(), STATE, *((PROMPT,) if spec.reads_instruction else ()))
+        missing = [key for key in needed if key not in observed]
         if missing:
             raise RemoteError(f"the observation lacks {', '.join(missing)}")
         images = {name: _image(observed[key], key) for name, key in keys.items()}
@@ -144,13 +150,14 @@ class PolicyServer:
                 f"{STATE} has shape {state.shape}; send {len(spec.joint_names)} finite positions in rad, in the order "
                 "of the metadata's joint_names"
             )
-        if not isinstance(observed[PROMPT], str):
+        prompt = observed.get(PROMPT, "")
+        if not isinstance(prompt, str):
             raise RemoteError(f"{PROMPT} is no text")
         stamp = observed.get(STAMP, time.time_ns())
         if not isinstance(stamp, (int, np.integer)) or not 0 <= stamp < 2**63:
             raise RemoteError(f"{STAMP} is {stamp!r}, allowed are nanoseconds as a whole number")
         joints = JointState(int(stamp), spec.joint_names, state)
-        return Observation(int(stamp), images, joints, observed[PROMPT])
+        return Observation(int(stamp), images, joints, prompt)
 
     def _metadata(self) -> dict:
         spec = self._runner.spec
