@@ -98,10 +98,9 @@ def test_in_fewer_bits_every_stage_is_close_and_verified(family, tmp_path, name)
     assert bits == ({"int4", "int8"} if name == "int4-awq" and language else {"int8"})
 
 
+@pytest.mark.parametrize("family", ["openvla"], indirect=True)
 def test_stages_that_share_their_layers_are_compressed_once_and_alike(family, tmp_path):
     directory, data, traced = family
-    if directory.parent.name.rstrip("0123456789") != "openvla":
-        pytest.skip("no stages share layers")
     recipe = replace(load_recipe("int8"), accept=Accept())
     stages = Bundle.load(build(directory, recipe, output=tmp_path / "b", calibration=data, traced=traced)).manifest["stages"]
     assert stages["prefill"]["layers"] == stages["decode"]["layers"] and len(stages["decode"]["layers"]) == 3 * 7 + 1
