@@ -163,7 +163,7 @@ def _build(options) -> int:
         }
     )
     target = options.output / "bundles" / name
-    path = build(checkpoint, recipe, options.backend, target, data, Bar(), memory=MEMORY)
+    path = build(checkpoint, recipe, options.backend, target, data, Bar(), build_memory_mb=MEMORY / 1e6)
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     tokens = len(data.observations) * prompt
     print(json.dumps({"bundle": str(path), "peak": peak, "tokens": tokens, "threads": options.threads}))

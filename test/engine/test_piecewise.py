@@ -185,7 +185,7 @@ def test_recipes_that_want_the_whole_policy_are_refused_with_what_to_take(openvl
 def test_a_family_that_is_not_taken_apart_is_refused(checkpoint):
     recipe = load_recipe("int8-weight-only")
     with pytest.raises(CheckpointError, match="a smolvla's stages .* are not built piece by piece; build it on a computer"):
-        building.build(checkpoint, recipe, "onnxruntime", checkpoint.parent / "b", data_of(checkpoint), memory=1)
+        building.build(checkpoint, recipe, "onnxruntime", checkpoint.parent / "b", data_of(checkpoint), build_memory_mb=1 / 1e6)
 
 
 def test_what_one_stage_writes_is_not_built_in_pieces_and_where_it_fits_as_a_whole(openvla, monkeypatch):
@@ -209,7 +209,7 @@ def test_weights_that_are_rounded_already_are_not_taken_over_in_pieces(openvla, 
         save_file(tensors, path)
     checkpoint, memory = load_checkpoint(openvla), too_little(openvla)
     with pytest.raises(CheckpointError, match="rounded already are not taken over piece by piece; give the weights"):
-        building.build(openvla, RECIPE, "onnxruntime", tmp_path / "b", data_of(openvla), memory=1000)
+        building.build(openvla, RECIPE, "onnxruntime", tmp_path / "b", data_of(openvla), build_memory_mb=1000 / 1e6)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
     assert not needs_pieces(checkpoint, RECIPE, memory)
 
@@ -225,14 +225,14 @@ def test_values_that_are_not_finite_are_found_where_they_are_read(openvla, tmp_p
     tensors["language_model.model.layers.2.mlp.up_proj.weight"][0, 0] = float("nan")
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match=r"not finite, first in prefill\.layers\.2\.mlp\.up\.weight"):
-        building.build(openvla, RECIPE, "onnxruntime", tmp_path / "b", data_of(openvla), memory=too_little(openvla))
+        building.build(openvla, RECIPE, "onnxruntime", tmp_path / "b", data_of(openvla), build_memory_mb=too_little(openvla) / 1e6)
     assert not (tmp_path / "b").exists()
 
 
 def test_a_missing_shard_is_named_before_any_work(openvla, tmp_path):
     (openvla / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(CheckpointError, match="lacks 'model-00002-of-00002.safetensors' of the 2 shards"):
-        building.build(openvla, RECIPE, "onnxruntime", tmp_path / "b", memory=1)
+        building.build(openvla, RECIPE, "onnxruntime", tmp_path / "b", build_memory_mb=1 / 1e6)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
 
 
@@ -255,7 +255,7 @@ def test_a_disk_that_gets_full_is_a_named_error_and_leaves_nothing_half_written(
     monkeypatch.setattr(sys.modules[module], "write_whole", full)
     output, data = tmp_path / "bundles" / "b", data_of(openvla)
     with pytest.raises(BundleError, match="the disk is full, so there is no bundle .*/bundles/b; free some space"):
-        building.build(openvla, RECIPE, "onnxruntime", output, data, memory=too_little(openvla))
+        building.build(openvla, RECIPE, "onnxruntime", output, data, build_memory_mb=too_little(openvla) / 1e6)
     assert len(written) == 3 and all(path.is_file() for path in written)
     assert [path.name for path in output.parent.iterdir()] == [".b.training"]  # what it goes on from
 
@@ -269,7 +269,7 @@ def test_the_bundle_is_the_same_to_the_byte(openvla, tmp_path, monkeypatch, deco
         recipe = replace(recipe, steps=tuple(replace(s, method="rtn") if hasattr(s, "method") else s for s in recipe.steps))
     data, traced = data_of(openvla), {}
     whole = building.build(openvla, recipe, "onnxruntime", tmp_path / "whole", data, traced=traced)
-    pieces = building.build(openvla, recipe, "onnxruntime", tmp_path / "pieces", data, memory=too_little(openvla, recipe))
+    pieces = building.build(openvla, recipe, "onnxruntime", tmp_path / "pieces", data, build_memory_mb=too_little(openvla, recipe) / 1e6)
     files = sorted(path.name for path in whole.iterdir() if path.name != "manifest.yaml")
     assert files == sorted(path.name for path in pieces.iterdir() if path.name != "manifest.yaml")
     assert "prefill.weights" in files

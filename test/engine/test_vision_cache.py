@@ -90,7 +90,7 @@ def test_an_engine_looks_at_what_has_changed_alone(cached, bundle):
 
 def test_an_inference_that_failed_leaves_no_tokens_behind(cached, monkeypatch):
     first = make_observations(2)[1]
-    monkeypatch.setattr(cached._loop, "act", lambda: (_ for _ in ()).throw(MemoryError))
+    monkeypatch.setattr(cached._loop, "acting", lambda: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(MemoryError):
         cached.infer(first)
     monkeypatch.undo()

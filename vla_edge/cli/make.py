@@ -125,7 +125,7 @@ def _build(options):
             options.force,
             demonstrations=options.demonstrations,
             compute_capability=options.compute_capability,
-            memory=None if options.build_memory_mb is None else round(1e6 * options.build_memory_mb),
+            build_memory_mb=options.build_memory_mb,
         )
     finally:
         progress.close()

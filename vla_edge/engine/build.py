@@ -61,7 +61,7 @@ def build(
     traced: MutableMapping[str, object] | None = None,
     demonstrations: Sequence[str | Path] = (),
     compute_capability: str | None = None,
-    memory: int | None = None,
+    build_memory_mb: float | None = None,
 ) -> Path:
     """Build a bundle, or find that it is there already.
 
@@ -79,8 +79,8 @@ def build(
         demonstrations: directories that recipes with training steps train on; the recording when there are none.
         compute_capability: of the GPU to build for where it is not here, as "8.6" (backend tensorrt_rtx); another
             runtime verifies such an engine, on the same files.
-        memory: bytes the build may take; what is free here when None. A policy that does not fit is built piece by piece,
-            see `engine.piecewise`, and goes on where it was when it is interrupted.
+        build_memory_mb: that the build may take; what is free here when None. A policy that does not fit is built piece by
+            piece, see `engine.piecewise`, and goes on where it was when it is interrupted.
 
     Returns:
         The bundle's directory.
@@ -118,7 +118,7 @@ def build(
             {} if traced is None else traced,
             demonstrations,
             work,
-            available_memory() if memory is None else memory,
+            available_memory() if build_memory_mb is None else round(1e6 * build_memory_mb),
         )
         with torch_threads(loaded.bytes // 4), enough_memory(loaded.directory):
             manifest = job.run(calibration)

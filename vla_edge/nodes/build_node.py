@@ -23,6 +23,8 @@ PARAMETERS = (
     Parameter("target_hz", 0.0, "build engines until one keeps so many chunks a second; 0 builds the recipe", 0.0, 1e4),
     Parameter("max_memory_mb", 0.0, "that a process with the engine may take, as target_hz; 0: any", 0.0, 1e9),
     Parameter("max_error", 0.03, "of the motion, that reaching the target may cost", 0.0, 10.0),
+    Parameter("build_memory_mb", 0.0, "that the build may take; a policy that does not fit is built piece by piece; 0: what is free",
+              0.0, 1e9),
     Parameter("force", False, "build even when the same bundle is there"),
 )
 
@@ -62,6 +64,7 @@ def build(node: Node) -> int:
         force=values.force,
         demonstrations=demonstrations,
         compute_capability=values.compute_capability or None,
+        build_memory_mb=values.build_memory_mb or None,
         progress=Progress(),
     )
     node.get_logger().info(f"engine bundle ready: {bundle}")
