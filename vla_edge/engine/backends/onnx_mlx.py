@@ -12,8 +12,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from vla_edge.engine.backends import BackendError, StageInterface, check_tensors, one_line
-from vla_edge.engine.backends.onnx_program import Program, ints
+from vla_edge.engine.backends import BackendError, StageInterface
+from vla_edge.engine.backends.onnx_program import ints, read_program
 
 _DTYPES = {1: mx.float32, 2: mx.uint8, 3: mx.int8, 6: mx.int32, 7: mx.int64, 9: mx.bool_, 10: mx.float16}
 _DTYPES |= {11: mx.float32, 16: mx.bfloat16}
@@ -41,26 +41,16 @@ def read_function(path: str | Path, stage: StageInterface) -> tuple[Callable, li
     Raises:
         BackendError: the file cannot be read, has other tensors, or an operator that is not known here.
     """
-    import onnx
-
-    try:
-        model = onnx.load(str(path))
-        program = Program(model, OPERATORS, _array, "MLX")
-    except BackendError:
-        raise
-    except Exception as error:  # onnx and protobuf raise many types
-        raise BackendError(f"MLX cannot read stage file {path}: {one_line(error)}") from error
-    check_tensors(stage, program.inputs, program.outputs)
+    program = read_program(path, stage, OPERATORS, _array, "MLX")
     shapes = {spec.name: spec.shape for spec in stage.inputs}
-    for value in model.graph.input:
-        found = tuple(size.dim_value for size in value.type.tensor_type.shape.dim)
-        if found != shapes[value.name]:
+    for name, found in program.inputs.items():
+        if found != shapes[name]:
             raise BackendError(
-                f"the file of stage {stage.name!r} takes {value.name} in the shape {found}, and its manifest says "
-                f"{shapes[value.name]}; build the bundle again"
+                f"the file of stage {stage.name!r} takes {name} in the shape {found}, and its manifest says "
+                f"{shapes[name]}; build the bundle again"
             )
     wanted = [spec.name for spec in stage.outputs]
-    return lambda *arrays: program(dict(zip(program.inputs, arrays)), wanted), program.inputs
+    return lambda *arrays: program(dict(zip(program.inputs, arrays)), wanted), list(program.inputs)
 
 
 def _array(value) -> mx.array:

@@ -6,10 +6,11 @@ What depends on no input, such as dequantized weights, is computed once, when th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from vla_edge.engine.backends import BackendError
+from vla_edge.engine.backends import BackendError, StageInterface, check_tensors, one_line
 
 # operands (None for one left out) and attributes -> the result, or a tuple of them
 Operator = Callable[[Sequence, Mapping], object]
@@ -24,6 +25,9 @@ class Program:
         finish: makes a result the library's own, where it was computed of constants alone.
         reader: the library, for messages.
 
+    Attributes:
+        inputs: name -> shape, in order. outputs: names, in order.
+
     Raises:
         BackendError: the file has an operator that is not in the table.
     """
@@ -34,7 +38,7 @@ class Program:
         graph = model.graph
         self._operators, self._finish = operators, finish
         self._known: dict = {"": None, **{constant.name: _array(constant) for constant in graph.initializer}}
-        self.inputs = [value.name for value in graph.input]
+        self.inputs = {value.name: tuple(size.dim_value for size in value.type.tensor_type.shape.dim) for value in graph.input}
         self.outputs = [value.name for value in graph.output]
         self._nodes = []
         for node in graph.node:
@@ -58,6 +62,26 @@ class Program:
         kind, operands, results, attributes = step
         found = self._operators[kind]([values[name] for name in operands], attributes)
         return dict(zip(results, found if isinstance(found, tuple) else (found,)))
+
+
+def read_program(
+    path: str | Path, stage: StageInterface, operators: Mapping[str, Operator], finish: Callable, reader: str
+) -> Program:
+    """The file of `stage` as a program; `operators`, `finish` and `reader` as of `Program`.
+
+    Raises:
+        BackendError: the file cannot be read, has other tensors, or an operator that is not known.
+    """
+    import onnx
+
+    try:
+        program = Program(onnx.load(str(path)), operators, finish, reader)
+    except BackendError:
+        raise
+    except Exception as error:  # onnx and protobuf raise many types
+        raise BackendError(f"{reader} cannot read stage file {path}: {one_line(error)}") from error
+    check_tensors(stage, program.inputs, program.outputs)
+    return program
 
 
 def ints(value) -> list[int]:

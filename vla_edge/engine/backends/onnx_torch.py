@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vla_edge.engine.backends import BackendError, StageInterface, check_tensors, one_line
-from vla_edge.engine.backends.onnx_program import Program, ints
+from vla_edge.engine.backends import BackendError, StageInterface, one_line
+from vla_edge.engine.backends.onnx_program import ints, read_program
 
 _DTYPES = {1: torch.float32, 3: torch.int8, 2: torch.uint8, 6: torch.int32, 7: torch.int64, 9: torch.bool}
 _DTYPES |= {10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
@@ -27,17 +27,9 @@ def read_module(path: str | Path, stage: StageInterface) -> torch.fx.GraphModule
     Raises:
         BackendError: the file cannot be read, has other tensors, or an operator that is not known here.
     """
-    import onnx
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    try:
-        model = onnx.load(str(path))
-        program = Program(model, OPERATORS, _tensor, "PyTorch")
-    except BackendError:
-        raise
-    except Exception as error:  # onnx and protobuf raise many types
-        raise BackendError(f"PyTorch cannot read stage file {path}: {one_line(error)}") from error
-    check_tensors(stage, program.inputs, program.outputs)
+    program = read_program(path, stage, OPERATORS, _tensor, "PyTorch")
     examples = [torch.from_numpy(spec.zeros()) for spec in stage.inputs]
     names, wanted = [spec.name for spec in stage.inputs], [spec.name for spec in stage.outputs]
     try:
