@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from saved import SavedReference
 
-from vla_edge.engine.runner import Runner
-from vla_edge.policy.checkpoint import load_checkpoint, load_policy
+from vla_edge.policy.checkpoint import load_checkpoint
 from vla_edge.policy.preprocess import Preprocessor
 from vla_edge.policy.spec import NormalizationMode
 from vla_edge.policy.tokenize import InstructionTokenizer
-from vla_edge.types import NANOSECONDS, JointState, Observation
+from vla_edge.types import NANOSECONDS, Observation
 
 REFERENCES = Path(__file__).parent / "baselines"
 VARIANTS = sorted(path.name for path in REFERENCES.iterdir())
@@ -24,36 +24,24 @@ OBSERVATIONS = range(3)
 TOLERANCE = 1e-4
 
 
-class Reference:
-    """One checkpoint, what LeRobot made of it, and our runner of the same files."""
+class Reference(SavedReference):
+    """Of a policy without words."""
 
     def __init__(self, name: str):
-        self.checkpoint = load_checkpoint(REFERENCES / name / "checkpoint")
-        self.spec = self.checkpoint.spec
-        self.runner = Runner.from_policy(load_policy(self.checkpoint), self.checkpoint)
-        with np.load(REFERENCES / name / "reference.npz") as arrays:
-            self._arrays = dict(arrays)
-
-    def __getitem__(self, key: tuple[int, str]) -> np.ndarray | None:
-        index, name = key
-        return self._arrays.get(f"{index}.{name}")
+        super().__init__(REFERENCES / name)
 
     def observation(self, index: int) -> Observation:
-        """With those before it, joints named in another order than the checkpoint's, as a robot might."""
-        names = self.spec.joint_names
-        order = np.random.default_rng(index).permutation(len(names))
+        """With those before it."""
         stamp = round(index * self.spec.dt * NANOSECONDS)
-        joints = JointState(stamp, [names[i] for i in order], self[index, "positions"][order])
-        frames = {camera.name: self[index, f"frame.{camera.name}"] for camera in self.spec.cameras}
         before = (*self.observation(index - 1).before, self.observation(index - 1)) if index else ()
-        return Observation(stamp, frames, joints, "", before)
+        return Observation(stamp, self.frames(index), self.joints(index, stamp), "", before)
 
     def actions(self, index: int) -> np.ndarray:
         """LeRobot's, as absolute targets."""
         return self[index, "actions"][0].astype(np.float64) + self[index, "positions"]
 
     def infer(self, index: int) -> np.ndarray:
-        return self.runner.infer(self.observation(index), noise=self[index, "noise"]).chunk.positions
+        return self.runner.infer(self.observation(index), noise=self._arrays.get(f"{index}.noise")).chunk.positions
 
 
 @pytest.fixture(scope="module", params=VARIANTS)

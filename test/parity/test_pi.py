@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from saved import SavedReference
 
-from vla_edge.engine.runner import Runner
-from vla_edge.policy.checkpoint import load_checkpoint, load_policy
+from vla_edge.policy.checkpoint import load_checkpoint
 from vla_edge.policy.preprocess import Preprocessor
 from vla_edge.policy.spec import NormalizationMode
 from vla_edge.policy.tokenize import InstructionTokenizer
-from vla_edge.types import JointState, Observation
+from vla_edge.types import Observation
 
 REFERENCES = Path(__file__).parent / "pi"
 VARIANTS = sorted(path.name for path in REFERENCES.iterdir())
@@ -24,29 +24,16 @@ OBSERVATIONS = range(3)
 TOLERANCE = 1e-4
 
 
-class Reference:
-    """One checkpoint, what its original made of it, and our runner of the same files."""
+class Reference(SavedReference):
+    """In as many flow steps as its original took."""
 
     def __init__(self, name: str):
-        self.checkpoint = load_checkpoint(REFERENCES / name / "checkpoint")
-        self.spec = self.checkpoint.spec
-        self.runner = Runner.from_policy(load_policy(self.checkpoint), self.checkpoint)
-        with np.load(REFERENCES / name / "reference.npz") as arrays:
-            self._arrays = dict(arrays)
+        super().__init__(REFERENCES / name)
         if "num_steps" in self._arrays:
             self.runner.set_num_steps(int(self._arrays["num_steps"]))
 
-    def __getitem__(self, key: tuple[int, str]) -> np.ndarray:
-        index, name = key
-        return self._arrays[f"{index}.{name}"]
-
     def observation(self, index: int) -> Observation:
-        # named in another order than the checkpoint's, as a robot might
-        names = self.spec.joint_names
-        order = np.random.default_rng(index).permutation(len(names))
-        joints = JointState(0, [names[i] for i in order], self[index, "positions"][order])
-        frames = {camera.name: self[index, f"frame.{camera.name}"] for camera in self.spec.cameras}
-        return Observation(0, frames, joints, str(self._arrays["tasks"][index]))
+        return Observation(0, self.frames(index), self.joints(index), str(self._arrays["tasks"][index]))
 
     def actions(self, index: int) -> np.ndarray:
         """The original's, as absolute targets."""
