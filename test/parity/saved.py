@@ -21,7 +21,8 @@ class SavedReference:
     def __init__(self, directory: Path):
         self.checkpoint = load_checkpoint(directory / "checkpoint")
         self.spec = self.checkpoint.spec
-        self.runner = Runner.from_policy(load_policy(self.checkpoint), self.checkpoint)
+        self.policy = load_policy(self.checkpoint)
+        self.runner = Runner.from_policy(self.policy, self.checkpoint)
         with np.load(directory / "reference.npz") as arrays:
             self._arrays = dict(arrays)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from saved import SavedReference
 
-from vla_edge.engine.runner import Runner
 from vla_edge.policy.checkpoint import load_checkpoint, load_policy
 from vla_edge.policy.checkpoint_files import read_tensors
 from vla_edge.policy.checkpoint_writer import SPECIAL_TOKENS, write_checkpoint
@@ -20,7 +20,7 @@ from vla_edge.policy.preprocess import Preprocessor
 from vla_edge.policy.smolvla_names import from_lerobot, to_lerobot
 from vla_edge.policy.spec import NormalizationMode
 from vla_edge.policy.tokenize import InstructionTokenizer
-from vla_edge.types import JointState, Observation
+from vla_edge.types import Observation
 
 REFERENCES = Path(__file__).parent / "smolvla"
 VARIANTS = ("interleaved", "half_expert", "self_attention")  # "bfloat16" has a test of its own
@@ -29,29 +29,14 @@ OBSERVATIONS = range(3)
 EMBEDDING_TOLERANCE, ACTION_TOLERANCE = 5e-5, 1e-4
 
 
-class Reference:
-    """One checkpoint, what LeRobot made of it, and our policy and runner of the same files."""
+class Reference(SavedReference):
+    """What LeRobot made of a checkpoint, and our policy and runner of the same files."""
 
     def __init__(self, name: str):
-        self.directory = REFERENCES / name / "checkpoint"
-        self.checkpoint = load_checkpoint(self.directory)
-        self.spec = self.checkpoint.spec
-        self.policy = load_policy(self.checkpoint)
-        self.runner = Runner.from_policy(self.policy, self.checkpoint)
-        with np.load(REFERENCES / name / "reference.npz") as arrays:
-            self._arrays = dict(arrays)
-
-    def __getitem__(self, key: tuple[int, str]) -> np.ndarray:
-        index, name = key
-        return self._arrays[f"{index}.{name}"]
+        super().__init__(REFERENCES / name)
 
     def observation(self, index: int) -> Observation:
-        # named in another order than the checkpoint's, as a robot might
-        names = self.spec.joint_names
-        order = np.random.default_rng(index).permutation(len(names))
-        joints = JointState(0, [names[i] for i in order], self[index, "positions"][order])
-        frames = {camera.name: self[index, f"frame.{camera.name}"] for camera in self.spec.cameras}
-        return Observation(0, frames, joints, str(self._arrays["tasks"][index]))
+        return Observation(0, self.frames(index), self.joints(index), str(self._arrays["tasks"][index]))
 
     def inputs(self, index: int) -> dict[str, np.ndarray]:
         tokenizer = InstructionTokenizer(
