@@ -14,6 +14,7 @@ from vla_edge.compress.quantize.weights import QuantizedWeight
 
 BLOCK, SMALL = 128, 16
 """Inputs whose corrections are applied to the rest, and to the rest of their block, in one product."""
+PANEL = 1024  # rows of a triangular matrix that are multiplied at once
 
 
 def gptq(
@@ -87,8 +88,11 @@ def ordered_factor(second_moment: np.ndarray, damping: float, activation_order: 
 
 
 def inverse_factor(moment, damping: float, order=None):
-    """Upper Cholesky factor of the inverse of (in, in) `moment`, in float64, made in one matrix. Silent inputs get the
-    mean of the diagonal; damping is raised until the matrix is positive definite.
+    """Upper Cholesky factor U of the inverse of (in, in) `moment`, U^T U, in float64, made in one matrix. Silent inputs get
+    the mean of the diagonal; damping is raised until the matrix is positive definite.
+
+    With the inputs the other way round, the inverse of the lower factor L of the moment is U: L L^T turned round has
+    (L^-1)^T L^-1 turned round as its inverse. The inverse of the moment itself is never made.
 
     Args:
         order: of the inputs; as they are when None.
@@ -96,21 +100,46 @@ def inverse_factor(moment, damping: float, order=None):
     import torch
 
     columns = len(moment)
-    order = torch.arange(columns) if order is None else order
-    energy = moment.diagonal()[order].double()
+    turned = torch.arange(columns).flip(0) if order is None else order.flip(0)
+    energy = moment.diagonal()[turned].double()
     mean, silent = energy.mean().clamp_min(1e-30), energy <= 0
     # one input's products lie side by side, as LAPACK wants them: nothing is copied, and all is symmetric
     factor, failed = torch.empty(columns, columns, dtype=torch.float64).T, torch.empty((), dtype=torch.int32)
     while True:
         for begin in range(0, columns, BLOCK):
-            some = order[begin : begin + BLOCK]
-            factor[:, begin : begin + BLOCK] = moment[some][:, order].T
+            some = turned[begin : begin + BLOCK]
+            factor[:, begin : begin + BLOCK] = moment[some][:, turned].T
         factor.diagonal()[silent] = mean
         factor.diagonal().add_(damping * mean)
         torch.linalg.cholesky_ex(factor, out=(factor, failed))
         if not failed:
-            torch.cholesky_inverse(factor, out=factor)
-            torch.linalg.cholesky_ex(factor, upper=True, out=(factor, failed))
-            if not failed:
-                return factor
+            _invert_lower_(factor)
+            return _turn_round_(factor)
         damping = max(10 * damping, 1e-6)
+
+
+def _invert_lower_(matrix) -> None:
+    """The inverse of a lower triangular matrix, in its place: a block of columns at a time, from the last on."""
+    import torch
+
+    size = len(matrix)
+    for begin in range((size - 1) // BLOCK * BLOCK, -1, -BLOCK):
+        end = min(begin + BLOCK, size)
+        one = torch.eye(end - begin, dtype=matrix.dtype)
+        matrix[begin:end, begin:end] = torch.linalg.solve_triangular(matrix[begin:end, begin:end].tril(), one, upper=False)
+        below = matrix[end:, begin:end] @ matrix[begin:end, begin:end]
+        for row in range(end, size, PANEL):  # what is right of the diagonal is 0 and is left out
+            last = min(row + PANEL, size)
+            matrix[row:last, begin:end] = -(matrix[row:last, end:last] @ below[: last - end])
+
+
+def _turn_round_(matrix):
+    """Rows and columns of a square matrix from the last to the first, in its place."""
+    for begin in range(0, (len(matrix) + 1) // 2, BLOCK):
+        end = min(begin + BLOCK, (len(matrix) + 1) // 2)
+        upper = matrix[begin:end].clone()
+        low, high = len(matrix) - end, len(matrix) - begin
+        lower = matrix[low:high].clone()
+        matrix[low:high] = upper.flip(0).flip(1)
+        matrix[begin:end] = lower.flip(0).flip(1)
+    return matrix
