@@ -56,9 +56,9 @@ bench-plan: setup ## how far predictions are off, published latencies and this m
 	@$(ENV)
 	python -m benchmarks.plan $(ARGS)
 
-bench-7b: setup ## builds within 6 GB at OpenVLA-7B's shapes, killed and resumed (hours, 35 GB of disk): out/bench/7b.json
+bench-7b: setup ## builds within 6 GB at OpenVLA-7B's shapes, killed and resumed (hours, 40 GB of disk): out/bench/7b.json
 	@$(ENV)
-	python -m benchmarks.large $(ARGS)
+	"$$(tools/peer_environment.sh llama_cpp)" -m benchmarks.large $(ARGS)
 
 bench-robot: setup ## ticks beside inference at 1 and 2 kHz, a million adversarial chunks: out/bench/robot.json
 	@$(ENV)

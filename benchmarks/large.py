@@ -1,6 +1,6 @@
 """Builds of policies larger than the memory they are given, at OpenVLA-7B's true shapes.
 
-    python -m benchmarks.large                          everything: 14 GB of random weights, hours, 35 GB of disk
+    python -m benchmarks.large                          everything: 14 GB of random weights, hours, 40 GB of disk
     python -m benchmarks.large --layers 2 --kills 0     the same with fewer layers, whose rows carry their number
 
 Every build is a process of its own, so that its peak of memory is its own, and is measured from outside. Weights are
@@ -26,13 +26,12 @@ from benchmarks.openvla_shapes import Shapes, write_openvla
 MEMORY = 6_000_000_000
 BODY, RUN, MINUTES, TOKENS = 3.6e9, 8e9, 60.0, 16_384
 METHODS = ("awq", "gptq")
+# rounded to the nearest, as speed does not depend on how; all tokens of a chunk are guessed together
+PARALLEL = "rtn, fixed_point"
 # asked for, and not taken by this benchmark
 ELSEWHERE = {
-    "decode_bandwidth_fraction": "make bench-engine has it for products of this size (int4_decode_bandwidth_fraction)",
-    "decode_vs_llama_cpp": "llama.cpp takes whole models in GGUF; it was not run on these shapes",
     "speedup_vs_eager_fp32.openvla": "the eager policy takes 28 GB in float32; make bench-engine has SmolVLA-450M's",
     "build_minutes.pi0": "a pi0's stages are not taken apart into pieces; its 3B are built with the whole policy in memory",
-    "plan_error.openvla": "make bench-plan compares predictions with measurements of this machine's engines",
 }
 
 
@@ -46,8 +45,14 @@ def main(arguments: list[str] | None = None) -> int:
     rows: list[Row] = []
     for method in options.methods:
         rows += build_rows(f"{name}_{method}", checkpoint, method, options)
+        write("7b", rows, options.output)  # what was measured stays
+    if options.run:
+        rows += run_rows(name, checkpoint, options)
+        write("7b", rows, options.output)
     if options.kills:
-        rows.append(kill_row(name, checkpoint, options))
+        shapes = Shapes(layers=min(options.kill_layers, options.layers))
+        fewer = write_openvla(options.output / f"openvla_{shapes.layers}_layers" / "checkpoint", shapes)
+        rows.append(kill_row(f"openvla_{shapes.layers}_layers", fewer, options))
     rows += [Row(row, None, "", None, None, 0, None, why) for row, why in ELSEWHERE.items()]
     path = write("7b", rows, options.output)
     print(table(rows))
@@ -57,7 +62,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_rows(name: str, checkpoint: Path, method: str, options) -> list[Row]:
     """Size, memory and time of one build, and of its engine."""
-    from vla_edge.engine.alone import most_memory
     from vla_edge.engine.bundle import Bundle
 
     begin = time.monotonic()
@@ -74,25 +78,47 @@ def build_rows(name: str, checkpoint: Path, method: str, options) -> list[Row]:
     whole = options.layers == Shapes().layers
     tokens = figures["tokens"]
     note = f"{tokens} tokens, {1e4 * minutes / tokens:.1f} minutes per 10,000, {figures['threads']} threads"
-    rows = [
+    return [
         Row(f"body_bytes.{name}", body, "B", "<=", BODY, 1, None, f"{options.layers} layers in INT4, groups of 128"),
         Row(f"engine_bytes.{name}", bundle.bytes, "B", note="all files; vision in INT8, embeddings in float32"),
         Row(f"build_peak_rss_bytes.{name}", figures["peak"], "B", "<=", MEMORY, 1, None, "of the process that builds"),
         Row(f"build_minutes.{name}", minutes, "min", *(("<=", MINUTES) if whole else (None, None)), 1, None, note),
     ]
-    if options.run:
+
+
+def run_rows(name: str, checkpoint: Path, options) -> list[Row]:
+    """Memory and speed of the first engine, and of one that decides on all tokens of a chunk together."""
+    from benchmarks.large_speed import chunk_seconds, plan_rows, token_rows
+    from vla_edge.engine.alone import most_memory
+    from vla_edge.engine.bundle import Bundle
+
+    bundles = options.output / "bundles"
+    if _start(checkpoint, f"{name}_parallel", PARALLEL, options).wait():
+        return [Row(f"chunk_seconds.{name}_fixed-point", None, "s", note="the build failed, see above")]
+    ways = {"autoregressive": f"{name}_{options.methods[0]}", "fixed-point": f"{name}_parallel"}
+    rows, alone = [], {}
+    for way, engine in ways.items():
+        bundle = Bundle.load(bundles / engine)
+        label = f"{name}_{way}"
         busy = most_memory(bundle)
-        rows.append(Row(f"run_rss_bytes.{name}", busy, "B", "<=", RUN, 1, None, "a process with the engine, after a warm-up"))
-        seconds = _chunk_seconds(bundle)
-        spread = (min(seconds), max(seconds))
-        rows.append(Row(f"chunk_seconds.{name}", sorted(seconds)[len(seconds) // 2], "s", n=len(seconds), interval=spread))
-    return rows
+        rows.append(Row(f"run_rss_bytes.{label}", busy, "B", "<=", RUN, 1, None, "a process with the engine, after a warm-up"))
+        for threads in sorted({1, options.threads}):
+            seconds, told = chunk_seconds(bundle.directory, threads)
+            middle, spread = sorted(seconds)[len(seconds) // 2], (min(seconds), max(seconds))
+            row = f"chunk_seconds.{label}" + ("" if threads == options.threads else f"_{threads}_thread")
+            rows.append(Row(row, middle, "s", n=len(seconds), interval=spread, note=told))
+            if threads == 1:
+                alone[way] = middle
+    rows += token_rows(Bundle.load(bundles / ways["autoregressive"]), Shapes(layers=options.layers), options.output, options.threads)
+    return rows + plan_rows(name, checkpoint, alone)
 
 
 def kill_row(name: str, checkpoint: Path, options) -> Row:
     """How many kills at random moments a build survives without a byte of difference."""
     method, chance = options.methods[0], random.Random(0)
     whole = options.output / "bundles" / f"{name}_{method}"
+    if not (whole / "manifest.yaml").is_file() and _start(checkpoint, f"{name}_{method}", method, options).wait():
+        return Row("resume_kills_ok", None, "", ">=", options.kills, 0, None, "the build that is not killed failed")
     seconds = options.kill_after * 60
     for number in range(options.kills):
         process = _start(checkpoint, f"{name}_killed", method, options)
@@ -109,7 +135,7 @@ def kill_row(name: str, checkpoint: Path, options) -> Row:
     killed = options.output / "bundles" / f"{name}_killed"
     same = not failed and _files(whole) == _files(killed)
     shutil.rmtree(killed, ignore_errors=True)
-    note = "killed and resumed, compared with the build that was not" if same else "the bundles differ"
+    note = f"{name}: killed and resumed, compared with the build that was not" if same else "the bundles differ"
     return Row("resume_kills_ok", number if same else 0, "", ">=", options.kills, options.kills, None, note)
 
 
@@ -117,15 +143,6 @@ def _files(bundle: Path) -> dict:
     from vla_edge.engine.bundle import Bundle
 
     return dict(Bundle.load(bundle).manifest["files"])
-
-
-def _chunk_seconds(bundle) -> list[float]:
-    from benchmarks.smolvla_shapes import observations
-    from vla_edge.engine.runner import Runner
-
-    runner = Runner.from_bundle(bundle.directory)
-    runner.warm_up(1)
-    return [runner.infer(observation).timing.total for observation in observations(bundle.spec, 5)]
 
 
 def _start(checkpoint: Path, name: str, method: str, options) -> subprocess.Popen:
@@ -153,15 +170,11 @@ def _build(options) -> int:
     prompt = spec.tokenizer_max_length + (spec.cameras[0].height // 14) ** 2
     frames = -(-options.tokens // prompt)
     data = collect(observations(spec, 2 * (frames + 8)), "random observations", frames=frames, held_out=8)
-    recipe = parse_recipe(
-        {
-            "name": f"int4-{method}",
-            "steps": [
-                {"quantize": {"targets": ["prefill.layers"], "weights": "int4", "group_size": 128, "method": method}},
-                {"quantize": {"targets": ["vision", "prefill.head"], "weights": "int8"}},
-            ],
-        }
-    )
+    how, *decoding = method.split(", ")
+    language = {"targets": ["prefill.layers"], "weights": "int4", "group_size": 128, "method": how}
+    rest = {"targets": ["vision", "prefill.head"], "weights": "int8"}
+    steps = [{"quantize": language}, {"quantize": rest}, *({step: {}} for step in decoding)]
+    recipe = parse_recipe({"name": f"int4-{how}", "steps": steps})
     target = options.output / "bundles" / name
     path = build(checkpoint, recipe, options.backend, target, data, Bar(), build_memory_mb=MEMORY / 1e6)
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -176,7 +189,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=["rtn", "awq", "gptq", "awq+gptq"])
     parser.add_argument("--tokens", type=int, default=TOKENS, help="to calibrate on, at least")
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--kill-after", type=float, default=6.0, help="minutes, at most")
+    parser.add_argument("--kill-after", type=float, default=1.0, help="minutes, at most")
+    parser.add_argument("--kill-layers", type=int, default=2, help="of the policy whose build is killed")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--backend", default="onnxruntime")
     parser.add_argument("--no-run", dest="run", action="store_false", help="leave the engines' memory and speed out")

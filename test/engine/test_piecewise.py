@@ -139,6 +139,24 @@ class Interrupted(BaseException):
     """As a signal: nothing catches it."""
 
 
+def test_a_policy_in_bfloat16_is_calibrated_in_it_and_held_to_what_it_does_in_full_precision(openvla, monkeypatch):
+    for file in openvla.glob("*.safetensors"):
+        save_file({name: value.bfloat16() for name, value in load_file(file).items()}, file, metadata={"format": "pt"})
+    checkpoint, data, found = load_checkpoint(openvla), data_of(openvla), {}
+    reference = Runner.from_policy(load_policy(checkpoint), checkpoint)
+    for pays in (False, True):
+        monkeypatch.setattr(piecewise, "bfloat16_pays", lambda pays=pays: pays)
+        pieces = in_pieces(openvla, data=data)
+        layers = pieces.compressed().layers
+        found[pays] = {name: layers[name].effective_weight() for name in layers if name.startswith("prefill.layers")}
+        chunks = pieces.foreseen.reference(checkpoint.spec)
+        for observation in data.held_out:
+            expected = reference.infer(observation).chunk.positions
+            np.testing.assert_array_equal(chunks.infer(observation).chunk.positions, expected)
+    apart = [np.linalg.norm(found[True][name] - exact) / np.linalg.norm(exact) for name, exact in found[False].items()]
+    assert 0 < max(apart) < 0.2
+
+
 def test_interrupted_anywhere_it_goes_on_and_comes_to_the_same(openvla, tmp_path):
     seen: list[str] = []
     expected = in_pieces(openvla, tell=lambda f, what: seen.append(what)).compressed().layers

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from vla_edge.compress.recipe import Recipe
 from vla_edge.compress.steps import Storage
 from vla_edge.policy.chain import has_rows
 from vla_edge.policy.piecewise import PiecewisePolicy
+from vla_edge.policy.products import in_bfloat16
 from vla_edge.policy.stages import Stage
 
 Calls = Callable[[int], Mapping[str, Sequence[Mapping[str, np.ndarray]]]]
@@ -41,12 +42,14 @@ def compress_piecewise(
     directory: Path,
     tell: Tell,
     reduce_range: bool = False,
+    bfloat16: bool = False,
 ) -> LayerFiles:
     """What becomes of every layer, in files in `directory`, where a run that was interrupted goes on.
 
     Args:
         plan: result of `plan_layers`. calls: of so many `observations`.
         tell: called with the fraction done and what is being done.
+        bfloat16: what reaches the layers is inferred with products in bfloat16 (`policy.products`).
 
     Raises:
         RecipeError, CalibrationError: as `compress_policy`. CheckpointError: of the values of `source`.
@@ -64,7 +67,8 @@ def compress_piecewise(
     everything = sum(module.weight.numel() for module in modules.values())
     files, done = [], 0.0
     for stage in (stage for stage in stages if stage.shares is None):
-        work = _Work(source, stage, [other for other in stages if other.shares == stage.name], calls, observations, directory)
+        others = [other for other in stages if other.shares == stage.name]
+        work = _Work(source, stage, others, calls, observations, directory, bfloat16)
         wanted = [any(_looks_at_data(step) for name in work.layers(n) for step in prepared[name]) for n in work.numbers]
         for number in work.numbers:
             mine = {name: modules[name] for name in work.layers(number)}
@@ -106,6 +110,7 @@ class _Work:
     calls: Calls
     observations: int
     directory: Path
+    bfloat16: bool
 
     @property
     def numbers(self) -> range:
@@ -163,7 +168,8 @@ class _Piece:
             for stale in (partial, target):
                 shutil.rmtree(stale, ignore_errors=True)
             partial.mkdir(parents=True)
-        with watching(watched, observer) as observers, torch.inference_mode():
+        rounding = in_bfloat16 if self.work.bfloat16 else nullcontext
+        with rounding(self.work.stage.module), watching(watched, observer) as observers, torch.inference_mode():
             for place in range(self.work.observations):
                 handed = [() for _ in self._calls(place)] if self.number == 0 else _read(self._given(place))
                 handed = list(self._run(place, handed))

@@ -26,6 +26,8 @@ SAVING_BY_ROUNDING = 0.1
 # How far a contender may be from the most exact one: bfloat16 passes, a wrong kernel does not.
 LEAST_COSINE, MOST_RELATIVE_L2 = 0.999, 0.05
 FEWEST, ROUNDS, SECONDS, HEAT_SECONDS = 3, 15, 20.0, 0.3
+# A call that takes longer tells enough when it is timed once.
+LONG = 2.0
 # Those that cost more than the best by this factor in the heats are not in the final.
 CUT = 1.5
 
@@ -103,8 +105,10 @@ def choose(
                     _check(found, yardstick)
                     contender = _Contender(backend, options, built, place, loaded)
                     once = _run_in_turn({name: contender}, stage, inputs, 1)[name][0]
-                    rounds = int(np.clip(HEAT_SECONDS / (2 * once), FEWEST, ROUNDS))
-                    contender.seconds = min(_run_in_turn({name: contender}, stage, inputs, rounds)[name])
+                    contender.seconds = once
+                    if once < LONG:
+                        rounds = int(np.clip(HEAT_SECONDS / (2 * once), FEWEST, ROUNDS))
+                        contender.seconds = min(_run_in_turn({name: contender}, stage, inputs, rounds)[name])
                 except BackendError as error:
                     refused[name] = str(error)
                     continue

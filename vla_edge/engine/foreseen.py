@@ -8,7 +8,8 @@ with; an interrupted run goes on with the observations that have none.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,14 +21,19 @@ from vla_edge.engine.runner import Runner
 from vla_edge.files import write_whole
 from vla_edge.policy.chain import has_rows
 from vla_edge.policy.piecewise import PiecewisePolicy
+from vla_edge.policy.products import in_bfloat16
 from vla_edge.types import ActionChunk, Observation
 
 
 class PiecewiseStages:
-    """Makes calls of a policy's stages in full precision, piece by piece. A `lockstep.Performer`."""
+    """Makes calls of a policy's stages in full precision, piece by piece. A `lockstep.Performer`.
 
-    def __init__(self, source: PiecewisePolicy):
-        self._source = source
+    Args:
+        bfloat16: linear layers multiply in bfloat16 (`policy.products`).
+    """
+
+    def __init__(self, source: PiecewisePolicy, bfloat16: bool = False):
+        self.source, self._bfloat16 = source, bfloat16
         self._stages = {stage.name: stage for stage in source.policy.stages()}
         self.interfaces = {
             name: StageInterface(name, stage.inputs, stage.outputs) for name, stage in self._stages.items()
@@ -45,7 +51,8 @@ class PiecewiseStages:
         )  # fmt: skip
         handed: list[tuple] = [()] * len(calls)
         for number, piece in enumerate(module.pieces()):
-            with self._source.holding(stage, piece), torch.inference_mode():
+            rounding = in_bfloat16 if self._bfloat16 else nullcontext
+            with self.source.holding(stage, piece, self._bfloat16), rounding(module), torch.inference_mode():
                 for place in range(len(calls)):
                     handed[place], rows = module.piece(number, handed[place], inputs[place])
                     for row, output in zip(rows, given[place]):
@@ -118,22 +125,39 @@ def foresee(
     directory: Path,
     most_bytes: int,
     tell: Callable[[float], None],
+    exact: int | None = None,
 ) -> Foreseen:
     """Infer all `observations` that have no file in `directory` yet.
 
     Args:
         most_bytes: of tensors that go between stages, of all observations that advance together.
+        exact: how many from the first on are inferred in float32; the products of the others are of bfloat16. All when
+            None.
 
     Raises:
         CheckpointError: values that are damaged or not finite. ObservationError: the policy cannot be shown one.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    foreseen, checkpoint = Foreseen(directory, observations), source.checkpoint
+    foreseen = Foreseen(directory, observations)
+    exact = len(foreseen) if exact is None else exact
     missing = [place for place in range(len(foreseen)) if not foreseen.path(place).is_file()]
+    done = 0
+    for bfloat16 in (False, True):
+        places = [place for place in missing if bfloat16 == (place >= exact)]
+        for count in _infer(PiecewiseStages(source, bfloat16), foreseen, places, most_bytes):
+            done += count
+            tell(done / len(missing))
+    return foreseen
+
+
+def _infer(performer: PiecewiseStages, foreseen: Foreseen, places: Sequence[int], most_bytes: int) -> Iterator[int]:
+    """Leaves the files of the observations at `places`; gives how many there are more, as many at a time as advance
+    together."""
     given: dict[int, dict[str, np.ndarray]] = {}
+    checkpoint = performer.source.checkpoint
 
     def seen(place: int, stage: str, call: Call) -> None:
-        told = given.setdefault(missing[place], {})
+        told = given.setdefault(places[place], {})
         number = sum(key.startswith(f"{stage}/") for key in told)  # unique, and in order
         for spec in performer.interfaces[stage].inputs:
             if not has_rows(spec.name):
@@ -142,14 +166,13 @@ def foresee(
     def make(stages: Mapping) -> Runner:
         return Runner(checkpoint.spec, checkpoint.tokenizer_path, stages)
 
-    performer = PiecewiseStages(source)
     done = 0
-    for chunks in infer_together(make, performer, [observations[i] for i in missing], 0, most_bytes, seen):
-        for place, chunk in zip(missing[done:], chunks):
+    observations = [foreseen.observations[place] for place in places]
+    for chunks in infer_together(make, performer, observations, 0, most_bytes, seen):
+        for place, chunk in zip(places[done:], chunks):
             _write(foreseen.path(place), {**given.pop(place), "positions": chunk.positions})
         done += len(chunks)
-        tell(done / len(missing))
-    return foreseen
+        yield len(chunks)
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

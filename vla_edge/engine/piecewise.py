@@ -26,6 +26,7 @@ from vla_edge.engine.foreseen import Foreseen, foresee
 from vla_edge.policy.chain import has_rows
 from vla_edge.policy.checkpoint import Checkpoint, CheckpointError
 from vla_edge.policy.piecewise import PiecewisePolicy
+from vla_edge.policy.products import bfloat16_pays
 from vla_edge.policy.weights import Weights
 
 PIECEWISE_RECIPE = "int4-layerwise"  # the shipped one to take
@@ -133,18 +134,22 @@ class Piecewise:
         Raises:
             CheckpointError, CalibrationError, ObservationError: of values and data. BackendError: there is no room.
         """
-        directory = self._directory([*settings, self.checkpoint.fingerprint, self.recipe.to_dict(), data.identity, reduce_range])
+        # what is only calibrated on is inferred as such a policy usually is; what engines are compared with is not
+        bfloat16 = self.source.in_bfloat16 and bfloat16_pays()
+        about = [self.checkpoint.fingerprint, self.recipe.to_dict(), data.identity, reduce_range, bfloat16]
+        directory = self._directory([*settings, *about])
         calibrates = self.recipe.needs_calibration
         observations = (*data.held_out, *(data.observations if calibrates else ()))
         self._check_room(directory, len(observations))
-        self._foreseen = foresee(
-            self.source, observations, directory / "foreseen", self.between_stages,
-            lambda f: tell(0.35 * f, "inferring in full precision"),
-        )  # fmt: skip
         skipped = len(data.held_out)
+        self._foreseen = foresee(
+            self.source, observations, directory / "foreseen", self._beside_a_piece,
+            lambda f: tell(0.35 * f, "inferring in full precision"), skipped if bfloat16 else None,
+        )  # fmt: skip
         self._layers = compress_piecewise(
             self.recipe, self.plan, self.source, lambda place: self._foreseen.calls(skipped + place),
             len(observations) - skipped, directory / "layers", lambda f, what: tell(0.35 + 0.65 * f, what), reduce_range,
+            bfloat16,
         )  # fmt: skip
 
     @property
@@ -178,8 +183,13 @@ class Piecewise:
         """Bytes that tensors between stages may take, for all observations that advance together."""
         return max(0, self.memory - self._largest_piece() - _PROGRAM) // 2
 
-    def _largest_piece(self) -> int:
-        """Bytes of its parameters as they are compressed: in float32 once, and what AWQ and GPTQ make of the largest layer."""
+    @property
+    def _beside_a_piece(self) -> int:
+        """The same while full precision is inferred, and nothing made of the piece; some is left for what layers give."""
+        return int(0.75 * max(0, self.memory - self._largest_piece(compressed=False) - _PROGRAM))
+
+    def _largest_piece(self, compressed: bool = True) -> int:
+        """Bytes of its parameters in float32, and where it is compressed what AWQ and GPTQ make of its largest layer."""
         from vla_edge.engine.trace import linear_layers
 
         largest = 0
@@ -193,7 +203,7 @@ class Piecewise:
                     layer for name, layer in linear_layers(stage).items()
                     if any(name == part or name.startswith(f"{part}.") for part in piece)
                 ]  # fmt: skip
-                work = max((_work_bytes(layer) for layer in inside), default=0)
+                work = max((_work_bytes(layer) for layer in inside), default=0) if compressed else 0
                 largest = max(largest, size + work)
         return largest
 

@@ -6,7 +6,7 @@ the memory-mapped files, which are closed again, so that neither the tensors nor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from vla_edge.policy.checkpoint import Checkpoint, build_policy, check_finite, unfit
@@ -25,7 +25,7 @@ class PiecewisePolicy:
     """
 
     def __init__(self, checkpoint: Checkpoint):
-        self.checkpoint = checkpoint
+        self.checkpoint, self._finite = checkpoint, set()
         with on_meta():
             self.policy = build_policy(checkpoint).eval().requires_grad_(False)
         self._tensors(Weights(checkpoint.weights))  # whether all are there
@@ -37,17 +37,24 @@ class PiecewisePolicy:
 
         return tuple(stage.name for stage in self.policy.stages() if not isinstance(stage.module, Chain))
 
+    @property
+    def in_bfloat16(self) -> bool:
+        """Whether the checkpoint's weights are stored in bfloat16."""
+        return Weights(self.checkpoint.weights).matrices_in("BF16")
+
     @contextmanager
-    def holding(self, stage: str, piece: Iterable[str]) -> Iterator[None]:
+    def holding(self, stage: str, piece: Iterable[str], stored: bool = False) -> Iterator[None]:
         """A context in which the parameters of modules of a stage are in memory, in float32.
 
         Args:
             piece: paths of modules and parameters in the stage's module, one of `Chain.pieces`.
+            stored: weights of linear layers stay in the precision they are stored in.
 
         Raises:
             CheckpointError: they are damaged, of another shape, or not finite.
         """
-        yield from self._in_memory([name for name in self.policy.state_dict() if _belongs(name, stage, piece)], {})
+        names = [name for name in self.policy.state_dict() if _belongs(name, stage, piece)]
+        yield from self._in_memory(names, {}, {name for name in names if stored and self._is_product(name)})
 
     @contextmanager
     def holding_rest(self, stage: str, changed: Mapping[str, object]) -> Iterator[None]:
@@ -56,19 +63,23 @@ class PiecewisePolicy:
         Args:
             changed: parameter -> tensor, in the place of the checkpoint's.
         """
-        from torch import nn
-
-        names = [
-            name for name in self.policy.state_dict()
-            if name.startswith(f"{stage}.")
-            and not isinstance(self.policy.get_submodule(name.rpartition(".")[0]), nn.Linear)
-        ]  # fmt: skip
+        names = [name for name in self.policy.state_dict() if name.startswith(f"{stage}.") and self._linear(name) is None]
         yield from self._in_memory(names, changed)
 
-    def _in_memory(self, names: list[str], changed: Mapping[str, object]) -> Iterator[None]:
+    def _linear(self, name: str):
+        """The linear layer that a parameter is of, if it is of one."""
+        from torch import nn
+
+        module = self.policy.get_submodule(name.rpartition(".")[0])
+        return module if isinstance(module, nn.Linear) else None
+
+    def _is_product(self, name: str) -> bool:
+        return name.endswith(".weight") and self._linear(name) is not None
+
+    def _in_memory(self, names: list[str], changed: Mapping[str, object], stored: Collection[str] = ()) -> Iterator[None]:
         try:
             self.put(changed)
-            self._load(names)
+            self._load(names, stored)
             yield
         finally:
             self.drop([*names, *changed])
@@ -87,7 +98,9 @@ class PiecewisePolicy:
         """Forget the values of parameters."""
         self.put({name: self.policy.get_parameter(name).data.to("meta") for name in names})
 
-    def _load(self, names: Iterable[str]) -> None:
+    def _load(self, names: Iterable[str], stored: Collection[str]) -> None:
+        import torch
+
         weights = Weights(self.checkpoint.weights)
         found = self._tensors(weights)
         for name in names:
@@ -100,9 +113,12 @@ class PiecewisePolicy:
                     raise ValueError(f"{name} is of shape {tuple(tensor.shape)} and not {tuple(expected)}")
             except (IndexError, RuntimeError, ValueError) as error:
                 raise unfit(weights, error) from error
+            wanted = tensor.dtype if name in stored else torch.float32
             # a copy in any case: what it was read from is a page of the file
-            value = tensor.float() if tensor.is_floating_point() and tensor.element_size() != 4 else tensor.float().clone()
-            check_finite(weights, name, value)
+            value = tensor.to(wanted, copy=True)
+            if name not in self._finite:
+                check_finite(weights, name, value)
+                self._finite.add(name)
             self.put({name: value})
 
     def _tensors(self, weights: Weights) -> Mapping:

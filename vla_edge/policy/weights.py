@@ -107,6 +107,11 @@ class Weights(Mapping):
         stored, file = self._places[name]
         return tuple(file.get_slice(stored).get_shape())
 
+    def matrices_in(self, kind: str) -> bool:
+        """Whether all that has more than one dimension is stored as `kind`, a name of safetensors such as "BF16"."""
+        slices = [file.get_slice(stored) for stored, file in self._places.values()]
+        return all(part.get_dtype() == kind for part in slices if len(part.get_shape()) > 1)
+
     def count(self, pattern: str) -> int:
         """Layers: how many of `pattern`, with {} for the number, there are from 0 up.
 

@@ -148,21 +148,22 @@ class LlamaStage:
             self._prompt[0] = self._words[words[0, 0]]
             self._prompt[1 : 1 + pictures] = image[0]
             self._prompt[1 + pictures : pictures + count] = self._words[words[0, 1:count]]
-            self._read(pictures + count, scores[0, 0])
+            self.read(pictures + count, scores[0, 0])
             for index in range(1, self._tokens):
-                self._decode(int(scores[0, index - 1].argmax()), pictures + count + index - 1, scores[0, index])
+                self.decode(int(scores[0, index - 1].argmax()), pictures + count + index - 1, scores[0, index])
 
         return step
 
-    def _read(self, length: int, scores: np.ndarray) -> None:
-        """The prompt, all at once."""
+    def read(self, length: int, scores: np.ndarray) -> None:
+        """The prompt of `length` tokens, all at once -> (V,) scores of the first token."""
         batch = self._batches[0]
         ctypes.memmove(batch.embd, self._prompt.ctypes.data, self._prompt[:length].nbytes)
         for place in range(length):
             _place(batch, place, place, last=place == length - 1)
         self._compute(batch, length, scores)
 
-    def _decode(self, token: int, position: int, scores: np.ndarray) -> None:
+    def decode(self, token: int, position: int, scores: np.ndarray) -> None:
+        """A token behind what was read -> (V,) scores of the next."""
         batch = self._batches[1]
         batch.token[0] = token
         _place(batch, 0, position, last=True)

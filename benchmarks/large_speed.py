@@ -1,0 +1,115 @@
+"""How fast an engine of OpenVLA-7B's shapes decides here: one token beside llama.cpp and beside the speed of memory, and what
+the planner says of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.bench_file import Row
+from benchmarks.ggml_products import ABSENT
+from benchmarks.llama_shapes import write_llama
+from benchmarks.openvla_shapes import Shapes
+from benchmarks.smolvla_shapes import observations
+
+FRACTION, PLAN = 0.8, 0.2
+TURNS, PAIRS = 10, 3
+
+
+def chunk_seconds(bundle: Path, threads: int, repeats: int = 3) -> tuple[list[float], str]:
+    """Of whole inferences, after one for nothing; and how often the policy was asked for the last one's tokens."""
+    from vla_edge.engine.runner import Runner
+
+    runner = Runner.from_bundle(bundle, threads=threads)
+    runner.warm_up(1)
+    found = [runner.infer(observation).timing for observation in observations(runner.spec, repeats)]
+    parts = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in found[-1].stages.items())
+    return [timing.total for timing in found], f"{threads} threads; the last: {parts}"
+
+
+def token_rows(bundle, shapes: Shapes, directory: Path, threads: int) -> list[Row]:
+    """One token of the decode stage, in turns with reading memory and with llama.cpp; and reading the prompt beside it."""
+    from vla_edge.engine.race import speedup, take_turns
+    from vla_edge.engine.roofline import read_speed, timed
+    from vla_edge.engine.runner import Runner
+
+    runner = Runner.from_bundle(bundle.directory, threads=threads)
+    layers = bundle.manifest["stages"]["prefill"]["layers"]
+    weights = sum(row["bytes"] for layer, row in layers.items() if layer.startswith("layers.") or layer == "head")
+    given = dict(list(runner.stage_inputs(observations(bundle.spec, 1)[0])))  # of each stage, its last call
+    ours = {stage: _call(runner.stages[stage], given[stage]) for stage in ("prefill", "decode")}
+    theirs = _llama(runner, given["prefill"], shapes, directory, threads)
+    calls = {"decode": ours["decode"], "read": None, **({} if theirs is None else {"llama decode": theirs["decode"]})}
+    turns = take_turns(
+        {label: (lambda _, call=call: read_speed() if call is None else timed(call)) for label, call in calls.items()}, TURNS
+    )
+    seconds, speed = float(np.median(turns["decode"])), float(np.median(turns["read"]))
+    told = f"{1e3 * seconds:.0f} ms a token, {1 / seconds:.2f} tokens/s, {threads} threads; "
+    told += f"{weights / seconds / 1e9:.1f} of {speed / 1e9:.1f} GB/s"
+    rows = [Row("decode_bandwidth_fraction", weights / seconds / speed, "", ">=", FRACTION, TURNS, None, told)]
+    if theirs is None:
+        return [*rows, Row("decode_vs_llama_cpp", None, "", ">=", 1.0, 0, None, ABSENT)]
+    value, interval = speedup(np.array(turns["llama decode"]), np.array(turns["decode"]))
+    told = f"a token: {1e3 * seconds:.0f} ms, Q4_0 of llama.cpp {1e3 * np.median(turns['llama decode']):.0f} ms; bootstrap interval"
+    rows.append(Row("decode_vs_llama_cpp", value, "", ">=", 1.0, TURNS, interval, told))
+    pairs = {"prefill": ours["prefill"], "llama prefill": theirs["prefill"]}
+    turns = take_turns({label: lambda _, call=call: timed(call) for label, call in pairs.items()}, PAIRS)
+    value, interval = speedup(np.array(turns["llama prefill"]), np.array(turns["prefill"]))
+    told = f"the prompt of {_length(given['prefill'])} tokens: " + ", ".join(
+        f"{label} {np.median(seconds):.1f} s" for label, seconds in turns.items()
+    )
+    return [*rows, Row("prefill_vs_llama_cpp", value, "", None, None, PAIRS, interval, told)]
+
+
+def _call(stage, given):
+    """A call of a loaded stage on `given`."""
+    inputs = {spec.name: np.ascontiguousarray(given[spec.name]) for spec in stage.interface.inputs}
+    return stage.bind(inputs, {spec.name: spec.zeros() for spec in stage.interface.outputs})
+
+
+def _length(prefill) -> int:
+    return prefill["image_tokens"].shape[1] + int(prefill["lang_mask"].sum())
+
+
+def _llama(runner, prefill, shapes: Shapes, directory: Path, threads: int):
+    """ "prefill" and "decode" -> a call of llama.cpp of as many tokens; None where it is not installed."""
+    from vla_edge.engine.backends import BackendError, StageInterface, get_backend
+    from vla_edge.policy.stages import TensorSpec
+
+    try:
+        backend = get_backend("llama_cpp")
+    except BackendError:
+        return None
+    reader, tokens = runner.stages["prefill"].interface, runner.spec.chunk_size * runner.spec.max_action_dim
+    prompt = reader.inputs[0].shape[1] + reader.inputs[1].shape[1]
+    file = write_llama(directory / f"llama-{shapes.layers}.gguf", shapes, prompt + tokens)
+    bins = next(spec.shape[-1] for spec in reader.outputs if spec.name == "scores")
+    interface = StageInterface("generate", reader.inputs, (TensorSpec("token_scores", (1, tokens, bins)),))
+    stage, scores, length = backend.load(file, interface, {}, threads), np.zeros(bins, np.float32), _length(prefill)
+    return {"prefill": lambda: stage.read(length, scores), "decode": lambda: stage.decode(0, length, scores)}
+
+
+def plan_rows(name: str, checkpoint: Path, seconds: dict[str, float]) -> list[Row]:
+    """The planner's chunk on this computer against the measured one, with one thread.
+
+    Args:
+        seconds: way of decoding -> measured.
+    """
+    from vla_edge.compress.recipe import load_recipe
+    from vla_edge.engine.architecture_files import architecture_of
+    from vla_edge.engine.devices import load_device
+    from vla_edge.engine.plan import predict
+    from vla_edge.engine.workload import Workload
+    from vla_edge.progress import Bar
+
+    bar = Bar()
+    device = load_device("local", True, bar)
+    bar.close()
+    architecture, rows = architecture_of(checkpoint), []
+    for decoding, measured in seconds.items():
+        plan = predict(architecture, load_recipe("int4-layerwise"), device, Workload.of(architecture, decoding=decoding))
+        error = plan.total_ms / 1e3 / measured - 1
+        note = f"{measured:.1f} s a chunk with one thread, predicted {plan.total_ms / 1e3:.1f} ({100 * error:+.0f} %)"
+        rows.append(Row(f"plan_error.{name}_{decoding}", abs(error), "", "<=", PLAN, note=note))
+    return rows
