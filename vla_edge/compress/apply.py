@@ -92,12 +92,14 @@ def compress_layers(
     zeros: Collection[str] = (),
     given: Mapping[str, CompressedLinear] | None = None,
     weighed: Weighed | None = None,
+    most_products: int | None = None,
 ) -> dict[str, CompressedLinear]:
     """What becomes of `modules`, all layers of a policy or a part that `input_groups` leaves whole.
 
     Args:
         plan, smoothing, pruning: of at least these layers. groups: of `input_groups`.
         record: shows the data to layers; for the others see `compress_policy`, and what it raises.
+        most_products: bytes of products of channels that are held at once; `products_bytes` when None.
     """
     done = dict(given or {})
     fixed = {id(modules[name]) for name in done}
@@ -122,7 +124,7 @@ def compress_layers(
     untouched = not pruning and not any(isinstance(step, LowRankStep) for step in plan.values())
     asked = {group: steps_of(group) for group in groups}
     watched = {group: steps for group, steps in asked.items() if any(step.needs_statistics for step in steps)}
-    shares = _shares(watched, modules, products_bytes(modules))
+    shares = _shares(watched, modules, most_products or products_bytes(modules))
     for number, share in enumerate(shares):
 
         def part(fraction: float, what: str, number: int = number) -> None:

@@ -23,6 +23,7 @@ from vla_edge.compress.fold import input_groups
 from vla_edge.compress.layer_files import LayerFiles, write_layers
 from vla_edge.compress.plan import plan_pruning, plan_smoothing
 from vla_edge.compress.recipe import Recipe
+from vla_edge.compress.statistics import products_size
 from vla_edge.compress.steps import Storage
 from vla_edge.policy.chain import has_rows
 from vla_edge.policy.piecewise import PiecewisePolicy
@@ -87,13 +88,18 @@ def compress_piecewise(
                         lambda f, what, share=share, before=before, number=number: tell(
                             before + share * f, f"{stage.name}, piece {number + 1} of {len(work.numbers)}: {what}"
                         ),
-                        reduce_range,
+                        reduce_range, most_products=_all_products(mine),
                     )  # fmt: skip
                     piece.finish(layers)
             work.forget(number)
             files.append(work.file(number))
             done += share
     return LayerFiles(files, modules)
+
+
+def _all_products(modules: Mapping[str, object]) -> int:
+    """Bytes of the products of all channels of a piece: it is small, and what reaches it is inferred once."""
+    return sum(products_size(module.in_features) for module in modules.values())
 
 
 def _looks_at_data(step) -> bool:
