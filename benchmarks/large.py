@@ -49,6 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.run:
         rows += run_rows(name, checkpoint, options)
         write("7b", rows, options.output)
+    for policy in options.flow:
+        rows += flow_rows(policy, options)
+        write("7b", rows, options.output)
     if options.kills:
         shapes = Shapes(layers=min(options.kill_layers, options.layers))
         fewer = write_openvla(options.output / f"openvla_{shapes.layers}_layers" / "checkpoint", shapes)
@@ -111,6 +114,19 @@ def run_rows(name: str, checkpoint: Path, options) -> list[Row]:
                 alone[way] = middle
     rows += token_rows(Bundle.load(bundles / ways["autoregressive"]), Shapes(layers=options.layers), options.output, options.threads)
     return rows + plan_rows(name, checkpoint, alone)
+
+
+def flow_rows(name: str, options) -> list[Row]:
+    """Chunk latencies of a flow policy; PyTorch in bfloat16 has to compile, which takes a 3B policy's memory twice."""
+    from benchmarks.large_chunks import chunk_rows
+    from benchmarks.pi0_shapes import write_pi0
+    from benchmarks.smolvla_shapes import write_smolvla
+
+    write_one = {"pi0": write_pi0, "smolvla450": write_smolvla}[name]
+    checkpoint = write_one(options.output / name / "checkpoint", 1)
+    return chunk_rows(
+        name, checkpoint, options.output / "bundles", options.backend, options.threads, MEMORY / 1e6, name != "pi0"
+    )
 
 
 def kill_row(name: str, checkpoint: Path, options) -> Row:
@@ -188,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--layers", type=int, default=Shapes().layers, help="of the language model")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=["rtn", "awq", "gptq", "awq+gptq"])
     parser.add_argument("--tokens", type=int, default=TOKENS, help="to calibrate on, at least")
+    parser.add_argument("--flow", nargs="*", default=["smolvla450", "pi0"], choices=["smolvla450", "pi0"])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--kill-after", type=float, default=1.0, help="minutes, at most")
     parser.add_argument("--kill-layers", type=int, default=2, help="of the policy whose build is killed")

@@ -92,7 +92,7 @@ def write_openvla(directory: Path, shapes: Shapes = Shapes(), shard_bytes: int =
 
     for part in shapes.tensors():
         for name, shape in part.items():
-            shard[name] = _values(name, shape, generator)
+            shard[name] = random_values(name, shape, generator)
         if sum(tensor.numel() * 2 for tensor in shard.values()) > shard_bytes:
             flush()
     flush()
@@ -102,7 +102,7 @@ def write_openvla(directory: Path, shapes: Shapes = Shapes(), shard_bytes: int =
     return directory
 
 
-def _values(name: str, shape: tuple[int, ...], generator):
+def random_values(name: str, shape: tuple[int, ...], generator):
     """Bounded activations: norms are one, and layers keep the size of what reaches them."""
     import torch
 
