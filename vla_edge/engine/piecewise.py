@@ -185,8 +185,8 @@ class Piecewise:
 
     @property
     def _beside_a_piece(self) -> int:
-        """The same while full precision is inferred, and nothing made of the piece; some is left for what layers give."""
-        return int(0.75 * max(0, self.memory - self._largest_piece(compressed=False) - _PROGRAM))
+        """The same while full precision is inferred, and nothing made of the piece; layers give something too, and pages of the checkpoint are mapped."""
+        return int(0.6 * max(0, self.memory - self._largest_piece(compressed=False) - _PROGRAM))
 
     def _largest_piece(self, compressed: bool = True) -> int:
         """Bytes of its parameters in float32, and where it is compressed what AWQ and GPTQ make of its largest layer."""
