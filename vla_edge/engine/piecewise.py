@@ -185,7 +185,8 @@ class Piecewise:
 
     @property
     def _beside_a_piece(self) -> int:
-        """The same while full precision is inferred, and nothing made of the piece; layers give something too, and pages of the checkpoint are mapped."""
+        """The same while full precision is inferred, and nothing made of the piece. Layers give something too, and pages of
+        the checkpoint are mapped."""
         return int(0.6 * max(0, self.memory - self._largest_piece(compressed=False) - _PROGRAM))
 
     def _largest_piece(self, compressed: bool = True) -> int:
