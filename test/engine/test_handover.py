@@ -124,9 +124,9 @@ def test_a_policy_without_tokens_is_named(checkpoint, tmp_path):
 
 
 def test_the_command_says_it_in_one_sentence(tmp_path, capsys):
-    code = main(["export", str(SAVED / "openvla" / "checkpoint"), str(tmp_path / "out"), "--layout", "awq"])
+    code = main(["export", str(SAVED / "openvla" / "checkpoint"), str(tmp_path / "out"), "--layout", "gguf"])
     said = capsys.readouterr().err
-    assert code == 2 and said == "vla-edge: there is no layout 'awq'; choose one of edge_llm, modelopt, compressed_tensors\n"
+    assert code == 2 and said == "vla-edge: there is no layout 'gguf'; choose one of edge_llm, modelopt, compressed_tensors, awq\n"
 
 
 def test_its_name_as_a_backend_leads_to_the_command():

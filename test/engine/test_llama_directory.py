@@ -18,7 +18,7 @@ from vla_edge.policy.weights import Weights, find_weights
 
 @pytest.mark.parametrize(("layout", "precision"), [
     ("edge_llm", "int4 weights"), ("compressed_tensors", "int4 weights"), ("compressed_tensors", "int8 weights"),
-    ("modelopt", "float16"),
+    ("modelopt", "float16"), ("awq", "int4 weights"),
 ])  # fmt: skip
 def test_our_own_loader_finds_every_weight_in_it(tmp_path, layout, precision):
     subject = Subject(precision, 128)
@@ -83,3 +83,18 @@ def test_transformers_gives_the_policys_scores(tmp_path, precision):
     with torch.no_grad():
         logits = model(inputs_embeds=torch.from_numpy(places)[None]).logits[0, -len(expected) :, FIRST : FIRST + BINS].numpy()
     assert np.linalg.norm(logits - expected) / np.linalg.norm(expected) < 1e-3  # words and head are float16
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(("precision", "group"), [("int4 weights", 32), ("int4 weights", 128), ("float16", 32)])
+def test_mlx_lm_gives_the_policys_scores(tmp_path, precision, group):
+    """A runtime that multiplies with the rounded weights as they are; here on a processor."""
+    mx = pytest.importorskip("mlx.core")
+    utilities = pytest.importorskip("mlx_lm.utils")
+    subject = Subject(precision, group)
+    model, _ = utilities.load_model(subject.write(tmp_path / "language", "awq"))
+    expected = subject.scores()
+    places = subject.prompt(expected.argmax(-1)[:-1], subject.policy.prefill.embedding.weight.numpy())
+    found = model(mx.zeros((1, len(places)), dtype=mx.int32), input_embeddings=mx.array(places)[None].astype(mx.float16))
+    scores = np.array(found.astype(mx.float32))[0, -len(expected) :, FIRST : FIRST + BINS]
+    assert np.linalg.norm(scores - expected) / np.linalg.norm(expected) < 3e-3  # float16

@@ -36,7 +36,7 @@ def read_back(tensors: dict[str, np.ndarray]):
     ("edge_llm", "int4", (64, 256), 128), ("modelopt", "int4", (6, 96), 32), ("modelopt", "int4", (10, 64), 64),
     ("compressed_tensors", "int4", (5, 96), 32), ("compressed_tensors", "int4", (5, 20), 4),
     ("compressed_tensors", "int4", (7, 24), None), ("compressed_tensors", "int8", (5, 96), 32),
-    ("compressed_tensors", "int8", (7, 21), None),
+    ("compressed_tensors", "int8", (7, 21), None), ("awq", "int4", (16, 96), 32), ("awq", "int4", (8, 128), 128),
 ])  # fmt: skip
 def test_every_value_comes_back(layout, format, shape, group):
     layer = random_layer(*shape, format, group)
@@ -79,6 +79,7 @@ THIN = LowRank(np.ones((1, 64), np.float32), np.ones((6, 1), np.float32))
     ("edge_llm", random_layer(64, 128, "int8", None), "has int8 weights with a scale for each row; quantize it with .*128"),
     ("modelopt", random_layer(5, 64), "has 5 outputs, an odd number"),
     ("modelopt", random_layer(6, 64, group=None), "a scale for each row"),
+    ("awq", random_layer(12, 64), "has 12 outputs, no multiple of 8"), ("awq", random_layer(8, 64, "int8"), "has int8 weights"),
     ("compressed_tensors", in_precision(np.ones((4, 32), np.float32), "nvfp4 weights", 16), "has nvfp4 weights"),
     ("modelopt", CompressedLinear(random_layer(6, 64).weight, activation=ActivationQuant("dynamic")), "rounds its inputs"),
     ("modelopt", CompressedLinear(random_layer(6, 64).weight, low_rank=THIN), "has a low-rank branch"),
@@ -91,8 +92,8 @@ def test_what_a_layout_cannot_hold_is_named(layout, layer, told):
 
 
 def test_an_unknown_layout_is_named():
-    with pytest.raises(LayoutError, match="no layout 'awq'; choose one of edge_llm, modelopt, compressed_tensors"):
-        get_layout("awq")
+    with pytest.raises(LayoutError, match="no layout 'gguf'; choose one of edge_llm, modelopt, compressed_tensors, awq"):
+        get_layout("gguf")
 
 
 def test_layers_of_several_kinds_are_described_apart():
@@ -103,6 +104,8 @@ def test_layers_of_several_kinds_are_described_apart():
     groups = LAYOUTS["compressed_tensors"].describe(grids, ["lm_head"], False)["config.json"]["config_groups"]
     assert [group["targets"] for group in groups.values()] == [["a"], ["b", "c"]]
     json.dumps(groups)
+    with pytest.raises(LayoutError, match="b has groups of 64, a of 32, and the layout has one size for all"):
+        LAYOUTS["awq"].check({name: Grid((8, 64), "int4", grid.group) for name, grid in grids.items()})
 
 
 @pytest.mark.peers

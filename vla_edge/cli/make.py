@@ -42,7 +42,7 @@ def add(command) -> None:
     )
     sub.add_argument("checkpoint", type=Path, help="directory of an OpenVLA")
     sub.add_argument("output", type=Path, help="directory to write")
-    sub.add_argument("--layout", default="edge_llm", help="of the layers: edge_llm, modelopt or compressed_tensors")
+    sub.add_argument("--layout", default="edge_llm", help="of the layers: edge_llm, modelopt, compressed_tensors or awq")
     sub.add_argument("--recipe", default="int4-edge-llm", help="name of a shipped recipe, or a YAML file")
     sub.add_argument("--calibration", type=Path, help="as of build")
     sub.add_argument("--demonstrations", type=Path, nargs="+", default=[], help="as of build")

@@ -112,6 +112,7 @@ def _first_token(checkpoint: Checkpoint, recipe: Recipe, layout: Layout) -> int:
     for step in recipe.steps:
         if isinstance(step, FixedPoint | KVCache):
             raise LayoutError(f"recipe {recipe.name} says how tokens are written here ({step.key}); take that out")
+    grids = {}
     for name, step in check_recipe(recipe, policy, checkpoint).items():
         if not name.startswith("prefill.layers."):
             continue
@@ -122,9 +123,9 @@ def _first_token(checkpoint: Checkpoint, recipe: Recipe, layout: Layout) -> int:
             )
         if isinstance(step, Quantize):
             module = policy.get_submodule(name)
-            layout.check(
-                name, Grid((module.out_features, module.in_features), step.weights, weight_grid(step, module.in_features)[1])
-            )
+            shape = module.out_features, module.in_features
+            grids[name] = Grid(shape, step.weights, weight_grid(step, module.in_features)[1])
+    layout.check(grids)
     return first_action_token(checkpoint, policy.config.vocabulary)
 
 

@@ -40,10 +40,10 @@ def write_llama(directory: Path, language: Language, layout: Layout, first_actio
         layer = language.linear[name]
         scaled = scaled or layer.input_scale is not None
         if layer.quantized:
-            grids[llama_name(name)] = grid = Grid.of(layer)
-            layout.check(name, grid)
+            grids[llama_name(name)] = Grid.of(layer)
         else:
             floats.append(llama_name(name))
+    layout.check(grids)
     _write_shards(directory, _tensors(language, layout, first_action, scaled))
     config = _config(language)
     if grids:

@@ -5,6 +5,7 @@
 | `modelopt` | TensorRT-LLM, TensorRT Edge-LLM, SGLang | int4 in groups ("W4A16_AWQ"), scales of inputs too |
 | `edge_llm` | TensorRT Edge-LLM | the same within the limits of its products: groups of 128, widths of multiples of 64 |
 | `compressed_tensors` | vLLM, SGLang, transformers | int4 and int8, in groups or whole channels ("pack-quantized") |
+| `awq` | vLLM, SGLang, TGI, transformers, ONNX Runtime GenAI, mlx-lm, TensorRT Edge-LLM | int4 in groups of one size (AutoAWQ's "gemm") |
 
 Layers in floating point are float16 in all of them, which is what these runtimes multiply in.
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla_edge.compress.quantize.weights import CompressedLinear, QuantizedWeight
+from vla_edge.policy.packed import AWQ_ORDER
 from vla_edge.types import VlaEdgeError
 
 EDGE_LLM_GROUP, EDGE_LLM_WIDTH = 128, 64  # of its Int4GroupwiseGemmPlugin, versions 1 and 2
@@ -54,6 +56,7 @@ class Layout:
         describe: grids by layer, layers in floating point, whether inputs are scaled -> file -> what it says of them;
             what "config.json" says becomes its `quantization_config`.
         scales_inputs: whether scales of inputs can be stored.
+        one_group: whether all layers have to have groups of one size.
         recipe: what a layer has to be quantized with.
     """
 
@@ -61,12 +64,18 @@ class Layout:
     pack: Callable[[QuantizedWeight], dict[str, np.ndarray]]
     describe: Callable[[Mapping[str, Grid], list[str], bool], dict[str, dict]]
     scales_inputs: bool
+    one_group: bool
     recipe: str
 
-    def check(self, name: str, grid: Grid) -> None:
-        """Raises LayoutError: why a layer rounded like that cannot be stored, and what can."""
-        if reason := self.fits(grid):
-            raise LayoutError(f"{name} {reason}; quantize it with {self.recipe}, or keep it in float16")
+    def check(self, grids: Mapping[str, Grid]) -> None:
+        """Raises LayoutError: why layers rounded like that cannot be stored, and what can."""
+        first = next(iter(grids), None)
+        for name, grid in grids.items():
+            reason = self.fits(grid)
+            if self.one_group and grid.group != grids[first].group:
+                reason = f"has groups of {grid.group}, {first} of {grids[first].group}, and the layout has one size for all"
+            if reason:
+                raise LayoutError(f"{name} {reason}; quantize it with {self.recipe}, or keep it in float16")
 
 
 def get_layout(name: str) -> Layout:
@@ -91,7 +100,7 @@ def pack_layer(name: str, layer: CompressedLinear, layout: Layout, scaled: bool 
     found = {} if layer.bias is None else {"bias": in_half(f"{name}'s bias", layer.bias)}
     if not layer.quantized:
         return {"weight": in_half(name, layer.effective_weight()), **found}
-    layout.check(name, Grid.of(layer))
+    layout.check({name: Grid.of(layer)})
     steps = layer.weight.steps
     if not (np.isfinite(steps).all() and np.abs(steps).max() <= _HALF.max and np.abs(steps).min() >= _HALF.tiny):
         raise LayoutError(f"{name} has scales that float16 cannot hold; keep it in float16")
@@ -156,6 +165,35 @@ def _compressed(weight: QuantizedWeight) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
+def _awq_fits(grid: Grid) -> str | None:
+    if grid.format != "int4" or grid.group is None:
+        return _modelopt_fits(grid)
+    return f"has {grid.shape[0]} outputs, no multiple of 8" if grid.shape[0] % 8 else None
+
+
+def _awq(weight: QuantizedWeight) -> dict[str, np.ndarray]:
+    """Words of 32 bits along the outputs, integers raised by 8, eight outputs in the order of AWQ's kernels."""
+    rows = weight.values.shape[0]
+
+    def words(lifted: np.ndarray) -> np.ndarray:  # (n, out) -> (n, out / 8)
+        eights = lifted.reshape(len(lifted), rows // 8, 8)[..., np.argsort(AWQ_ORDER)].astype(np.int64)
+        return (eights << np.arange(0, 32, 4)).sum(-1).astype(np.uint32).view(np.int32)
+
+    scales = weight.steps.T.astype(np.float16)
+    return {
+        "qweight": words(weight.values.T.astype(np.int64) + 8), "qzeros": words(np.full(scales.shape, 8)), "scales": scales,
+    }  # fmt: skip
+
+
+def _describe_awq(grids: Mapping[str, Grid], floats: list[str], scaled: bool) -> dict[str, dict]:
+    return {
+        "config.json": {
+            "quant_method": "awq", "version": "gemm", "bits": 4, "group_size": next(iter(grids.values())).group,
+            "zero_point": True, "modules_to_not_convert": floats,
+        }
+    }  # fmt: skip
+
+
 def _describe_modelopt(grids: Mapping[str, Grid], floats: list[str], scaled: bool) -> dict[str, dict]:
     from vla_edge import __version__
 
@@ -200,13 +238,19 @@ def _describe_compressed(grids: Mapping[str, Grid], floats: list[str], scaled: b
 
 LAYOUTS = {
     "edge_llm": Layout(
-        _edge_llm_fits, _modelopt, _describe_modelopt, True, "`weights: int4, group_size: 128` and nothing that rounds inputs"
+        _edge_llm_fits, _modelopt, _describe_modelopt, True, True,
+        "`weights: int4, group_size: 128` and nothing that rounds inputs",
     ),
     "modelopt": Layout(
-        _modelopt_fits, _modelopt, _describe_modelopt, True, "`weights: int4` in groups and nothing that rounds inputs"
+        _modelopt_fits, _modelopt, _describe_modelopt, True, False,
+        "`weights: int4` in groups and nothing that rounds inputs",
     ),
     "compressed_tensors": Layout(
-        _compressed_fits, _compressed, _describe_compressed, False,
+        _compressed_fits, _compressed, _describe_compressed, False, False,
         "`weights: int4` or `weights: int8` and nothing that rounds inputs",
+    ),
+    "awq": Layout(
+        _awq_fits, _awq, _describe_awq, False, True,
+        "`weights: int4` in groups of a size that divides the inputs of all layers, and nothing that rounds or scales inputs",
     ),
 }  # fmt: skip

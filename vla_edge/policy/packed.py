@@ -23,8 +23,8 @@ from pathlib import Path
 
 from vla_edge.policy.checkpoint_files import CheckpointError
 
-# the order in which AWQ's kernels put eight outputs into a word
-_AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
+AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
+"""Where in a word AWQ's kernels have each of eight outputs."""
 _LAYOUTS = {
     "weight_packed": ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx", "input_scale",
                       "input_zero_point"),
@@ -149,7 +149,7 @@ def _awq(tensors: Mapping, where: Path) -> Unpacked:
     """Words along the outputs, (in, out / 8), in an order of their own."""
     scales = tensors["scales"]
     values, zeros = (
-        _words(tensors[part], 4).unflatten(1, (-1, 8))[..., list(_AWQ_ORDER)].flatten(1) for part in ("qweight", "qzeros")
+        _words(tensors[part], 4).unflatten(1, (-1, 8))[..., list(AWQ_ORDER)].flatten(1) for part in ("qweight", "qzeros")
     )
     return _scaled((values - zeros.repeat_interleave(len(values) // len(scales), 0)).T, scales.T)
 
