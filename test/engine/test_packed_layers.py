@@ -104,7 +104,7 @@ def test_layers_of_several_kinds_are_described_apart():
     groups = LAYOUTS["compressed_tensors"].describe(grids, ["lm_head"], False)["config.json"]["config_groups"]
     assert [group["targets"] for group in groups.values()] == [["a"], ["b", "c"]]
     json.dumps(groups)
-    with pytest.raises(LayoutError, match="b has groups of 64, a of 32, and the layout has one size for all"):
+    with pytest.raises(LayoutError, match="b has groups of 64, a of 32, and all have to be of one size"):
         LAYOUTS["awq"].check({name: Grid((8, 64), "int4", grid.group) for name, grid in grids.items()})
 
 

@@ -1,4 +1,4 @@
-"""A policy that writes its actions as tokens -> what runtimes for language models and TensorRT take, complete with the facts.
+"""A policy that writes its actions as tokens -> what runtimes of language models take, and the facts that go with it.
 
     policy.json  vision.onnx  language/ (a Hugging Face Llama)  action_tokens/vocab_map.safetensors
 

@@ -2,10 +2,10 @@
 
 | layout | read by | what it holds |
 |---|---|---|
-| `modelopt` | TensorRT-LLM, TensorRT Edge-LLM, SGLang | int4 in groups ("W4A16_AWQ"), scales of inputs too |
+| `modelopt` | TensorRT-LLM, TensorRT Edge-LLM | int4 in groups ("W4A16_AWQ"), scales of inputs too |
 | `edge_llm` | TensorRT Edge-LLM | the same within the limits of its products: groups of 128, widths of multiples of 64 |
 | `compressed_tensors` | vLLM, SGLang, transformers | int4 and int8, in groups or whole channels ("pack-quantized") |
-| `awq` | vLLM, SGLang, TGI, transformers, ONNX Runtime GenAI, mlx-lm, TensorRT Edge-LLM | int4 in groups of one size (AutoAWQ's "gemm") |
+| `awq` | vLLM, SGLang, TGI, transformers, mlx-lm, ONNX Runtime GenAI | int4 in groups of one size (AutoAWQ's "gemm") |
 
 Layers in floating point are float16 in all of them, which is what these runtimes multiply in.
 """
@@ -73,7 +73,7 @@ class Layout:
         for name, grid in grids.items():
             reason = self.fits(grid)
             if self.one_group and grid.group != grids[first].group:
-                reason = f"has groups of {grid.group}, {first} of {grids[first].group}, and the layout has one size for all"
+                reason = f"has groups of {grid.group}, {first} of {grids[first].group}, and all have to be of one size"
             if reason:
                 raise LayoutError(f"{name} {reason}; quantize it with {self.recipe}, or keep it in float16")
 
@@ -108,8 +108,8 @@ def pack_layer(name: str, layer: CompressedLinear, layout: Layout, scaled: bool 
     if layer.input_scale is not None and not layout.scales_inputs:
         raise LayoutError(f"{name} scales its inputs at run time, which this layout does not hold; choose `modelopt`")
     if layer.input_scale is not None or scaled:
-        ones = np.ones(layer.shape[1], np.float32)
-        found["pre_quant_scale"] = in_half(f"{name}'s input scale", ones if layer.input_scale is None else layer.input_scale)
+        scale = np.ones(layer.shape[1], np.float32) if layer.input_scale is None else layer.input_scale
+        found["pre_quant_scale"] = in_half(f"{name}'s input scale", scale)
     return found
 
 
@@ -251,6 +251,6 @@ LAYOUTS = {
     ),
     "awq": Layout(
         _awq_fits, _awq, _describe_awq, False, True,
-        "`weights: int4` in groups of a size that divides the inputs of all layers, and nothing that rounds or scales inputs",
+        "`weights: int4` in groups of a size that divides all layers' inputs, and nothing that rounds or scales inputs",
     ),
 }  # fmt: skip
