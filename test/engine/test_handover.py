@@ -13,6 +13,7 @@ import torch
 from vla_edge.cli import main
 from vla_edge.compress.calibrate import collect
 from vla_edge.compress.recipe import Accept, parse_recipe
+from vla_edge.engine import build as building
 from vla_edge.engine import piecewise
 from vla_edge.engine.backends import BackendError, StageInterface, get_backend
 from vla_edge.engine.handover import hand_over
@@ -50,23 +51,28 @@ def data_of(directory: Path):
 
 
 @pytest.mark.slow
-def test_all_of_a_policy_is_there(openvla, tmp_path):
-    made = hand_over(openvla, tmp_path / "out", "modelopt", recipe(), data_of(openvla))
-    assert sorted(path.name for path in made.directory.iterdir()) == ["action_tokens", "language", "policy.json", "vision.onnx"]
+def test_all_of_a_policy_is_there(openvla, tmp_path, monkeypatch, capsys):
+    (openvla / "some.yaml").write_text(json.dumps(recipe().to_dict()))
+    monkeypatch.setattr(building, "calibration_source", lambda given, directory: data_of(openvla))
+    directory = tmp_path / "out"
+    asked = [str(openvla), str(directory), "--layout", "modelopt", "--recipe", str(openvla / "some.yaml")]
+    assert main(["export", *asked, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert sorted(path.name for path in directory.iterdir()) == ["action_tokens", "language", "policy.json", "vision.onnx"]
     assert {path.name for path in tmp_path.iterdir()} == {"out", "robot"}  # and nothing beside it
-    facts = json.loads((made.directory / "policy.json").read_text())
-    assert facts == json.loads(json.dumps(made.facts))
+    facts = json.loads((directory / "policy.json").read_text())
+    assert told["layers"] == facts["layers"] and told["verification"]["by"] == "onnxruntime, on the same layers"
     # what sees
     policy = load_policy(load_checkpoint(openvla))
     stage = policy.stages()[0]
     interface = StageInterface(stage.name, stage.inputs, stage.outputs)
     picture = np.random.default_rng(0).uniform(-1, 1, stage.inputs[0].shape).astype(np.float32)
     runtime = get_backend("onnxruntime")
-    seen = runtime.load(made.directory / "vision.onnx", interface, {}).run({"image": picture})["image_tokens"]
+    seen = runtime.load(directory / "vision.onnx", interface, {}).run({"image": picture})["image_tokens"]
     np.testing.assert_allclose(seen, stage.module(torch.from_numpy(picture))[0].detach(), atol=1e-4)
     assert [tuple(t["shape"]) for t in facts["vision"]["outputs"]] == [stage.outputs[0].shape]
     # what reads and writes
-    weights = Weights(find_weights(made.directory / "language"))
+    weights = Weights(find_weights(directory / "language"))
     original = Weights(load_checkpoint(openvla).weights)
     for ours in ("layers.0.q", "layers.2.mlp.down"):
         full = original[f"language_model.{llama_name(ours)}.weight"].float()
@@ -77,6 +83,7 @@ def test_all_of_a_policy_is_there(openvla, tmp_path):
     head = original["language_model.lm_head.weight"]
     np.testing.assert_array_equal(weights["lm_head.weight"][first : first + BINS], head[first : first + BINS].half())
     assert first + BINS + 64 == len(head) and facts["action_tokens"]["written"] == len(facts["joint_names"])
+    assert main(["export", *asked]) == 2 and "exists already" in capsys.readouterr().err  # nothing is replaced
 
 
 @pytest.mark.slow

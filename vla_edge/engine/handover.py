@@ -27,7 +27,7 @@ from vla_edge.engine.language import language_of
 from vla_edge.engine.llama_directory import write_action_tokens, write_llama
 from vla_edge.engine.packed_layers import Grid, Layout, LayoutError, get_layout
 from vla_edge.files import whole_directory
-from vla_edge.policy.bins import BINS
+from vla_edge.policy.bins import bin_values
 from vla_edge.policy.checkpoint import Checkpoint, load_checkpoint
 
 LANGUAGE, TOKENS, FACTS = "language", "action_tokens", "policy.json"
@@ -57,20 +57,22 @@ def hand_over(
     demonstrations: Sequence[str | Path] = (),
     build_memory_mb: float | None = None,
 ) -> Handover:
-    """Write `output`, which is there as a whole or not at all.
+    """Write `output`, which must not exist and then is there as a whole or not at all.
 
     Args:
         checkpoint: directory of an OpenVLA. layout: of the language model's layers, one of `packed_layers.LAYOUTS`.
         recipe, calibration, progress, demonstrations, build_memory_mb: as of `build.build`.
 
     Raises:
-        LayoutError: the policy writes no tokens, or the layout cannot hold what the recipe makes of it; before anything is
-            compressed where the recipe tells.
+        LayoutError: `output` exists, the policy writes no tokens, or the layout cannot hold what the recipe makes of it;
+            before anything is compressed where the recipe tells.
         VlaEdgeError: as `build.build`.
     """
     chosen = get_layout(layout)
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     loaded, output = load_checkpoint(checkpoint), Path(output).expanduser().resolve()
+    if output.exists():
+        raise LayoutError(f"{output} exists already; choose another output, or take it away")
     first = _first_token(loaded, recipe, chosen)
     engine = output.with_name(f".{output.name}.engine")
     with whole_directory(output, LayoutError) as directory:
@@ -153,13 +155,13 @@ def _facts(bundle: Bundle, layout: str, first: int) -> dict:
         "joint_names": manifest["joint_names"],
         "dt": manifest["dt"],
         "recipe": manifest["recipe"],
-        "vision": {side: vision[side] for side in ("inputs", "outputs")},
+        "vision": {"pixels": [-1, 1], **{side: vision[side] for side in ("inputs", "outputs")}},
         "prompt": {
             "order": ["the first word", "image tokens of every camera", "the rest of the words"],
             "image_tokens": prompt[0].shape[1],
             "words": prompt[1].shape[1],
         },
-        "action_tokens": {"first": first, "count": BINS, "written": len(manifest["joint_names"])},
+        "action_tokens": {"first": first, "values": bin_values().tolist(), "written": len(manifest["joint_names"])},
         "layers": {name: row for entry in bundle.stages for name, row in _rows(entry)},
         "calibration": manifest["calibration"],
         "verification": {**manifest["verification"], "by": f"{STAND_IN}, on the same layers"},
