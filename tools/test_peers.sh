@@ -10,13 +10,15 @@ declare -A FILES=([peft]=test/policy/test_merge.py [bitsandbytes]="test/policy/t
     [lerobot]=test/evaluate/test_lerobot_itself.py [ruckig]=test/control/test_limits_peer.py
     [pinocchio]=test/control/test_gravity.py [dask]=test/evaluate/test_suite.py [openpi]=test/engine/test_remote_openpi.py
     [executorch]=test/engine/test_executorch.py [litert]=test/engine/test_litert.py [mlx]=test/engine/test_mlx.py
-    [coreml]=test/engine/test_coreml.py [llama_cpp]=test/engine/test_llama_cpp.py
+    [coreml]=test/engine/test_coreml.py [edge_llm]=test/engine/test_edge_llm.py [mlx_lm]=test/engine/test_llama_directory.py
+    [llama_cpp]=test/engine/test_llama_cpp.py
     [metaworld]="test/sim/test_metaworld.py test/evaluate/test_metaworld_rig.py"
     [tensorrt]="test/engine/test_tensorrt_rtx.py test/engine/test_tensorrt_runtime.py test/engine/test_plan.py test/engine/test_build.py")
 for provider in modelopt llmcompressor torchao nncf neural-compressor; do
     FILES[$provider]=test/compress/test_providers.py
 done
-FILES[llmcompressor]+=" test/policy/test_packed.py"
+FILES[llmcompressor]+=" test/policy/test_packed.py test/engine/test_packed_layers.py test/engine/test_llama_directory.py"
+FILES[modelopt]+=" test/engine/test_packed_layers.py"
 
 source tools/env.sh
 names=("$@")

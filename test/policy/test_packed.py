@@ -79,6 +79,12 @@ def as_int8(weight):
     return {"weight": (q - 128).to(torch.int8), "weight_scale": scales.half()}, (q, zeros, scales)
 
 
+def as_modelopt(weight):
+    q, zeros, scales = rounded(weight)
+    codes = ((q - 8) & 15).to(torch.uint8)  # two's complements
+    return {"weight": codes[0::2] | codes[1::2] << 4, "weight_scale": scales}, (q, zeros, scales)
+
+
 def as_fp8(weight):
     scales = (weight.float().abs().amax() / 448).reshape(())
     return {"weight": (weight.float() / scales).to(torch.float8_e4m3fn), "weight_scale": scales}, None
@@ -93,6 +99,7 @@ LAYOUTS = {
     "awq asymmetric": (as_awq, {"asymmetric": True}, "int8"),
     "awq": (as_awq, {}, "int4"),
     "int8": (as_int8, {}, "int8"),
+    "modelopt": (as_modelopt, {}, "int4"),
     "fp8": (as_fp8, {}, "fp8"),
 }
 
@@ -169,9 +176,31 @@ def test_what_is_not_understood_is_named(directory):
         load_policy(load_checkpoint(directory))
 
 
-def test_nvfp4_and_other_codes_are_refused(directory):
-    packed(directory, lambda weight: ({"weight": torch.zeros(4, 4, dtype=torch.uint8), "weight_scale": torch.ones(4)}, None))
-    with pytest.raises(CheckpointError, match="values of type torch.uint8"):
+def test_weights_of_scaled_inputs_are_what_they_stand_for(directory):
+    def pack(weight):
+        tensors, made = as_modelopt(weight)
+        gain = torch.linspace(0.5, 2, weight.shape[1]).half()
+        return tensors | {"pre_quant_scale": gain}, (*made, gain)
+
+    made = packed(directory, pack)
+    policy = load_policy(load_checkpoint(directory))
+    q, zeros, scales, gain = made["language_model.model.layers.0.self_attn.q_proj"]
+    expected = (q - 8) * scales.repeat_interleave(GROUP, 1) * gain.float()
+    np.testing.assert_allclose(policy.prefill.layers[0].q.weight.detach(), expected, rtol=1e-6)
+    assert not stored_layers(policy, load_checkpoint(directory))  # a recipe decides how they are stored
+
+
+@pytest.mark.parametrize(("extra", "kind", "told"), [
+    (["weight_scale_2"], torch.uint8, "scales of scales, as NVFP4 has"),
+    ([], torch.int16, "values of type torch.int16"),
+])  # fmt: skip
+def test_nvfp4_and_other_codes_are_refused(directory, extra, kind, told):
+    def pack(weight):
+        tensors = {name: torch.ones(4) for name in ("weight_scale", *extra)}
+        return {"weight": torch.zeros(4, 4, dtype=kind), **tensors}, None
+
+    packed(directory, pack)
+    with pytest.raises(CheckpointError, match=told):
         load_policy(load_checkpoint(directory))
 
 

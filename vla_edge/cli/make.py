@@ -1,4 +1,4 @@
-"""What comes before an engine, and what makes one: build, plan, sensitivity, compare, merge, distill."""
+"""What comes before an engine, and what makes one: build, export, plan, sensitivity, compare, merge, distill."""
 
 from __future__ import annotations
 
@@ -36,6 +36,17 @@ def add(command) -> None:
         "--build-memory-mb", type=float,
         help="that the build may take, what is free when left out; a policy that does not fit is built piece by piece",
     )  # fmt: skip
+
+    sub = command(
+        "export", _export, "compress an OpenVLA for runtimes of language models: a Hugging Face directory and vision.onnx"
+    )
+    sub.add_argument("checkpoint", type=Path, help="directory of an OpenVLA")
+    sub.add_argument("output", type=Path, help="directory to write")
+    sub.add_argument("--layout", default="edge_llm", help="of the layers: edge_llm, modelopt, compressed_tensors or awq")
+    sub.add_argument("--recipe", default="int4-edge-llm", help="name of a shipped recipe, or a YAML file")
+    sub.add_argument("--calibration", type=Path, help="as of build")
+    sub.add_argument("--demonstrations", type=Path, nargs="+", default=[], help="as of build")
+    sub.add_argument("--build-memory-mb", type=float, help="as of build")
 
     sub = command("plan", _plan, "predict time, rates and memory of an engine on a device, before anything is built")
     sub.add_argument("policy", help="checkpoint directory, or a published architecture such as pi0.5 or openvla-7b")
@@ -159,6 +170,25 @@ def _build_to(options):
         bar.close()
     text = summary(outcome) if path is None else f"{summary(outcome)}\n{path}: {report_path(path)} tells how"
     return {**to_json(outcome), "bundle": path and str(path)}, 0 if outcome.reached else FAILED, text
+
+
+def _export(options):
+    from vla_edge.engine.handover import LANGUAGE, hand_over
+
+    bar = Bar()
+    try:
+        made = hand_over(
+            options.checkpoint, options.output, options.layout, options.recipe, options.calibration, bar,
+            options.demonstrations, options.build_memory_mb,
+        )  # fmt: skip
+    finally:
+        bar.close()
+    found = made.facts["verification"]
+    text = (
+        f"{made.directory}: {made.bytes / 1e6:.1f} MB; {LANGUAGE}/ in the layout {options.layout}, vision.onnx; action error "
+        f"{100 * found['action_error_rel']:.2f} % of the motion over {found['frames']} observations, by {found['by']}"
+    )
+    return {"directory": str(made.directory), "bytes": made.bytes, **made.facts}, 0, text
 
 
 def _plan(options):

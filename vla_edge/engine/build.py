@@ -26,7 +26,7 @@ from vla_edge.compress.pipeline import Compressed
 from vla_edge.compress.recipe import Recipe, load_recipe
 from vla_edge.engine.backends import AUTO, BackendError, chosen_backends, gain_by_reduced_range, get_backend, reads, runs_here
 from vla_edge.engine.bundle import Bundle, BundleError, load_entries, writing
-from vla_edge.engine.compile import STAND_IN, compile_ahead, compile_stages, export_stages
+from vla_edge.engine.compile import STAND_IN, ExportedStage, compile_ahead, compile_stages, export_stages
 from vla_edge.engine.diverge import first_divergence, layer_errors
 from vla_edge.engine.foreseen import Chunks
 from vla_edge.engine.lockstep import InTurn, infer_together
@@ -38,6 +38,8 @@ from vla_edge.files import sha256
 from vla_edge.types import Observation
 
 Progress = Callable[[float, str], None]
+Then = Callable[[Sequence[ExportedStage], Compressed, Callable], None]
+"""Of the stages as files, of what they were made of, and of stage -> a context in which it is in memory."""
 PROFILE_REPEATS = 20
 # packages a build can do without
 OPTIONAL = (
@@ -62,6 +64,7 @@ def build(
     demonstrations: Sequence[str | Path] = (),
     compute_capability: str | None = None,
     build_memory_mb: float | None = None,
+    then: Then | None = None,
 ) -> Path:
     """Build a bundle, or find that it is there already.
 
@@ -81,6 +84,7 @@ def build(
             runtime verifies such an engine, on the same files.
         build_memory_mb: that the build may take; what is free here when None. A policy that does not fit is built piece by
             piece, see `engine.piecewise`, and goes on where it was when it is interrupted.
+        then: called once the engine has passed; what it raises leaves no bundle behind.
 
     Returns:
         The bundle's directory.
@@ -119,6 +123,7 @@ def build(
             demonstrations,
             work,
             available_memory() if build_memory_mb is None else round(1e6 * build_memory_mb),
+            then,
         )
         with torch_threads(loaded.bytes // 4), enough_memory(loaded.directory):
             manifest = job.run(calibration)
@@ -208,6 +213,7 @@ class _Build:
     demonstrations: Sequence[str | Path]
     work: Path
     memory: int
+    then: Then | None = None
 
     @property
     def ahead(self) -> bool:
@@ -246,6 +252,8 @@ class _Build:
                 subject.ready,
             )  # fmt: skip
             entries, engine, result = self._compile(exported, subject, spec, Path(scratch))
+            if self.then is not None:
+                self.then(exported, compressed, subject.ready)
         timed = not self.ahead and not subject.in_turn
         if timed:
             self.tell(subject.place(0.93), "measuring")

@@ -8,7 +8,7 @@ needs are read from it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from vla_edge.compress.quantize.weights import CompressedLinear
 from vla_edge.engine.backends import BackendError
 from vla_edge.engine.gguf_blocks import TYPES, BlockError, blocks
+from vla_edge.engine.language import Language, language_of
 from vla_edge.policy.bins import BINS
 
 # ours -> GGUF's names within a layer
@@ -25,33 +26,6 @@ LINEAR = {
 }  # fmt: skip
 NORMS = {"attention_norm": "attn_norm", "mlp_norm": "ffn_norm"}
 FLOATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-
-
-@dataclass(frozen=True)
-class Language:
-    """A Llama that writes actions.
-
-    Attributes:
-        heads, kv_heads: of each layer. eps: of its norms. wavelength: of its rotary embedding. context: most tokens.
-        linear: "layers.<i>.<name>" and "head" -> what became of it.
-        norms: "layers.<i>.<name>" and "norm" -> (width,) float32.
-        words: (256, width) float32, embeddings of the tokens of actions.
-        embedding: (vocabulary, width) float32, of the words of prompts.
-    """
-
-    heads: int
-    kv_heads: int
-    eps: float
-    wavelength: float
-    context: int
-    linear: Mapping[str, CompressedLinear]
-    norms: Mapping[str, np.ndarray]
-    words: np.ndarray
-    embedding: np.ndarray
-
-    @property
-    def layers(self) -> int:
-        return sum(name.endswith(".q") for name in self.linear)
 
 
 def words_of(path: str | Path) -> Path:
@@ -68,20 +42,7 @@ def export_language(stage, layers: Mapping[str, CompressedLinear], path: str | P
     Raises:
         BlockError: what became of a layer cannot be written, and which recipe can.
     """
-    from torch import nn
-
-    from vla_edge.engine.export import as_it_is
-
-    reader, c = stage.module.prefill, stage.module.prefill.config
-    found = {name: module for name, module in reader.named_modules() if isinstance(module, nn.Linear)}
-    norms = {name: module for name, module in reader.named_modules() if name.endswith("norm")}
-    language = Language(
-        c.heads, c.kv_heads, c.eps, c.wavelength, c.prompt_length + c.tokens,
-        {name: layers.get(name) or as_it_is(module) for name, module in found.items()},
-        {name: _numpy(module.weight) for name, module in norms.items()},
-        _numpy(stage.module.decode.words.weight), _numpy(reader.embedding.weight),
-    )  # fmt: skip
-    return write_language(language, path)
+    return write_language(language_of(stage.module.prefill, stage.module.decode.words, layers), path)
 
 
 def write_language(language: Language, path: str | Path) -> Path:
@@ -169,6 +130,3 @@ def _check(name: str, layer: CompressedLinear) -> None:
         weight = layer.weight
         blocks(replace(weight, values=weight.values[:1], scales=weight.scales[:1]), name)
 
-
-def _numpy(tensor) -> np.ndarray:
-    return tensor.detach().cpu().float().numpy()

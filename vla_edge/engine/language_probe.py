@@ -7,7 +7,8 @@ from __future__ import annotations
 import numpy as np
 
 from vla_edge.engine.backends import StageInterface
-from vla_edge.engine.gguf_file import LINEAR, Language
+from vla_edge.engine.gguf_file import LINEAR
+from vla_edge.engine.language import Language
 from vla_edge.engine.product import in_precision
 from vla_edge.policy.bins import BINS
 from vla_edge.policy.stages import TensorSpec

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vla_edge.policy.bins import BINS
 from vla_edge.policy.checkpoint_files import CheckpointError, Document, read_json, read_tokenizer
 from vla_edge.policy.families import Description
 from vla_edge.policy.robot_facts import ROBOT_FILE, RobotFacts
@@ -39,11 +40,12 @@ _TEXT = "language_model.model."
 _LLM_HEAD = "language_model.lm_head.weight"
 WORDS = (f"{_TEXT}embed_tokens.weight", _LLM_HEAD)
 """Tables of all words, of which actions take 256 rows."""
-_LAYER = {
+LLAMA_LAYER = {
     "attention_norm": "input_layernorm", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
     "out": "self_attn.o_proj", "mlp_norm": "post_attention_layernorm", "mlp.gate": "mlp.gate_proj",
     "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj",
 }  # fmt: skip
+"""Ours -> Llama's names within a layer."""
 _BLOCK = {"attention_norm": "norm1", "out": "attn.proj", "mlp_norm": "norm2", "mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"}
 _TOKENS = ("prefill", "decode", "revise")  # stages that score and read tokens of actions
 _HEAD_PARTS = {"norm_in": "layer_norm1", "linear_in": "fc1", "norm_out": "layer_norm2", "linear_out": "fc2"}
@@ -104,7 +106,7 @@ def tensors(policy, checkpoint: Checkpoint, weights: Weights) -> OnDemand:
     scales = {scale for scale in map(scale_of, read) if scale in everything}
     layers = [tower.layers for tower in config.towers]
     everything.check(read | scales, lambda name: _is_unused(name, layers))
-    action_end = config.vocabulary - checkpoint.config.get("pad_to_multiple_of", 64)
+    action_end = first_action_token(checkpoint, config.vocabulary) + BINS
     likes = policy.state_dict()
 
     def made(name: str):
@@ -168,6 +170,11 @@ def openvla_config(checkpoint: Checkpoint, weights: Weights) -> OpenVLAConfig:
     )
 
 
+def first_action_token(checkpoint: Checkpoint, vocabulary: int) -> int:
+    """Id of the first of the 256 tokens of actions, the last words before what the vocabulary is padded with."""
+    return vocabulary - checkpoint.config.get("pad_to_multiple_of", 64) - BINS
+
+
 def file_names(name: str) -> tuple[str, ...]:
     """The tensors that ours is made of: one, but for registers, which are joined."""
     module, _, kind = name.rpartition(".")
@@ -177,7 +184,7 @@ def file_names(name: str) -> tuple[str, ...]:
         return (f"projector.fc{int(match[1]) + 1}.{kind}",)
     stage, _, inner = module.partition(".")
     if match := re.fullmatch(r"layers\.(\d+)\.(.+)", inner):
-        return (f"{_TEXT}layers.{match[1]}.{_LAYER[match[2]]}.{kind}",)
+        return (f"{_TEXT}layers.{match[1]}.{LLAMA_LAYER[match[2]]}.{kind}",)
     if inner in ("embedding", "words"):
         return (f"{_TEXT}embed_tokens.{kind}",)
     if inner == "norm":

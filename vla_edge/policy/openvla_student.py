@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from vla_edge.files import whole_directory
 from vla_edge.policy.bins import BINS
 from vla_edge.policy.checkpoint_files import CheckpointError, read_json
-from vla_edge.policy.openvla_checkpoint import STATISTICS, WORDS, file_names, files_of, scale_of
+from vla_edge.policy.openvla_checkpoint import STATISTICS, WORDS, file_names, files_of, first_action_token, scale_of
 from vla_edge.policy.robot_facts import ROBOT_FILE
 from vla_edge.policy.spec import PolicySpec
 from vla_edge.policy.weights import INDEX_FILE, Weights
@@ -71,7 +71,7 @@ def _write_tensors(directory: Path, policy: OpenVLA, checkpoint: Checkpoint) -> 
         for file in file_names(name):
             makers.setdefault(file, []).append(name)
     scales = {scale_of(file) for file in makers}
-    action_end, total = policy.config.vocabulary - checkpoint.config.get("pad_to_multiple_of", 64), 0
+    action_end, total = first_action_token(checkpoint, policy.config.vocabulary) + BINS, 0
     for path, part in files_of(checkpoint).items():
         values, old = {}, Weights((path,))
         for stored in old:

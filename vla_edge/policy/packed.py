@@ -3,13 +3,14 @@
 | layout | tensors of a layer | weight |
 |---|---|---|
 | compressed-tensors, packed | weight_packed, weight_scale, weight_shape, weight_zero_point | (q - z) scale |
-| compressed-tensors, ModelOpt: INT8, FP8 | weight, weight_scale | q scale |
+| compressed-tensors, ModelOpt: INT8, FP8 | weight, weight_scale, pre_quant_scale | q scale |
+| ModelOpt: INT4 ("W4A16_AWQ") | the same, two outputs in a byte | q scale |
 | GPTQ | qweight, qzeros, scales, g_idx | (q - z - 1) scale, or (q - z) scale of its second version |
 | AWQ | qweight, qzeros, scales | (q - z) scale |
 | bitsandbytes NF4 | weight, absmax, quant_map, quant_state | quant_map[q] absmax |
 
 All but NF4's are equal steps, so that integers and scales can be taken over as they are. NF4's are the numbers of a table:
-they are loaded as what they stand for.
+they are loaded as what they stand for, and so is a weight whose inputs are scaled first (pre_quant_scale).
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from pathlib import Path
 
 from vla_edge.policy.checkpoint_files import CheckpointError
 
-# the order in which AWQ's kernels put eight outputs into a word
-_AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
+AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
+"""Where in a word AWQ's kernels have each of eight outputs."""
 _LAYOUTS = {
     "weight_packed": ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx", "input_scale",
                       "input_zero_point"),
     "qweight": ("qweight", "qzeros", "scales", "g_idx"),
-    "weight_scale": ("weight", "weight_scale", "weight_zero_point", "input_scale", "input_zero_point"),
+    "weight_scale": ("weight", "weight_scale", "weight_scale_2", "weight_zero_point", "pre_quant_scale", "input_scale",
+                     "input_zero_point"),
     "weight.absmax": ("weight", "weight.absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__nf4",
                       "weight.nested_absmax", "weight.nested_quant_map"),
 }  # fmt: skip
@@ -105,17 +107,26 @@ def _compressed(tensors: Mapping, where: Path) -> Unpacked:
 
 
 def _whole(tensors: Mapping, where: Path) -> Unpacked:
-    """A value in each element, INT8 or FP8; scales of the tensor, of rows, or of groups."""
+    """A value in each element, INT8 or FP8, or INT4 of two rows; scales of the tensor, of rows, or of groups."""
     import torch
 
     values, scale = tensors["weight"], tensors["weight_scale"]
+    if "weight_scale_2" in tensors:
+        raise ValueError("scales of scales, as NVFP4 has")
+    if values.dtype == torch.uint8:
+        nibbles = torch.stack([values & 15, values >> 4], 1).flatten(0, 1).to(torch.int8)
+        values = torch.where(nibbles > 7, nibbles - 16, nibbles)
     if values.dtype not in (torch.int8, torch.float8_e4m3fn):
         raise ValueError(f"values of type {values.dtype}")
     if "weight_zero_point" in tensors and tensors["weight_zero_point"].any():
         raise ValueError("zero points of whole values")
     rows = values.shape[0]
     scale = scale.reshape(1, 1).expand(rows, 1) if scale.numel() == 1 else scale.reshape(rows, -1)
-    return _scaled(values.float(), scale)
+    found = _scaled(values.float(), scale)
+    scaled = tensors.get("pre_quant_scale")
+    if scaled is None or (scaled == 1).all():
+        return found
+    return Unpacked(found.weight * scaled.float(), None)
 
 
 def _gptq_or_awq(tensors: Mapping, where: Path) -> Unpacked:
@@ -138,7 +149,7 @@ def _awq(tensors: Mapping, where: Path) -> Unpacked:
     """Words along the outputs, (in, out / 8), in an order of their own."""
     scales = tensors["scales"]
     values, zeros = (
-        _words(tensors[part], 4).unflatten(1, (-1, 8))[..., list(_AWQ_ORDER)].flatten(1) for part in ("qweight", "qzeros")
+        _words(tensors[part], 4).unflatten(1, (-1, 8))[..., list(AWQ_ORDER)].flatten(1) for part in ("qweight", "qzeros")
     )
     return _scaled((values - zeros.repeat_interleave(len(values) // len(scales), 0)).T, scales.T)
 

@@ -103,7 +103,10 @@ def get_backend(name: str) -> ModuleType:
         BackendError: there is none of that name, or its runtime is not installed.
     """
     if name not in BACKENDS:
-        raise BackendError(f"there is no backend {name!r}; choose one of {', '.join(sorted(BACKENDS))}")
+        from vla_edge.engine.packed_layers import LAYOUTS
+
+        others = f" (vla-edge export writes {name}'s files, which its own runtime runs)" if name in LAYOUTS else ""
+        raise BackendError(f"there is no backend {name!r}{others}; choose one of {', '.join(sorted(BACKENDS))}")
     module, package = BACKENDS[name]
     try:
         return importlib.import_module(module)
