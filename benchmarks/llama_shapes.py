@@ -10,7 +10,8 @@ import numpy as np
 
 from benchmarks.openvla_shapes import Shapes
 from vla_edge.compress.quantize.weights import CompressedLinear
-from vla_edge.engine.gguf_file import LINEAR, NORMS, Language, words_of, write_language
+from vla_edge.engine.gguf_file import LINEAR, NORMS, words_of, write_language
+from vla_edge.engine.language import Language
 from vla_edge.engine.product import in_precision
 from vla_edge.policy.bins import BINS
 
