@@ -22,8 +22,8 @@ from vla_edge.compress.quantize.formats import number_format
 from vla_edge.compress.recipe import Recipe, RecipeError
 from vla_edge.compress.steps import STEPS, FixedPoint, Keep, LowRankStep, Prune, Quantize, Smooth, VisionCacheStep
 from vla_edge.engine.backends import BackendError, get_backend, reads
-from vla_edge.engine.foreseen import Foreseen, foresee
-from vla_edge.policy.chain import has_rows
+from vla_edge.engine.foreseen import Foreseen, foresee, is_kept
+from vla_edge.policy.chain import belongs
 from vla_edge.policy.checkpoint import Checkpoint, CheckpointError
 from vla_edge.policy.piecewise import PiecewisePolicy
 from vla_edge.policy.weights import Weights
@@ -64,7 +64,7 @@ def needs_pieces(checkpoint: Checkpoint, recipe: Recipe, memory: int, backends: 
     it does not fit at all."""
     if whole_memory(checkpoint, recipe) <= memory:
         return False
-    possible = not PiecewisePolicy(checkpoint).whole and all(_obstacle(step) is None for step in recipe.steps)
+    possible = all(_obstacle(step) is None for step in recipe.steps)
     possible = possible and not _writes_all(backends) and not Weights(checkpoint.weights).rounded
     return possible or 4 * _values(checkpoint) > memory
 
@@ -86,7 +86,7 @@ class Piecewise:
         memory: bytes the build may take. work: directory to keep what is finished in. backends: that are to run it.
 
     Raises:
-        CheckpointError: the family cannot be taken apart, or its weights are rounded already.
+        CheckpointError: weights are rounded already.
         RecipeError: a step wants all of the policy at once.
         BackendError: a backend does, or not even its largest piece fits.
     """
@@ -96,11 +96,6 @@ class Piecewise:
         self.source = PiecewisePolicy(checkpoint)
         needed = whole_memory(checkpoint, recipe)
         told = f"{checkpoint.directory} takes about {needed / 1e9:.1f} GB to build at once and there are {memory / 1e9:.1f}"
-        if self.source.whole:
-            raise CheckpointError(
-                f"{told}, and a {checkpoint.spec.family}'s stages ({', '.join(self.source.whole)}) are not built piece by "
-                "piece; build it on a computer with more memory and copy the bundle"
-            )
         if Weights(checkpoint.weights).rounded:
             raise CheckpointError(
                 f"{told}, and weights that are rounded already are not taken over piece by piece; give the weights they were "
@@ -142,9 +137,14 @@ class Piecewise:
             lambda f: tell(0.35 * f, "inferring in full precision"),
         )  # fmt: skip
         skipped = len(data.held_out)
+
+        def calls(place: int, stage: str) -> Sequence:
+            needed = self._foreseen.for_all.get(stage, ()) if place == 0 else ()
+            return [*needed, *self._foreseen.calls(skipped + place, stage)]
+
         self._layers = compress_piecewise(
-            self.recipe, self.plan, self.source, lambda place: self._foreseen.calls(skipped + place),
-            len(observations) - skipped, directory / "layers", lambda f, what: tell(0.35 + 0.65 * f, what), reduce_range,
+            self.recipe, self.plan, self.source, calls, len(observations) - skipped, directory / "layers",
+            lambda f, what: tell(0.35 + 0.65 * f, what), reduce_range,
         )  # fmt: skip
 
     @property
@@ -179,21 +179,18 @@ class Piecewise:
         return max(0, self.memory - self._largest_piece() - _PROGRAM) // 2
 
     def _largest_piece(self) -> int:
-        """Bytes of its parameters as they are compressed: in float32 once, and what AWQ and GPTQ make of the largest layer."""
+        """Bytes of its parameters as they are compressed: in float32 once, and what the recipe makes of the largest layer."""
         from vla_edge.engine.trace import linear_layers
 
+        products = any(getattr(step, "needs_products", False) for step in self.recipe.steps)
         largest = 0
         for stage in (stage for stage in self.source.policy.stages() if stage.shares is None):
-            for piece in stage.module.pieces():
+            for piece in stage.chain.pieces():
                 size = sum(
-                    4 * parameter.numel() for name, parameter in stage.module.named_parameters()
-                    if any(name.startswith(f"{part}.") for part in piece)
-                )  # fmt: skip
-                inside = [
-                    layer for name, layer in linear_layers(stage).items()
-                    if any(name == part or name.startswith(f"{part}.") for part in piece)
-                ]  # fmt: skip
-                work = max((_work_bytes(layer) for layer in inside), default=0)
+                    4 * parameter.numel() for name, parameter in stage.module.named_parameters() if belongs(name, piece)
+                )
+                inside = [layer for name, layer in linear_layers(stage).items() if belongs(name, piece)]
+                work = max((_work_bytes(layer, products) for layer in inside), default=0)
                 largest = max(largest, size + work)
         return largest
 
@@ -211,7 +208,7 @@ class Piecewise:
         """Raises BackendError: the disk is smaller than what is to be written."""
         between = [
             4 * int(np.prod(spec.shape)) for stage in self.source.policy.stages() for spec in stage.inputs
-            if not has_rows(spec.name)
+            if is_kept(spec, stage)
         ]  # fmt: skip
         layers = sum(_stored_bytes(step, layer) for step, layer in self._planned())
         # what stages are given, and what two pieces hand on; layers here and in the bundle
@@ -241,10 +238,11 @@ class Piecewise:
 
 
 def first_inputs(source: PiecewisePolicy, foreseen: Foreseen) -> dict[str, dict[str, np.ndarray]]:
-    """What each stage is first given for the first observation; rows of pieces are zeros, whose values cost as much time."""
+    """What each stage is first given for the first observation; rows that are not kept are zeros, whose values cost as much
+    time."""
     found = {}
     for stage in source.policy.stages():
-        calls = foreseen.calls(0).get(stage.name)
+        calls = [*foreseen.for_all.get(stage.name, ()), *foreseen.calls(0, stage.name)]
         if calls:
             found[stage.name] = {spec.name: calls[0].get(spec.name, spec.zeros()) for spec in stage.inputs}
     return found
@@ -273,10 +271,9 @@ def _obstacle(step) -> str | None:
     return None
 
 
-def _work_bytes(layer) -> int:
-    """Of AWQ and GPTQ on one layer: its second moment, the factor in float64, and the weight in several forms."""
-    columns = layer.in_features
-    return 16 * columns**2 + 16 * layer.weight.numel()
+def _work_bytes(layer, products: bool) -> int:
+    """Of one layer: the weight in several forms, and of AWQ and GPTQ its second moment and the factor in float64."""
+    return 16 * products * layer.in_features**2 + 16 * layer.weight.numel()
 
 
 def _stored_bytes(step, layer) -> float:

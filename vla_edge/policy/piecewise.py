@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
+from vla_edge.policy.chain import belongs
 from vla_edge.policy.checkpoint import Checkpoint, build_policy, check_finite, unfit
 from vla_edge.policy.weights import Weights
 
@@ -30,13 +31,6 @@ class PiecewisePolicy:
             self.policy = build_policy(checkpoint).eval().requires_grad_(False)
         self._tensors(Weights(checkpoint.weights))  # whether all are there
 
-    @property
-    def whole(self) -> tuple[str, ...]:
-        """Stages that cannot be run a piece at a time."""
-        from vla_edge.policy.chain import Chain
-
-        return tuple(stage.name for stage in self.policy.stages() if not isinstance(stage.module, Chain))
-
     @contextmanager
     def holding(self, stage: str, piece: Iterable[str]) -> Iterator[None]:
         """A context in which the parameters of modules of a stage are in memory, in float32.
@@ -47,7 +41,8 @@ class PiecewisePolicy:
         Raises:
             CheckpointError: they are damaged, of another shape, or not finite.
         """
-        yield from self._in_memory([name for name in self.policy.state_dict() if _belongs(name, stage, piece)], {})
+        paths = [f"{stage}.{part}" for part in piece]
+        yield from self._in_memory([name for name in self.policy.state_dict() if belongs(name, paths)], {})
 
     @contextmanager
     def holding_rest(self, stage: str, changed: Mapping[str, object]) -> Iterator[None]:
@@ -123,7 +118,3 @@ def on_meta() -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _belongs(name: str, stage: str, piece: Iterable[str]) -> bool:
-    return any(name == f"{stage}.{part}" or name.startswith(f"{stage}.{part}.") for part in piece)
