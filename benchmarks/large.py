@@ -31,7 +31,7 @@ ELSEWHERE = {
     "decode_bandwidth_fraction": "make bench-engine has it for products of this size (int4_decode_bandwidth_fraction)",
     "decode_vs_llama_cpp": "llama.cpp takes whole models in GGUF; it was not run on these shapes",
     "speedup_vs_eager_fp32.openvla": "the eager policy takes 28 GB in float32; make bench-engine has SmolVLA-450M's",
-    "build_minutes.pi0": "a pi0's stages are not taken apart into pieces; its 3B are built with the whole policy in memory",
+    "build_minutes.pi0": "benchmarks/pi0_shapes.py builds a pi0 of true shapes piece by piece; its 3B were not built as a whole here",
     "plan_error.openvla": "make bench-plan compares predictions with measurements of this machine's engines",
 }
 
