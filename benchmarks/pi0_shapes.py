@@ -1,8 +1,8 @@
 """A checkpoint of pi0's own shapes, 3.2 billion values, with random weights in bfloat16 and shards, as openpi's conversion to
 PyTorch names them, and a build of it: for timing and memory, never for a robot. Smaller ones have the same layout.
 
-    python -m benchmarks.pi0_shapes DIRECTORY --memory-mb 9000            writes it, builds it in pieces, tells the peak
-    python -m benchmarks.pi0_shapes DIRECTORY --middle --memory-mb 2000   the same with 280 million values
+    python -m benchmarks.pi0_shapes DIRECTORY --memory-mb 7500            writes it, builds it in pieces, tells the peak
+    python -m benchmarks.pi0_shapes DIRECTORY --middle --memory-mb 3400   the same with 280 million values
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.openvla_shapes import write_once
 
 JOINTS = tuple(f"joint_{index}" for index in range(14))
 CAMERAS = ("head", "left_wrist", "right_wrist")
-WORDS = ("touch", "the", "red", "green", "cube", "with", "your", "left", "right", "hand")
+WORDS = ("touch", "push", "the", "ball", "red", "green", "cube", "with", "your", "left", "right", "hand")
 
 
 @dataclass(frozen=True)

@@ -372,13 +372,19 @@ def test_killed_at_ten_random_moments_it_comes_to_the_same_bytes(family, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_memory_does_not_grow_with_the_layers(tmp_path):
-    from benchmarks.openvla_shapes import Shapes, write_openvla
+@pytest.mark.parametrize("family", ["openvla", "pi0"])
+def test_memory_does_not_grow_with_the_layers(family, tmp_path):
+    from benchmarks import openvla_shapes, pi0_shapes
 
     peaks, layer = {}, 4 * (4 * 512**2 + 3 * 512 * 1408)
     for layers in (2, 10):
-        shapes = Shapes(layers, 512, 1408, 8, 32064, 28, ((64, 128, 2), (64, 128, 2)))
-        checkpoint = write_openvla(tmp_path / str(layers) / "checkpoint", shapes)
+        directory = tmp_path / str(layers) / "checkpoint"
+        if family == "openvla":
+            shapes = openvla_shapes.Shapes(layers, 512, 1408, 8, 4096, 28, ((64, 128, 2), (64, 128, 2)))
+            checkpoint = openvla_shapes.write_openvla(directory, shapes)
+        else:
+            shapes = pi0_shapes.Shapes((64, 128, 2), (512, 1728), (64, 128), layers, 8, 64, 4096, cameras=1)
+            checkpoint = pi0_shapes.write_pi0(directory, shapes)
         process = start(checkpoint, 80_000_000)
         peaks[layers] = int(process.communicate(timeout=600)[0])
     # what goes between stages has a row for each layer; of the 8 layers that there are more, less than half stays

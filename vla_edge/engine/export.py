@@ -104,6 +104,7 @@ def export_stage(
     with nullcontext(lambda constant: None) if store is None else store.taking(f"{stage.name}.weights") as take:
         model = lower(trace(stage) if traced is None else traced, everything, parameters, stage.name, take)
     path.write_bytes(model.SerializeToString(deterministic=True))
+    del model  # the checker reads the file
     onnx.checker.check_model(str(path), full_check=True)  # by its name, so that it is checked with what lies beside it
     return path
 

@@ -22,6 +22,7 @@ from vla_edge.compress.quantize.formats import number_format
 from vla_edge.compress.recipe import Recipe, RecipeError
 from vla_edge.compress.steps import STEPS, FixedPoint, Keep, LowRankStep, Prune, Quantize, Smooth, VisionCacheStep
 from vla_edge.engine.backends import BackendError, get_backend, reads
+from vla_edge.engine.export import LARGEST_FILE
 from vla_edge.engine.foreseen import Foreseen, foresee, is_kept
 from vla_edge.policy.chain import belongs
 from vla_edge.policy.checkpoint import Checkpoint, CheckpointError
@@ -108,7 +109,7 @@ class Piecewise:
             )
         _check_steps(recipe, told)
         self.plan = check_recipe(recipe, self.source.policy, checkpoint)
-        least = self._largest_piece() + _PROGRAM
+        least = max(self._largest_piece(), self._writing()) + _PROGRAM
         if least > memory:
             raise BackendError(f"{told}; not even its largest piece fits, which takes {least / 1e9:.1f} GB")
 
@@ -194,6 +195,12 @@ class Piecewise:
                 largest = max(largest, size + work)
         return largest
 
+    def _writing(self) -> int:
+        """Bytes while a stage is written: what of it is no linear layer, a table of words above all, in the policy, in the
+        graph, and on its way into the file; in one file with the graph, read once more by what checks it."""
+        sizes = map(_rest_bytes, self.source.policy.stages())
+        return max(size * (3 if size > LARGEST_FILE else 4) for size in sizes)
+
     def _directory(self, question: list) -> Path:
         """Where this build's files are; those of another are of no use any more."""
         name = hashlib.sha256(json.dumps(question, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -206,13 +213,11 @@ class Piecewise:
 
     def _check_room(self, directory: Path, observations: int) -> None:
         """Raises BackendError: the disk is smaller than what is to be written."""
-        between = [
-            4 * int(np.prod(spec.shape)) for stage in self.source.policy.stages() for spec in stage.inputs
-            if is_kept(spec, stage)
-        ]  # fmt: skip
+        stages = self.source.policy.stages()
+        between = [4 * int(np.prod(spec.shape)) for stage in stages for spec in stage.inputs if is_kept(spec, stage)]
         layers = sum(_stored_bytes(step, layer) for step, layer in self._planned())
         # what stages are given, and what two pieces hand on; layers here and in the bundle
-        needed = round(observations * (sum(between) + 3 * max(between)) + 2 * layers + self._rest_bytes())
+        needed = round(observations * (sum(between) + 3 * max(between)) + 2 * layers + sum(map(_rest_bytes, stages)))
         there = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
         free = shutil.disk_usage(directory).free
         if needed - there > free:
@@ -226,16 +231,6 @@ class Piecewise:
 
         modules = policy_layers(self.source.policy.stages())
         return [(step, modules[name]) for name, step in self.plan.items()]
-
-    def _rest_bytes(self) -> int:
-        """Bytes of what is no linear layer, which is written in float32."""
-        from torch import nn
-
-        return sum(
-            4 * parameter.numel() for module in self.source.policy.modules() if not isinstance(module, nn.Linear)
-            for parameter in module.parameters(recurse=False)
-        )  # fmt: skip
-
 
 def first_inputs(source: PiecewisePolicy, foreseen: Foreseen) -> dict[str, dict[str, np.ndarray]]:
     """What each stage is first given for the first observation; rows that are not kept are zeros, whose values cost as much
@@ -274,6 +269,16 @@ def _obstacle(step) -> str | None:
 def _work_bytes(layer, products: bool) -> int:
     """Of one layer: the weight in several forms, and of AWQ and GPTQ its second moment and the factor in float64."""
     return 16 * products * layer.in_features**2 + 16 * layer.weight.numel()
+
+
+def _rest_bytes(stage) -> int:
+    """Of what is no linear layer, which is written in float32."""
+    from torch import nn
+
+    return sum(
+        4 * parameter.numel() for module in stage.module.modules() if not isinstance(module, nn.Linear)
+        for parameter in module.parameters(recurse=False)
+    )  # fmt: skip
 
 
 def _stored_bytes(step, layer) -> float:
