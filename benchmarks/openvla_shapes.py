@@ -4,7 +4,7 @@ robot. Smaller ones have the same layout."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,8 +72,22 @@ def _block(name: str, width: int, hidden: int, scaled: bool) -> dict[str, tuple[
     return found | ({f"{name}.ls{i}.scale_factor": (width,) for i in (1, 2)} if scaled else {})
 
 
-def write_openvla(directory: Path, shapes: Shapes = Shapes(), shard_bytes: int = 2 << 30) -> Path:
-    """The checkpoint `directory`, written once, one shard in memory at a time."""
+def write_openvla(directory: Path, shapes: Shapes = Shapes()) -> Path:
+    """The checkpoint `directory`, written once."""
+    return write_once(directory, shapes.tensors, lambda: _write_small(directory, shapes))
+
+
+def write_once(
+    directory: Path,
+    parts: Callable[[], Iterable[Mapping[str, tuple[int, ...]]]],
+    write_small: Callable[[], None],
+    shard_bytes: int = 2 << 30,
+) -> Path:
+    """A checkpoint `directory` of random weights, one shard in memory at a time; one that is whole stays as it is.
+
+    Args:
+        parts: tensors' shapes by name, a part of the model at a time. write_small: everything that is not weights.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -90,13 +104,13 @@ def write_openvla(directory: Path, shapes: Shapes = Shapes(), shard_bytes: int =
         where.update(dict.fromkeys(shard, name))
         shard.clear()
 
-    for part in shapes.tensors():
+    for part in parts():
         for name, shape in part.items():
             shard[name] = random_values(name, shape, generator)
         if sum(tensor.numel() * 2 for tensor in shard.values()) > shard_bytes:
             flush()
     flush()
-    _write_small(directory, shapes)
+    write_small()
     index = {"metadata": {}, "weight_map": where}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))  # last: what is there is whole
     return directory

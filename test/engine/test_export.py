@@ -232,3 +232,24 @@ def test_packing_follows_the_standard():
     odd = np.array([[-3, 2, 5]], np.int8)
     tensor = onnx.helper.make_tensor("w", onnx.TensorProto.INT4, odd.shape, pack_4_bits(odd).tobytes(), raw=True)
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor).astype(np.int8), odd)
+
+
+def test_values_come_when_the_graph_is_lowered(tmp_path):
+    class Words(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.norm = torch.nn.Embedding(1000, 32), torch.nn.LayerNorm(32)
+
+        def forward(self, tokens):
+            return (self.norm(self.table(tokens)),)
+
+    stage = Stage("words", Words(), (TensorSpec("tokens", (1, 5), "int64"),), (TensorSpec("y", (1, 5, 32)),))
+    traced = trace(stage)
+    assert traced.ByteSize() < stage.module.table.weight.nbytes / 4
+    tokens = torch.tensor([[3, 999, 0, 3, 17]])
+    for scale in (1.0, 2.0):  # of one graph
+        with torch.no_grad():
+            stage.module.table.weight.mul_(scale)
+            wanted = stage.module(tokens)[0].numpy()
+        session = onnxruntime.InferenceSession(export_stage(stage, {}, tmp_path / "words.onnx", traced))
+        np.testing.assert_allclose(session.run(None, {"tokens": tokens.numpy()})[0], wanted, atol=1e-6)

@@ -29,13 +29,22 @@ from vla_edge.engine.backends import BackendError
 from vla_edge.engine.bundle import BundleError
 from vla_edge.engine.piecewise import Piecewise, needs_pieces, whole_memory
 from vla_edge.engine.runner import Runner
+from vla_edge.engine.trace import linear_layers
 from vla_edge.policy.checkpoint import CheckpointError, load_checkpoint, load_policy
 from vla_edge.types import JointState, Observation
 
-SAVED = Path(__file__).parents[1] / "parity" / "openvla"
+SAVED = Path(__file__).parents[1] / "parity"
+CHECKPOINTS = {
+    "openvla": "openvla/openvla", "oft": "openvla/oft", "pi0": "pi/pi0", "pi05": "pi/pi05", "smolvla": "smolvla/interleaved",
+    "act": "baselines/act", "diffusion": "baselines/diffusion_ddim",
+}  # fmt: skip
+FLOWS = ("pi0", "pi05", "smolvla")
 LANGUAGE = {"targets": ["prefill.layers?", "act.layers?"], "weights": "int4", "group_size": 16, "method": "awq+gptq"}
 REST = {"targets": ["vision", "prefill.head?", "act.head?", "act.state_*?"], "weights": "int8", "method": "gptq"}
 RECIPE = parse_recipe({"name": "pieces", "steps": [{"quantize": LANGUAGE}, {"quantize": REST}]})
+ALL = {"targets": ["*"], "weights": "int4", "group_size": 16}
+AWQ = parse_recipe({"name": "awq", "steps": [{"quantize": {**ALL, "method": "awq"}}]})
+ENOUGH = 1 << 30  # for a piece of any of these policies
 
 
 def observations(spec, count: int = 16) -> list[Observation]:
@@ -53,15 +62,15 @@ def observations(spec, count: int = 16) -> list[Observation]:
     ]
 
 
-@pytest.fixture(params=["openvla", "oft"])
-def directory(request, tmp_path) -> Path:
-    """A checkpoint its original has saved, in shards."""
-    return Path(shutil.copytree(SAVED / request.param / "checkpoint", tmp_path / "checkpoint"))
+def saved(family: str, directory: Path) -> Path:
+    """A checkpoint its original has saved."""
+    return Path(shutil.copytree(SAVED / CHECKPOINTS[family] / "checkpoint", directory / "checkpoint"))
 
 
 @pytest.fixture
 def openvla(tmp_path) -> Path:
-    return Path(shutil.copytree(SAVED / "openvla" / "checkpoint", tmp_path / "checkpoint"))
+    """In shards."""
+    return saved("openvla", tmp_path)
 
 
 @pytest.fixture(autouse=True)
@@ -95,18 +104,40 @@ def same(ours, theirs) -> bool:
     return alike and all((a is None) == (b is None) and (a is None or np.array_equal(a, b)) for a, b in parts)
 
 
-def test_layers_norms_and_chunks_are_those_of_the_whole_policy(directory):
+@pytest.mark.parametrize(
+    ("family", "recipe"),
+    [
+        ("openvla", RECIPE),
+        ("oft", RECIPE),
+        *(
+            pytest.param(
+                family, parse_recipe({"steps": [{"quantize": {**ALL, **method}}]}), id=f"{family}-{name}",
+                marks=() if family == "pi0" or family in FLOWS and name == "awq" else pytest.mark.slow,
+            )
+            for family in (*FLOWS, "act", "diffusion")
+            for name, method in {
+                "int8": {"weights": "int8", "group_size": None, "activations": "int8"},
+                "awq": {"method": "awq"},
+                "gptq": {"method": "gptq"},
+            }.items()
+        ),
+    ],
+)  # fmt: skip
+def test_layers_norms_and_chunks_are_those_of_the_whole_policy(family, recipe, tmp_path):
+    directory = saved(family, tmp_path)
     checkpoint, data = load_checkpoint(directory), data_of(directory)
     policy = load_policy(checkpoint)
-    pieces = in_pieces(directory, data=data)
-    found, expected = pieces.compressed(), carry_out(RECIPE, policy, checkpoint, data, lambda *_: None)
+    pieces = in_pieces(directory, recipe, data, memory=ENOUGH)
+    found, expected = pieces.compressed(), carry_out(recipe, policy, checkpoint, data, lambda *_: None)
     assert list(found.layers) == list(expected.layers)
     assert all(same(found.layers[name], expected.layers[name]) for name in expected.layers)
     wanted = expected.policy.state_dict()
     for stage in found.policy.stages():
         with pieces.ready(stage):
             there = {name: value for name, value in found.policy.state_dict().items() if not value.is_meta}
-            assert any("norm" in name for name in there)
+            layers = linear_layers(stage)
+            rest = [name for name, _ in stage.module.named_parameters() if name.rpartition(".")[0] not in layers]
+            assert {f"{stage.name}.{name}" for name in rest} <= there.keys()
             assert all(torch.equal(value, wanted[name]) for name, value in there.items())
     reference = Runner.from_policy(policy, checkpoint)
     chunks = pieces.foreseen.reference(checkpoint.spec)
@@ -157,9 +188,10 @@ def test_a_policy_in_bfloat16_is_calibrated_in_it_and_held_to_what_it_does_in_fu
     assert 0 < max(apart) < 0.2
 
 
-def test_interrupted_anywhere_it_goes_on_and_comes_to_the_same(openvla, tmp_path):
-    seen: list[str] = []
-    expected = in_pieces(openvla, tell=lambda f, what: seen.append(what)).compressed().layers
+@pytest.mark.parametrize(("family", "recipe"), [("openvla", RECIPE), ("pi0", AWQ)])
+def test_interrupted_anywhere_it_goes_on_and_comes_to_the_same(family, recipe, tmp_path):
+    directory, seen = saved(family, tmp_path), []
+    expected = in_pieces(directory, recipe, tell=lambda f, what: seen.append(what), memory=ENOUGH).compressed().layers
     expected = {name: expected[name] for name in expected}
     for moment in random.Random(0).sample(range(len(seen)), 6):
         shutil.rmtree(tmp_path / "work")
@@ -171,9 +203,9 @@ def test_interrupted_anywhere_it_goes_on_and_comes_to_the_same(openvla, tmp_path
                 raise Interrupted
 
         with pytest.raises(Interrupted):
-            in_pieces(openvla, tell=interrupt)
+            in_pieces(directory, recipe, tell=interrupt, memory=ENOUGH)
         kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.safetensors")}
-        found = in_pieces(openvla).compressed().layers
+        found = in_pieces(directory, recipe, memory=ENOUGH).compressed().layers
         assert all(same(found[name], expected[name]) for name in expected)
         assert all(path.stat().st_mtime_ns == time for path, time in kept.items())  # what was finished is not done again
     assert not list((tmp_path / "work").rglob("*.handed"))
@@ -200,10 +232,15 @@ def test_recipes_that_want_the_whole_policy_are_refused_with_what_to_take(openvl
     assert piecewise.Piecewise(load_checkpoint(openvla), recipe, too_little(openvla, recipe), openvla).plan
 
 
-def test_a_family_that_is_not_taken_apart_is_refused(checkpoint):
-    recipe = load_recipe("int8-weight-only")
-    with pytest.raises(CheckpointError, match="a smolvla's stages .* are not built piece by piece; build it on a computer"):
-        building.build(checkpoint, recipe, "onnxruntime", checkpoint.parent / "b", data_of(checkpoint), build_memory_mb=1 / 1e6)
+def test_what_every_flow_step_reads_is_kept_once_for_an_observation(tmp_path):
+    directory = saved("pi0", tmp_path)
+    foreseen = in_pieces(directory, AWQ, memory=ENOUGH).foreseen
+    calls = foreseen.calls(0, "denoise")
+    assert len(calls) == load_checkpoint(directory).spec.num_steps == len(foreseen.for_all["time"]) > 1
+    assert all(set(call) == set(calls[0]) for call in calls) and "prefix_keys" in calls[0]
+    with np.load(foreseen.path(0)) as file:
+        assert sum(key.endswith("prefix_keys") for key in file.files) == 1
+        assert sum(key.endswith("/x") for key in file.files) == len(calls)
 
 
 def test_what_one_stage_writes_is_not_built_in_pieces_and_where_it_fits_as_a_whole(openvla, monkeypatch):
@@ -279,18 +316,23 @@ def test_a_disk_that_gets_full_is_a_named_error_and_leaves_nothing_half_written(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("decoding", [[], [{"fixed_point": {}}]])
-def test_the_bundle_is_the_same_to_the_byte(openvla, tmp_path, monkeypatch, decoding):
-    monkeypatch.setattr(export, "LARGEST_FILE", 100_000)  # constants lie beside the stages
-    recipe = replace(RECIPE, steps=(*RECIPE.steps, *parse_recipe({"steps": decoding}).steps), accept=Accept())
+@pytest.mark.parametrize(
+    ("family", "recipe", "decoding"),
+    [("openvla", RECIPE, []), ("openvla", RECIPE, [{"fixed_point": {}}]), *((family, AWQ, []) for family in FLOWS)],
+)
+def test_the_bundle_is_the_same_to_the_byte(family, recipe, decoding, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "LARGEST_FILE", 20_000)  # constants lie beside the stages
+    directory = saved(family, tmp_path)
+    recipe = replace(recipe, steps=(*recipe.steps, *parse_recipe({"steps": decoding}).steps), accept=Accept())
     if decoding:  # what reaches the layers while tokens are guessed together is not what does while they follow each other
         recipe = replace(recipe, steps=tuple(replace(s, method="rtn") if hasattr(s, "method") else s for s in recipe.steps))
-    data, traced = data_of(openvla), {}
-    whole = building.build(openvla, recipe, "onnxruntime", tmp_path / "whole", data, traced=traced)
-    pieces = building.build(openvla, recipe, "onnxruntime", tmp_path / "pieces", data, build_memory_mb=too_little(openvla, recipe) / 1e6)
+    data, traced = data_of(directory), {}
+    whole = building.build(directory, recipe, "onnxruntime", tmp_path / "whole", data, traced=traced)
+    monkeypatch.setattr(building, "needs_pieces", lambda *_: True)
+    pieces = building.build(directory, recipe, "onnxruntime", tmp_path / "pieces", data, build_memory_mb=ENOUGH / 1e6)
     files = sorted(path.name for path in whole.iterdir() if path.name != "manifest.yaml")
     assert files == sorted(path.name for path in pieces.iterdir() if path.name != "manifest.yaml")
-    assert "prefill.weights" in files
+    assert any(name.endswith(".weights") for name in files) or family == "smolvla"  # whose constants are all small
     assert filecmp.cmpfiles(whole, pieces, files, shallow=False) == (files, [], [])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "pieces", "whole"]
 
@@ -304,12 +346,12 @@ from vla_edge.engine import piecewise
 from vla_edge.engine.profile import peak_bytes
 piecewise._PROGRAM = 0
 before = peak_bytes()
-here.in_pieces(Path(sys.argv[1]), memory=int(sys.argv[2]) or None)
+here.in_pieces(Path(sys.argv[1]), here.AWQ, memory=int(sys.argv[2]))
 print(peak_bytes() - before)
 """
 
 
-def start(checkpoint: Path, memory: int = 0) -> subprocess.Popen:
+def start(checkpoint: Path, memory: int = ENOUGH) -> subprocess.Popen:
     """A process that carries the recipe out in pieces, in the directory work beside the checkpoint."""
     program = PROGRAM.format(tests=str(Path(__file__).parent))
     return subprocess.Popen([sys.executable, "-c", program, str(checkpoint), str(memory)], stdout=subprocess.PIPE, text=True)
@@ -317,9 +359,10 @@ def start(checkpoint: Path, memory: int = 0) -> subprocess.Popen:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_killed_at_ten_random_moments_it_comes_to_the_same_bytes(openvla, tmp_path):
-    begin = time.monotonic()
-    assert start(openvla).wait(300) == 0
+@pytest.mark.parametrize("family", ["openvla", "pi0"])
+def test_killed_at_ten_random_moments_it_comes_to_the_same_bytes(family, tmp_path):
+    begin, directory = time.monotonic(), saved(family, tmp_path)
+    assert start(directory).wait(300) == 0
     seconds, chance, kills = time.monotonic() - begin, random.Random(1), 0
     expected = (tmp_path / "work").rename(tmp_path / "expected")
     files = [str(path.relative_to(expected)) for path in expected.rglob("*") if path.is_file()]
@@ -331,7 +374,7 @@ def test_killed_at_ten_random_moments_it_comes_to_the_same_bytes(openvla, tmp_pa
         assert filecmp.cmpfiles(expected, tmp_path / "work", files, shallow=False) == (files, [], [])
 
     while kills < 10:
-        process = start(openvla)
+        process = start(directory)
         try:
             assert process.wait(seconds * chance.uniform(0.3, 0.9)) == 0
         except subprocess.TimeoutExpired:
@@ -341,20 +384,26 @@ def test_killed_at_ten_random_moments_it_comes_to_the_same_bytes(openvla, tmp_pa
             continue
         compare()  # done before it could be killed: once more from the beginning
         shutil.rmtree(tmp_path / "work")
-    assert start(openvla).wait(300) == 0
+    assert start(directory).wait(300) == 0
     compare()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_memory_does_not_grow_with_the_layers(tmp_path):
-    from benchmarks.openvla_shapes import Shapes, write_openvla
+@pytest.mark.parametrize("family", ["openvla", "pi0"])
+def test_memory_does_not_grow_with_the_layers(family, tmp_path):
+    from benchmarks import openvla_shapes, pi0_shapes
 
     peaks, layer = {}, 4 * (4 * 512**2 + 3 * 512 * 1408)
     for layers in (2, 10):
-        shapes = Shapes(layers, 512, 1408, 8, 32064, 28, ((64, 128, 2), (64, 128, 2)))
-        checkpoint = write_openvla(tmp_path / str(layers) / "checkpoint", shapes)
-        process = start(checkpoint, 80_000_000)
+        directory = tmp_path / str(layers) / "checkpoint"
+        if family == "openvla":
+            shapes = openvla_shapes.Shapes(layers, 512, 1408, 8, 32064, 28, ((64, 128, 2), (64, 128, 2)))
+            checkpoint = openvla_shapes.write_openvla(directory, shapes)
+        else:
+            shapes = pi0_shapes.Shapes((64, 128, 2), (512, 1728), (64, 128), layers, 8, 64, 4096, cameras=1)
+            checkpoint = pi0_shapes.write_pi0(directory, shapes)
+        process = start(checkpoint, 270_000_000 if family == "openvla" else 80_000_000)  # with its table of words
         peaks[layers] = int(process.communicate(timeout=600)[0])
     # what goes between stages has a row for each layer; of the 8 layers that there are more, less than half stays
     assert peaks[10] - peaks[2] < 4 * layer

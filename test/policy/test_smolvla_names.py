@@ -50,4 +50,4 @@ def test_a_tensor_that_is_missing_is_named_as_lerobot_names_it():
     name = "model.vlm_with_expert.lm_expert.layers.1.self_attn.k_proj.weight"
     del tensors[name]
     with pytest.raises(KeyError, match=name.replace(".", r"\.")):
-        from_lerobot(tensors, policy)
+        dict(from_lerobot(tensors, policy))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_edge.compress.apply import Tell, compress_layers
+from vla_edge.compress.apply import Tell, compress_layers, products_bytes
 from vla_edge.compress.calibrate import Observer, watching
 from vla_edge.compress.fold import input_groups
 from vla_edge.compress.layer_files import LayerFiles, write_layers
@@ -25,13 +25,15 @@ from vla_edge.compress.plan import plan_pruning, plan_smoothing
 from vla_edge.compress.recipe import Recipe
 from vla_edge.compress.statistics import products_size
 from vla_edge.compress.steps import Storage
-from vla_edge.policy.chain import has_rows
+from vla_edge.policy.chain import belongs, has_rows
 from vla_edge.policy.piecewise import PiecewisePolicy
 from vla_edge.policy.products import in_bfloat16
 from vla_edge.policy.stages import Stage
 
-Calls = Callable[[int], Mapping[str, Sequence[Mapping[str, np.ndarray]]]]
-"""Place of an observation -> stage -> what its calls were given, see `engine.foreseen.Foreseen.calls`."""
+_FEW_PRODUCTS = 1 << 29
+
+Calls = Callable[[int, str], Sequence[Mapping[str, np.ndarray]]]
+"""Place of an observation, and stage -> what its calls were given, see `engine.foreseen.Foreseen.calls`."""
 
 
 def compress_piecewise(
@@ -88,7 +90,7 @@ def compress_piecewise(
                         lambda f, what, share=share, before=before, number=number: tell(
                             before + share * f, f"{stage.name}, piece {number + 1} of {len(work.numbers)}: {what}"
                         ),
-                        reduce_range, most_products=_all_products(mine),
+                        reduce_range, most_products=_products_held(mine),
                     )  # fmt: skip
                     piece.finish(layers)
             work.forget(number)
@@ -97,9 +99,11 @@ def compress_piecewise(
     return LayerFiles(files, modules)
 
 
-def _all_products(modules: Mapping[str, object]) -> int:
-    """Bytes of the products of all channels of a piece: it is small, and what reaches it is inferred once."""
-    return sum(products_size(module.in_features) for module in modules.values())
+def _products_held(modules: Mapping[str, object]) -> int:
+    """Bytes of products of a piece's channels that are held at once: all of them where they are few, so that what reaches the
+    piece is inferred once."""
+    everything = sum(products_size(module.in_features) for module in modules.values())
+    return max(min(everything, _FEW_PRODUCTS), products_bytes(modules))
 
 
 def _looks_at_data(step) -> bool:
@@ -120,17 +124,14 @@ class _Work:
 
     @property
     def numbers(self) -> range:
-        return range(len(self.stage.module.pieces()))
+        return range(len(self.stage.chain.pieces()))
 
     def layers(self, number: int) -> list[str]:
         """Of a piece, as "stage.path"."""
         from vla_edge.engine.trace import linear_layers
 
-        parts = self.stage.module.pieces()[number]
-        return [
-            f"{self.stage.name}.{name}" for name in linear_layers(self.stage)
-            if any(name == part or name.startswith(f"{part}.") for part in parts)
-        ]  # fmt: skip
+        parts = self.stage.chain.pieces()[number]
+        return [f"{self.stage.name}.{name}" for name in linear_layers(self.stage) if belongs(name, parts)]
 
     def file(self, number: int) -> Path:
         return self.directory / f"{self.stage.name}-{number:03}.safetensors"
@@ -155,7 +156,7 @@ class _Piece:
 
     def __enter__(self) -> _Piece:
         for stage in (self.work.stage, *self.work.others):
-            self._stack.enter_context(self.work.source.holding(stage.name, stage.module.pieces()[self.number]))
+            self._stack.enter_context(self.work.source.holding(stage.name, stage.chain.pieces()[self.number]))
         return self
 
     def __exit__(self, *error) -> None:
@@ -191,11 +192,11 @@ class _Piece:
         """Write the layers, and norms that may have been rescaled."""
         from vla_edge.engine.trace import rescalable_norms
 
-        stage, parts = self.work.stage, self.work.stage.module.pieces()[self.number]
+        stage, parts = self.work.stage, self.work.stage.chain.pieces()[self.number]
         parameters = {
             f"{stage.name}.{name}.{key}": value.detach().numpy()
             for name, norm in rescalable_norms(stage.module).items()
-            if any(name == part or name.startswith(f"{part}.") for part in parts)
+            if belongs(name, parts)
             for key, value in norm.named_parameters(recurse=False)
         }
         self.work.directory.mkdir(parents=True, exist_ok=True)
@@ -205,8 +206,8 @@ class _Piece:
         return self.work.handed(self.number) / f"{place:05}.npz"
 
     def _calls(self, place: int) -> list[tuple[Stage, Mapping[str, np.ndarray]]]:
-        found = self.work.calls(place)
-        return [(stage, call) for stage in (self.work.stage, *self.work.others) for call in found.get(stage.name, ())]
+        stages = (self.work.stage, *self.work.others)
+        return [(stage, call) for stage in stages for call in self.work.calls(place, stage.name)]
 
     def _run(self, place: int, handed: Sequence[tuple]) -> Iterator[tuple]:
         """What each call hands on. Stages that share the layers read the rows of the first one's call, and those of their own
@@ -216,13 +217,13 @@ class _Piece:
         rows: dict[str, object] = {}
         for (stage, call), before in zip(self._calls(place), handed, strict=True):
             for spec in stage.inputs:
-                if has_rows(spec.name) and spec.name not in rows:
+                if spec.name not in call and spec.name not in rows:
                     rows[spec.name] = torch.zeros(spec.shape[1:])
             given = [
-                {self.number - 1: rows[spec.name]} if has_rows(spec.name) else torch.from_numpy(call[spec.name])
+                torch.from_numpy(call[spec.name]) if spec.name in call else {self.number - 1: rows[spec.name]}
                 for spec in stage.inputs
             ]
-            after, own = stage.module.piece(self.number, before, given)
+            after, own = stage.chain.piece(self.number, before, given)
             rows |= zip((spec.name for spec in stage.outputs if has_rows(spec.name)), own)
             if own and stage is not self.work.stage:
                 for kind in ("keys", "values"):

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from vla_edge.compress.quantize.weights import CompressedLinear
 from vla_edge.engine.lower import lower
-from vla_edge.engine.trace import ExportError, linear_layers, rescalable_norms, trace
+from vla_edge.engine.trace import ExportError, linear_layers, trace
 from vla_edge.policy.stages import Stage
 from vla_edge.policy.weights import OnDemand
 
@@ -82,8 +82,8 @@ def export_stage(
 
     Args:
         layers: linear layers by their name within the stage; those not named stay in float32.
-        traced: result of `trace` for this stage, or for one that differs in layers and norms only, to write several
-            recipes from one trace.
+        traced: result of `trace` for this stage, or for one that differs in values only, to write several recipes from one
+            trace.
         store: where constants go that are too large together for one file of ONNX; no stage may be so large when None.
 
     Raises:
@@ -96,15 +96,15 @@ def export_stage(
         raise ExportError(f"stage {stage.name!r} has no linear layer {sorted(unknown)[0]!r}, for which there is a plan")
     modules = linear_layers(stage)
     everything = OnDemand(modules, lambda name: layers[name] if name in layers else as_it_is(modules[name]))
-    norms = {
-        f"{name}.{key}": value.detach().cpu().float().numpy()
-        for name, norm in rescalable_norms(stage.module).items()
-        for key, value in norm.named_parameters(recurse=False)
-    }
+    parameters = {
+        name: value.detach().cpu().numpy()
+        for name, value in stage.module.named_parameters() if name.rpartition(".")[0] not in modules
+    }  # fmt: skip
     path = Path(path)
     with nullcontext(lambda constant: None) if store is None else store.taking(f"{stage.name}.weights") as take:
-        model = lower(trace(stage) if traced is None else traced, everything, norms, stage.name, take)
+        model = lower(trace(stage) if traced is None else traced, everything, parameters, stage.name, take)
     path.write_bytes(model.SerializeToString(deterministic=True))
+    del model  # the checker reads the file
     onnx.checker.check_model(str(path), full_check=True)  # by its name, so that it is checked with what lies beside it
     return path
 

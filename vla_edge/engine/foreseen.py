@@ -22,6 +22,7 @@ from vla_edge.files import write_whole
 from vla_edge.policy.chain import has_rows
 from vla_edge.policy.piecewise import PiecewisePolicy
 from vla_edge.policy.products import in_bfloat16
+from vla_edge.policy.stages import Stage, TensorSpec
 from vla_edge.types import ActionChunk, Observation
 
 
@@ -42,7 +43,8 @@ class PiecewiseStages:
     def perform(self, stage: str, calls: Sequence[Call]) -> None:
         import torch
 
-        module, interface = self._stages[stage].module, self.interfaces[stage]
+        chain, interface = self._stages[stage].chain, self.interfaces[stage]
+        module = self._stages[stage].module
         inputs = [[torch.from_numpy(call.inputs[spec.name]) for spec in interface.inputs] for call in calls]
         results, given = (
             [[torch.from_numpy(call.outputs[spec.name]) for spec in interface.outputs if has_rows(spec.name) == rows]
@@ -50,13 +52,15 @@ class PiecewiseStages:
             for rows in (False, True)
         )  # fmt: skip
         handed: list[tuple] = [()] * len(calls)
-        for number, piece in enumerate(module.pieces()):
+        place_of_row = 0
+        for number, piece in enumerate(chain.pieces()):
             rounding = in_bfloat16 if self._bfloat16 else nullcontext
             with self.source.holding(stage, piece, self._bfloat16), rounding(module), torch.inference_mode():
                 for place in range(len(calls)):
-                    handed[place], rows = module.piece(number, handed[place], inputs[place])
+                    handed[place], rows = chain.piece(number, handed[place], inputs[place])
                     for row, output in zip(rows, given[place]):
-                        output[number - 1].copy_(row)
+                        output[place_of_row].copy_(row)
+            place_of_row += bool(rows)
         for values, outputs in zip(handed, results):
             for value, output in zip(values, outputs, strict=True):
                 output.copy_(value)
@@ -67,10 +71,14 @@ class Foreseen:
 
     Args:
         directory: of the files. observations: in their order.
+
+    Attributes:
+        for_all: stage -> what its calls were given that all observations need: those of flow times.
     """
 
     def __init__(self, directory: Path, observations: Sequence[Observation]):
         self._directory, self.observations = directory, tuple(observations)
+        self.for_all: dict[str, list[dict[str, np.ndarray]]] = {}
         self._places = {id(observation): place for place, observation in enumerate(self.observations)}
 
     def __len__(self) -> int:
@@ -79,16 +87,21 @@ class Foreseen:
     def path(self, place: int) -> Path:
         return self._directory / f"{place:05}.npz"
 
-    def calls(self, place: int) -> dict[str, list[dict[str, np.ndarray]]]:
-        """Of the observation at `place`: stage -> what each of its calls was given, but for the rows of pieces, which the
-        pieces themselves make again."""
+    def calls(self, place: int, stage: str) -> list[dict[str, np.ndarray]]:
+        """What each call of a stage was given for the observation at `place`, but for rows that its own layers make (see
+        `is_kept`)."""
         with np.load(self.path(place)) as file:
-            found: dict[str, dict[int, dict[str, np.ndarray]]] = {}
+            if f"{stage}/calls" not in file:
+                return []
+            found: list[dict[str, np.ndarray]] = [{} for _ in range(int(file[f"{stage}/calls"]))]
             for key in file.files:
-                if key != "positions":
-                    stage, number, tensor = key.split("/")
-                    found.setdefault(stage, {}).setdefault(int(number), {})[tensor] = file[key]
-        return {stage: [calls[number] for number in sorted(calls)] for stage, calls in found.items()}
+                owner, _, rest = key.partition("/")
+                number, _, tensor = rest.partition("/")
+                if owner == stage and tensor:
+                    found[int(number)][tensor] = file[key]
+        for before, call in zip(found, found[1:]):
+            call |= {name: array for name, array in before.items() if name not in call}
+        return found
 
     def positions(self, place: int) -> np.ndarray:
         """(T, J) the chunk, rad."""
@@ -141,27 +154,33 @@ def foresee(
     foreseen = Foreseen(directory, observations)
     exact = len(foreseen) if exact is None else exact
     missing = [place for place in range(len(foreseen)) if not foreseen.path(place).is_file()]
-    done = 0
+    done, for_all = 0, foreseen.for_all
     for bfloat16 in (False, True):
         places = [place for place in missing if bfloat16 == (place >= exact)]
-        for count in _infer(PiecewiseStages(source, bfloat16), foreseen, places, most_bytes):
+        for count in _infer(PiecewiseStages(source, bfloat16), foreseen, places, most_bytes, {} if bfloat16 else for_all):
             done += count
             tell(done / len(missing))
     return foreseen
 
 
-def _infer(performer: PiecewiseStages, foreseen: Foreseen, places: Sequence[int], most_bytes: int) -> Iterator[int]:
+def _infer(
+    performer: PiecewiseStages, foreseen: Foreseen, places: Sequence[int], most_bytes: int, for_all: dict
+) -> Iterator[int]:
     """Leaves the files of the observations at `places`; gives how many there are more, as many at a time as advance
-    together."""
-    given: dict[int, dict[str, np.ndarray]] = {}
-    checkpoint = performer.source.checkpoint
+    together.
 
-    def seen(place: int, stage: str, call: Call) -> None:
-        told = given.setdefault(places[place], {})
-        number = sum(key.startswith(f"{stage}/") for key in told)  # unique, and in order
-        for spec in performer.interfaces[stage].inputs:
-            if not has_rows(spec.name):
-                told[f"{stage}/{number}/{spec.name}"] = call.inputs[spec.name].copy()
+    Args:
+        for_all: where calls that all observations need are put.
+    """
+    checkpoint, stages = performer.source.checkpoint, performer.source.policy.stages()
+    kept = {stage.name: [spec.name for spec in stage.inputs if is_kept(spec, stage)] for stage in stages}
+    given: dict[int, dict[str, list[dict[str, np.ndarray]]]] = {}
+
+    def seen(place: int | None, stage: str, call: Call) -> None:
+        told = for_all if place is None else given.setdefault(places[place], {})
+        calls = told.setdefault(stage, [])
+        before = calls[-1] if calls else {}
+        calls.append({name: _copy(call.inputs[name], before.get(name)) for name in kept[stage]})
 
     def make(stages: Mapping) -> Runner:
         return Runner(checkpoint.spec, checkpoint.tokenizer_path, stages)
@@ -170,12 +189,29 @@ def _infer(performer: PiecewiseStages, foreseen: Foreseen, places: Sequence[int]
     observations = [foreseen.observations[place] for place in places]
     for chunks in infer_together(make, performer, observations, 0, most_bytes, seen):
         for place, chunk in zip(places[done:], chunks):
-            _write(foreseen.path(place), {**given.pop(place), "positions": chunk.positions})
+            _write(foreseen.path(place), given.pop(place), chunk.positions)
         done += len(chunks)
         yield len(chunks)
 
 
-def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def is_kept(spec: TensorSpec, stage: Stage) -> bool:
+    """Whether what a stage is given has to be kept: all but the rows of layers that it shares with another, which make
+    them again."""
+    return stage.shares is None or not has_rows(spec.name)
+
+
+def _copy(array: np.ndarray, before: np.ndarray | None) -> np.ndarray:
+    """Of what a call is given; or that of the call before, where it says the same: every flow step reads one cache."""
+    return before if before is not None and np.array_equal(array, before) else array.copy()
+
+
+def _write(path: Path, given: Mapping[str, Sequence[Mapping[str, np.ndarray]]], positions: np.ndarray) -> None:
+    """What differs from the call before, and how many calls there are."""
+    arrays: dict[str, np.ndarray] = {"positions": positions}
+    for stage, calls in given.items():
+        arrays[f"{stage}/calls"] = np.array(len(calls))
+        for number, (before, call) in enumerate(zip(({}, *calls), calls)):
+            arrays |= {f"{stage}/{number}/{name}": value for name, value in call.items() if value is not before.get(name)}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_whole(path, buffer.getbuffer())

@@ -35,7 +35,7 @@ NVFP4_OPSET = 23
 def lower(
     graph,
     layers: Mapping[str, CompressedLinear],
-    norms: Mapping[str, np.ndarray],
+    parameters: Mapping[str, np.ndarray],
     stage: str,
     written: Callable[[object], None] = lambda constant: None,
 ):
@@ -44,12 +44,12 @@ def lower(
     Args:
         graph: `onnx.ModelProto` of `trace`; it is not changed.
         layers: every linear layer of the stage by name.
-        norms: constant of `rescalable_norms` by name -> its value.
+        parameters: all others of the stage by name -> value.
         written: shown each constant (`onnx.TensorProto`) of the result as soon as it is there; it may move its data to
             another file, so that those of all layers are never in memory together.
 
     Raises:
-        ExportError: a norm or a layer is not in the graph, the graph holds one that is not in `layers`, or a large
+        ExportError: a layer is not in the graph, the graph holds one that is not in `layers`, or a large
             constant product is no `nn.Linear`.
     """
     import onnx
@@ -57,9 +57,9 @@ def lower(
     model = onnx.ModelProto()
     model.CopyFrom(graph)
     _check_complete(model, layers, stage)
-    _fill(model, norms, stage)
     read = {operand for node in model.graph.node for operand in node.input} | {value.name for value in model.graph.output}
     for constant in model.graph.initializer:
+        _fill(constant, parameters)
         if constant.name in read:
             written(constant)
     builder = _Builder(model, written)
@@ -100,14 +100,14 @@ def _check_complete(model, layers: Mapping[str, CompressedLinear], stage: str) -
                     )
 
 
-def _fill(model, norms: Mapping[str, np.ndarray], stage: str) -> None:
-    import onnx
+def _fill(constant, parameters: Mapping[str, np.ndarray]) -> None:
+    """The value of a parameter, which `trace` left out."""
+    from onnx import TensorProto
 
-    constants = {constant.name: constant for constant in model.graph.initializer}
-    for name, value in norms.items():
-        if name not in constants or tuple(constants[name].dims) != value.shape:
-            raise ExportError(f"the norm {name!r} of stage {stage!r} did not survive the export")
-        constants[name].CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(value), name))
+    if constant.data_location == TensorProto.EXTERNAL and constant.name in parameters:
+        constant.ClearField("external_data")
+        constant.ClearField("data_location")
+        constant.raw_data = np.ascontiguousarray(parameters[constant.name]).tobytes()
 
 
 def _divide_by_root(node, builder: _Builder):

@@ -22,8 +22,9 @@ from vla_edge.compress.quantize.formats import number_format
 from vla_edge.compress.recipe import Recipe, RecipeError
 from vla_edge.compress.steps import STEPS, FixedPoint, Keep, LowRankStep, Prune, Quantize, Smooth, VisionCacheStep
 from vla_edge.engine.backends import BackendError, get_backend, reads
-from vla_edge.engine.foreseen import Foreseen, foresee
-from vla_edge.policy.chain import has_rows
+from vla_edge.engine.export import LARGEST_FILE
+from vla_edge.engine.foreseen import Foreseen, foresee, is_kept
+from vla_edge.policy.chain import belongs
 from vla_edge.policy.checkpoint import Checkpoint, CheckpointError
 from vla_edge.policy.piecewise import PiecewisePolicy
 from vla_edge.policy.products import bfloat16_pays
@@ -65,7 +66,7 @@ def needs_pieces(checkpoint: Checkpoint, recipe: Recipe, memory: int, backends: 
     it does not fit at all."""
     if whole_memory(checkpoint, recipe) <= memory:
         return False
-    possible = not PiecewisePolicy(checkpoint).whole and all(_obstacle(step) is None for step in recipe.steps)
+    possible = all(_obstacle(step) is None for step in recipe.steps)
     possible = possible and not _writes_all(backends) and not Weights(checkpoint.weights).rounded
     return possible or 4 * _values(checkpoint) > memory
 
@@ -87,7 +88,7 @@ class Piecewise:
         memory: bytes the build may take. work: directory to keep what is finished in. backends: that are to run it.
 
     Raises:
-        CheckpointError: the family cannot be taken apart, or its weights are rounded already.
+        CheckpointError: weights are rounded already.
         RecipeError: a step wants all of the policy at once.
         BackendError: a backend does, or not even its largest piece fits.
     """
@@ -97,11 +98,6 @@ class Piecewise:
         self.source = PiecewisePolicy(checkpoint)
         needed = whole_memory(checkpoint, recipe)
         told = f"{checkpoint.directory} takes about {needed / 1e9:.1f} GB to build at once and there are {memory / 1e9:.1f}"
-        if self.source.whole:
-            raise CheckpointError(
-                f"{told}, and a {checkpoint.spec.family}'s stages ({', '.join(self.source.whole)}) are not built piece by "
-                "piece; build it on a computer with more memory and copy the bundle"
-            )
         if Weights(checkpoint.weights).rounded:
             raise CheckpointError(
                 f"{told}, and weights that are rounded already are not taken over piece by piece; give the weights they were "
@@ -114,7 +110,7 @@ class Piecewise:
             )
         _check_steps(recipe, told)
         self.plan = check_recipe(recipe, self.source.policy, checkpoint)
-        least = self._largest_piece() + _PROGRAM
+        least = max(self._largest_piece(), self._writing()) + _PROGRAM
         if least > memory:
             raise BackendError(f"{told}; not even its largest piece fits, which takes {least / 1e9:.1f} GB")
 
@@ -146,10 +142,14 @@ class Piecewise:
             self.source, observations, directory / "foreseen", self._beside_a_piece,
             lambda f: tell(0.35 * f, "inferring in full precision"), skipped if bfloat16 else None,
         )  # fmt: skip
+
+        def calls(place: int, stage: str) -> Sequence:
+            needed = self._foreseen.for_all.get(stage, ()) if place == 0 else ()
+            return [*needed, *self._foreseen.calls(skipped + place, stage)]
+
         self._layers = compress_piecewise(
-            self.recipe, self.plan, self.source, lambda place: self._foreseen.calls(skipped + place),
-            len(observations) - skipped, directory / "layers", lambda f, what: tell(0.35 + 0.65 * f, what), reduce_range,
-            bfloat16,
+            self.recipe, self.plan, self.source, calls, len(observations) - skipped, directory / "layers",
+            lambda f, what: tell(0.35 + 0.65 * f, what), reduce_range, bfloat16,
         )  # fmt: skip
 
     @property
@@ -190,23 +190,26 @@ class Piecewise:
         return int(0.6 * max(0, self.memory - self._largest_piece(compressed=False) - _PROGRAM))
 
     def _largest_piece(self, compressed: bool = True) -> int:
-        """Bytes of its parameters in float32, and where it is compressed what AWQ and GPTQ make of its largest layer."""
+        """Bytes of its parameters in float32, and where it is compressed what the recipe makes of its largest layer."""
         from vla_edge.engine.trace import linear_layers
 
+        products = any(getattr(step, "needs_products", False) for step in self.recipe.steps)
         largest = 0
         for stage in (stage for stage in self.source.policy.stages() if stage.shares is None):
-            for piece in stage.module.pieces():
+            for piece in stage.chain.pieces():
                 size = sum(
-                    4 * parameter.numel() for name, parameter in stage.module.named_parameters()
-                    if any(name.startswith(f"{part}.") for part in piece)
-                )  # fmt: skip
-                inside = [
-                    layer for name, layer in linear_layers(stage).items()
-                    if any(name == part or name.startswith(f"{part}.") for part in piece)
-                ]  # fmt: skip
-                work = max((_work_bytes(layer) for layer in inside), default=0) if compressed else 0
+                    4 * parameter.numel() for name, parameter in stage.module.named_parameters() if belongs(name, piece)
+                )
+                inside = [layer for name, layer in linear_layers(stage).items() if belongs(name, piece)]
+                work = max((_work_bytes(layer, products) for layer in inside), default=0) if compressed else 0
                 largest = max(largest, size + work)
         return largest
+
+    def _writing(self) -> int:
+        """Bytes while a stage is written: what of it is no linear layer, a table of words above all, in the policy, in the
+        graph, and on its way into the file; in one file with the graph, read once more by what checks it."""
+        sizes = map(_rest_bytes, self.source.policy.stages())
+        return max(size * (3 if size > LARGEST_FILE else 4) for size in sizes)
 
     def _directory(self, question: list) -> Path:
         """Where this build's files are; those of another are of no use any more."""
@@ -220,13 +223,11 @@ class Piecewise:
 
     def _check_room(self, directory: Path, observations: int) -> None:
         """Raises BackendError: the disk is smaller than what is to be written."""
-        between = [
-            4 * int(np.prod(spec.shape)) for stage in self.source.policy.stages() for spec in stage.inputs
-            if not has_rows(spec.name)
-        ]  # fmt: skip
+        stages = self.source.policy.stages()
+        between = [4 * int(np.prod(spec.shape)) for stage in stages for spec in stage.inputs if is_kept(spec, stage)]
         layers = sum(_stored_bytes(step, layer) for step, layer in self._planned())
         # what stages are given, and what two pieces hand on; layers here and in the bundle
-        needed = round(observations * (sum(between) + 3 * max(between)) + 2 * layers + self._rest_bytes())
+        needed = round(observations * (sum(between) + 3 * max(between)) + 2 * layers + sum(map(_rest_bytes, stages)))
         there = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
         free = shutil.disk_usage(directory).free
         if needed - there > free:
@@ -241,21 +242,12 @@ class Piecewise:
         modules = policy_layers(self.source.policy.stages())
         return [(step, modules[name]) for name, step in self.plan.items()]
 
-    def _rest_bytes(self) -> int:
-        """Bytes of what is no linear layer, which is written in float32."""
-        from torch import nn
-
-        return sum(
-            4 * parameter.numel() for module in self.source.policy.modules() if not isinstance(module, nn.Linear)
-            for parameter in module.parameters(recurse=False)
-        )  # fmt: skip
-
-
 def first_inputs(source: PiecewisePolicy, foreseen: Foreseen) -> dict[str, dict[str, np.ndarray]]:
-    """What each stage is first given for the first observation; rows of pieces are zeros, whose values cost as much time."""
+    """What each stage is first given for the first observation; rows that are not kept are zeros, whose values cost as much
+    time."""
     found = {}
     for stage in source.policy.stages():
-        calls = foreseen.calls(0).get(stage.name)
+        calls = [*foreseen.for_all.get(stage.name, ()), *foreseen.calls(0, stage.name)]
         if calls:
             found[stage.name] = {spec.name: calls[0].get(spec.name, spec.zeros()) for spec in stage.inputs}
     return found
@@ -284,10 +276,19 @@ def _obstacle(step) -> str | None:
     return None
 
 
-def _work_bytes(layer) -> int:
-    """Of AWQ and GPTQ on one layer: its second moment, the factor in float64, and the weight in several forms."""
-    columns = layer.in_features
-    return 16 * columns**2 + 16 * layer.weight.numel()
+def _work_bytes(layer, products: bool) -> int:
+    """Of one layer: the weight in several forms, and of AWQ and GPTQ its second moment and the factor in float64."""
+    return 16 * products * layer.in_features**2 + 16 * layer.weight.numel()
+
+
+def _rest_bytes(stage) -> int:
+    """Of what is no linear layer, which is written in float32."""
+    from torch import nn
+
+    return sum(
+        4 * parameter.numel() for module in stage.module.modules() if not isinstance(module, nn.Linear)
+        for parameter in module.parameters(recurse=False)
+    )  # fmt: skip
 
 
 def _stored_bytes(step, layer) -> float:

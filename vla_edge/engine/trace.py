@@ -3,7 +3,8 @@ convolution, which is one over patches (`policy.convolution`), as a marker that 
 
 No weight of a layer passes through the exporter, so none has to be recognized afterwards among transposed and renamed
 constants: what each marker becomes is decided later, by name (see `lower`), and one traced graph serves every recipe.
-Norms whose channels a recipe may rescale keep their names and get their values then, too.
+Parameters beside them keep their names and get their values then, too: recipes rescale the channels of norms, and a table
+of words may be larger than everything else.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def rescalable_norms(module) -> dict:
 
 
 def trace(stage: Stage):
-    """The stage as an `onnx.ModelProto` with static shapes and marker nodes; its norms hold no values worth having.
+    """The stage as an `onnx.ModelProto` with static shapes and marker nodes; its parameters hold no values.
 
     Raises:
         ExportError: torch cannot export it.
@@ -97,8 +98,11 @@ def trace(stage: Stage):
     convolutions = {
         name: module for name, module in stage.module.named_modules() if isinstance(module, Convolution)
     }
-    # deepcopy copies no weight of a layer: each is replaced through the memo
-    memo = {id(layer): Marker(name, layer.out_features) for name, layer in layers.items()}
+    norms = rescalable_norms(stage.module)
+    rescaled = {f"{name}.{key}" for name, norm in norms.items() for key, _ in norm.named_parameters(recurse=False)}
+    # deepcopy copies no weight of a layer, which is replaced through the memo, and none but those that are changed below
+    memo = {id(value): value for name, value in stage.module.named_parameters() if name not in rescaled}
+    memo |= {id(layer): Marker(name, layer.out_features) for name, layer in layers.items()}
     memo |= {id(whole): ConvolutionMarker(f"{name}.linear", whole) for name, whole in convolutions.items()}
     module = copy.deepcopy(stage.module, memo).eval()
     # Equal constants become one in the exporter; these have to stay apart until they get their values.
@@ -130,4 +134,18 @@ def trace(stage: Stage):
         ) from error
     finally:
         logger.setLevel(level)
+    lost = rescaled - program.model.graph.initializers.keys()
+    if lost:
+        raise ExportError(f"the norm {min(lost)!r} of stage {stage.name!r} did not survive the export")
+    _leave_out(program.model, (name for name, _ in module.named_parameters()))
     return program.model_proto
+
+
+def _leave_out(model, names: Iterable[str]) -> None:
+    """The values of those constants, so that what is handed on is small."""
+    from onnxscript import ir
+
+    for name in names:
+        if (value := model.graph.initializers.get(name)) is not None:
+            there = value.const_value
+            value.const_value = ir.ExternalTensor("", 0, 0, there.dtype, shape=there.shape, name=name)

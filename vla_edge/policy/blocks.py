@@ -6,12 +6,15 @@ static: what is written here is what the exporter, the quantizers and every runt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from vla_edge.policy.chain import Chain, numbered
 
 MASKED = -1e4  # additive; exp(-1e4) is 0 in float32 and the value itself still fits float16
 
@@ -349,15 +352,8 @@ class VisionTransformer(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(width, hidden, heads, eps, activation) for _ in range(layers))
         self.norm = nn.LayerNorm(width, eps=eps) if final_norm else nn.Identity()
 
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, grid**2, width)."""
-        x = self.embed(image)
-        for layer in self.layers:
-            x = layer(x)
-        return self.finish(x)
-
     def embed(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) -> what the layers read, (B, registers + grid**2, width)."""
+        """(B, 3, H, W) in [-1, 1] -> what the layers read, (B, registers + grid**2, width)."""
         batch, patch, grid = image.shape[0], self.patch_size, self.grid
         patches = image.view(batch, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
         x = self.patch_embedding(patches.reshape(batch, grid**2, 3 * patch**2)) + self.position_embedding.weight
@@ -368,6 +364,37 @@ class VisionTransformer(nn.Module):
     def finish(self, x: Tensor) -> Tensor:
         """What the layers give -> (B, grid**2, width)."""
         return self.norm(x[:, -(self.grid**2) :])
+
+    def parts(self, path: str) -> tuple[tuple[str, ...], ...]:
+        """What `embed`, each layer and `finish` need, as paths in the module that has this at `path`."""
+        embeddings = tuple(f"{path}.{name}" for name in ("patch_embedding", "position_embedding", "registers"))
+        return embeddings, *numbered(f"{path}.layers", self.layers), (f"{path}.norm",)
+
+
+class SeeingTower(Chain):
+    """image (B, 3, H, W) in [-1, 1] -> image_tokens (B, N, width): a vision transformer, and what makes words of what it
+    has seen (`words`)."""
+
+    encoder: VisionTransformer
+    WORDS: ClassVar[str]  # the layer that does
+
+    def words(self, seen: Tensor) -> Tensor:
+        """(B, grid**2, width of the transformer) -> (B, N, width)."""
+        raise NotImplementedError
+
+    def pieces(self) -> tuple[tuple[str, ...], ...]:
+        """See `Chain`."""
+        *parts, norm = self.encoder.parts("encoder")
+        return *parts, (*norm, self.WORDS)
+
+    def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
+        """See `Chain`."""
+        if number == 0:
+            return (self.encoder.embed(*inputs),), ()
+        (x,) = handed
+        if number <= len(self.encoder.layers):
+            return (self.encoder.layers[number - 1](x),), ()
+        return (self.words(self.encoder.finish(x)),), ()
 
 
 def pixel_shuffle(x: Tensor, factor: int) -> Tensor:

@@ -23,6 +23,8 @@ __all__ = [
     "ROBOT_FILE", "WEIGHTS_FILE", "Checkpoint", "CheckpointError", "fingerprint", "load_checkpoint", "load_policy",
 ]  # fmt: skip
 
+_CHECKED = 1 << 22  # values at a time
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -121,7 +123,8 @@ def unfit(weights: Weights, error: Exception) -> CheckpointError:
 
 def check_finite(weights: Weights, name: str, tensor) -> None:
     """Raises CheckpointError: a value of the parameter is not finite."""
-    if not tensor.isfinite().all():
+    # a part at a time: what PyTorch makes of it meanwhile is larger than the tensor
+    if not all(part.isfinite().all() for part in tensor.flatten().split(_CHECKED)):
         raise CheckpointError(f"{weights.where} holds values that are not finite, first in {name}; take an earlier save")
 
 

@@ -133,11 +133,9 @@ class VisionTower(Chain):
 
     def pieces(self) -> tuple[tuple[str, ...], ...]:
         """See `Chain`: the encoders' layers one after the other."""
-        parts = ("patch_embedding", "position_embedding", "registers")
-        embeddings = tuple(f"encoders.{i}.{part}" for i in range(len(self.encoders)) for part in parts)
-        layers = (numbered(f"encoders.{i}.layers", encoder.layers) for i, encoder in enumerate(self.encoders))
-        norms = tuple(f"encoders.{i}.norm" for i in range(len(self.encoders)))
-        return embeddings, *sum(layers, ()), (*norms, "projector")
+        parts = [encoder.parts(f"encoders.{i}") for i, encoder in enumerate(self.encoders)]
+        first, last = (sum((part[place] for part in parts), ()) for place in (0, -1))
+        return first, *(layer for part in parts for layer in part[1:-1]), (*last, "projector")
 
     def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
         """See `Chain`; handed on is what each encoder has seen so far."""

@@ -9,8 +9,9 @@ layer is its keys and values alone. Sizes come from the checkpoint. test/parity 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +22,13 @@ from vla_edge.policy.blocks import (
     Fold,
     KeyValue,
     RMSNorm,
+    SeeingTower,
     VisionTransformer,
     attend,
     rotary,
     rotate,
 )
+from vla_edge.policy.chain import Chain, numbered
 from vla_edge.policy.stages import Stage, TensorSpec
 
 EPS = 1e-6
@@ -91,8 +94,10 @@ class PrefixCache(NamedTuple):
     sin: Tensor
 
 
-class VisionTower(nn.Module):
+class VisionTower(SeeingTower):
     """image (B, 3, H, W) in [-1, 1] -> image_tokens (B, N, text_width)."""
+
+    WORDS = "projector"
 
     def __init__(self, c: PiConfig):
         super().__init__()
@@ -101,16 +106,19 @@ class VisionTower(nn.Module):
         )
         self.projector = nn.Linear(c.vision_width, c.text_width)
 
-    def forward(self, image: Tensor) -> tuple[Tensor]:
-        return (self.projector(self.encoder(image)),)
+    def words(self, seen: Tensor) -> Tensor:
+        return self.projector(seen)
 
 
-class PrefixEncoder(nn.Module):
+class PrefixEncoder(Chain):
     """Image tokens and instruction -> the action expert's cache, once per observation.
 
     Args:
         suffix: tokens of the expert.
     """
+
+    CACHE: ClassVar[type[NamedTuple]] = PrefixCache
+    END: ClassVar[tuple[str, ...]] = ("last_norm", "last")  # what the last piece needs
 
     def __init__(self, c: PiConfig, suffix: int):
         super().__init__()
@@ -123,38 +131,60 @@ class PrefixEncoder(nn.Module):
         self.last_norm = RMSNorm(c.text_width, EPS)
         self.last = KeyValue(c.text_width, c.kv_heads, c.head_dim)
 
-    def forward(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.encode(image_tokens, lang_tokens, lang_mask)[0])
+    def pieces(self) -> tuple[tuple[str, ...], ...]:
+        """See `Chain`."""
+        return ("embedding",), *numbered("layers", self.layers), self.END
 
-    def encode(
-        self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor | None = None
-    ) -> tuple[PrefixCache, list[Tensor]]:
+    def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
+        """See `Chain`; rows are keys and values."""
+        return self._through(number, handed, inputs)[:2]
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.encode(*inputs)[0])
+
+    def encode(self, *inputs: Tensor) -> tuple[PrefixCache, list[Tensor]]:
         """The cache, and each layer's attention probabilities (B, H, P, P).
 
         Args:
-            image_tokens: (B, cameras * N, text_width). lang_tokens, lang_mask: (B, L).
-            state: not read here.
+            inputs: image_tokens (B, cameras * N, text_width), lang_tokens and lang_mask (B, L), and the state
+                (B, max_state_dim), which not every prefix reads.
         """
+        handed, cache, probabilities = (), [], []
+        for number in range(len(self.pieces())):
+            handed, rows, looks = self._through(number, handed, inputs)
+            cache += [rows] if rows else []
+            probabilities += looks
+        keys, values = (torch.stack(tensors) for tensors in zip(*cache))
+        return self.CACHE(keys, values, *handed), probabilities
+
+    def _through(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence):
+        """As `piece`, and the attention probabilities, one of a whole layer."""
+        if number == 0:
+            return self._begin(*inputs[:3]), (), ()
+        x, mask, bias, cos, sin = handed
+        whole = number <= len(self.layers)
+        layer = self.layers[number - 1] if whole else self.last
+        normed = (layer.attention_norm if whole else self.last_norm)(x)
+        k, v = layer.project(normed, normed)
+        k = rotate(k, cos, sin)
+        if not whole:
+            return self._end(mask, inputs), (k, v), ()
+        attended, looks = attend(rotate(layer.queries(normed), cos, sin), k, v, bias)
+        return (layer.finish(x, attended), mask, bias, cos, sin), (k, v), (looks,)
+
+    def _begin(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor) -> tuple[Tensor, ...]:
+        """x (B, P, text_width), which tokens are real, and their attention's bias and rotary table."""
         c = self.config
         x = torch.cat([image_tokens, self.embedding(lang_tokens) * math.sqrt(c.text_width)], dim=1)
         real = x.new_ones(x.shape[0], image_tokens.shape[1])
         mask = torch.cat([real, lang_mask.to(x.dtype)], dim=1)
         bias = ((1 - mask) * MASKED)[:, None, None, :]
-        cos, sin = rotary(mask.cumsum(1) - 1, c.head_dim)
-        cache, probabilities = [], []
-        for index in range(c.text_layers):
-            whole = index < len(self.layers)
-            layer = self.layers[index] if whole else self.last
-            normed = (layer.attention_norm if whole else self.last_norm)(x)
-            k, v = layer.project(normed, normed)
-            cache.append((rotate(k, cos, sin), v))
-            if whole:
-                attended, weights = attend(rotate(layer.queries(normed), cos, sin), *cache[-1], bias)
-                x = layer.finish(x, attended)
-                probabilities.append(weights)
-        suffix = mask.sum(1, keepdim=True) + torch.arange(self.suffix, device=x.device)
-        keys, values = (torch.stack(tensors) for tensors in zip(*cache))
-        return PrefixCache(keys, values, mask, *rotary(suffix, c.head_dim)), probabilities
+        return (x, mask, bias, *rotary(mask.cumsum(1) - 1, c.head_dim))
+
+    def _end(self, mask: Tensor, inputs: Sequence) -> tuple[Tensor, ...]:
+        """The cache but for its rows."""
+        suffix = mask.sum(1, keepdim=True) + torch.arange(self.suffix, device=mask.device)
+        return (mask, *rotary(suffix, self.config.head_dim))
 
     def folds(self) -> tuple[Fold, ...]:
         return (Fold(self.last_norm, (self.last.k, self.last.v)),)

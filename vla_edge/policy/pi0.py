@@ -7,6 +7,7 @@ in the prefix stage; it stays with the actions, one token beside fifty.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vla_edge.policy.blocks import MASKED, DecoderLayer, Fold, RMSNorm, attend, rotate, sinusoid
+from vla_edge.policy.chain import Chain, numbered
 from vla_edge.policy.paligemma import ACTIVATION, EPS, PiConfig, PiPolicy, PrefixEncoder
 from vla_edge.policy.stages import TensorSpec
 
@@ -32,16 +34,15 @@ class PrefixCache(NamedTuple):
 class StatePrefix(PrefixEncoder):
     """The prefix, and the state (B, max_state_dim) as a token of the expert."""
 
+    CACHE = PrefixCache
+    END = (*PrefixEncoder.END, "state_proj")
+
     def __init__(self, c: PiConfig):
         super().__init__(c, suffix=1 + c.chunk_size)
         self.state_proj = nn.Linear(c.max_state_dim, c.expert_width)
 
-    def forward(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor) -> tuple:
-        return tuple(self.encode(image_tokens, lang_tokens, lang_mask, state)[0])
-
-    def encode(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor):
-        cache, probabilities = super().encode(image_tokens, lang_tokens, lang_mask)
-        return PrefixCache(*cache, self.state_proj(state)[:, None]), probabilities
+    def _end(self, mask: Tensor, inputs: Sequence) -> tuple[Tensor, ...]:
+        return (*super()._end(mask, inputs), self.state_proj(inputs[3])[:, None])
 
 
 class TimeEncoder(nn.Module):
@@ -56,7 +57,7 @@ class TimeEncoder(nn.Module):
         return (self.mlp_in(sinusoid(time, self.width, *self.periods)),)
 
 
-class ActionExpert(nn.Module):
+class ActionExpert(Chain):
     """Noisy actions x (B, T, A) and the prefix cache -> flow velocity (B, T, A), pointing at the noise."""
 
     def __init__(self, c: PiConfig):
@@ -76,22 +77,29 @@ class ActionExpert(nn.Module):
         own[0, 1:] = MASKED
         self.register_buffer("own_bias", own[None, None], persistent=False)
 
-    def forward(
-        self, x: Tensor, time_condition: Tensor, keys: Tensor, values: Tensor, mask: Tensor, cos: Tensor, sin: Tensor,
-        state: Tensor,
-    ) -> tuple[Tensor]:  # fmt: skip
-        actions = self.mlp_out(F.silu(self.mlp_in(self.action_in(x)) + time_condition[:, None]))
-        h = torch.cat([state, actions], dim=1)
-        batch, length = h.shape[:2]
-        prefix_bias = ((1 - mask) * MASKED)[:, None, None, :].expand(-1, -1, length, -1)
-        bias = torch.cat([prefix_bias, self.own_bias.expand(batch, -1, -1, -1)], dim=-1)
-        for index, layer in enumerate(self.layers):
-            normed = layer.attention_norm(h)
-            own_k, own_v = layer.project(normed, normed)
-            k = torch.cat([keys[index], rotate(own_k, cos, sin)], dim=2)
-            v = torch.cat([values[index], own_v], dim=2)
-            h = layer.finish(h, attend(rotate(layer.queries(normed), cos, sin), k, v, bias)[0])
-        return (self.action_out(self.norm(h[:, -self.chunk_size :])),)
+    def pieces(self) -> tuple[tuple[str, ...], ...]:
+        """See `Chain`."""
+        return ("action_in", "mlp_in", "mlp_out"), *numbered("layers", self.layers), ("norm", "action_out")
+
+    def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
+        """See `Chain`."""
+        x, time_condition, keys, values, mask, cos, sin, state = inputs
+        if number == 0:
+            actions = self.mlp_out(F.silu(self.mlp_in(self.action_in(x)) + time_condition[:, None]))
+            h = torch.cat([state, actions], dim=1)
+            batch, length = h.shape[:2]
+            prefix_bias = ((1 - mask) * MASKED)[:, None, None, :].expand(-1, -1, length, -1)
+            return (h, torch.cat([prefix_bias, self.own_bias.expand(batch, -1, -1, -1)], dim=-1)), ()
+        h, bias = handed
+        index = number - 1
+        if index == len(self.layers):
+            return (self.action_out(self.norm(h[:, -self.chunk_size :])),), ()
+        layer = self.layers[index]
+        normed = layer.attention_norm(h)
+        own_k, own_v = layer.project(normed, normed)
+        k = torch.cat([keys[index], rotate(own_k, cos, sin)], dim=2)
+        v = torch.cat([values[index], own_v], dim=2)
+        return (layer.finish(h, attend(rotate(layer.queries(normed), cos, sin), k, v, bias)[0]), bias), ()
 
     def folds(self) -> tuple[Fold, ...]:
         return (Fold(self.norm, (self.action_out,)),)

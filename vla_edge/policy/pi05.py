@@ -7,11 +7,14 @@ loaded; the denoise stage multiplies and adds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vla_edge.policy.blocks import MASKED, GatedMLP, KeyValue, attend, rotate, sinusoid, split_heads
+from vla_edge.policy.chain import Chain, numbered
 from vla_edge.policy.paligemma import ACTIVATION, EPS, PiConfig, PiPolicy, PrefixEncoder
 
 
@@ -59,7 +62,7 @@ def adaptive_norm(x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:
     return normed * (1 + scale) + shift, gate
 
 
-class ActionExpert(nn.Module):
+class ActionExpert(Chain):
     """Noisy actions x (B, T, A) and the prefix cache -> flow velocity (B, T, A), pointing at the noise."""
 
     def __init__(self, c: PiConfig):
@@ -71,20 +74,28 @@ class ActionExpert(nn.Module):
         )
         self.action_out = nn.Linear(c.expert_width, c.max_action_dim)
 
-    def forward(
-        self, x: Tensor, time_condition: Tensor, keys: Tensor, values: Tensor, mask: Tensor, cos: Tensor, sin: Tensor
-    ) -> tuple[Tensor]:
-        h = self.action_in(x)
-        # actions all see each other, and the prefix as far as it is real
-        bias = F.pad((1 - mask) * MASKED, (0, h.shape[1]))[:, None, None, :]
-        for index, layer in enumerate(self.layers):
-            normed, gate = adaptive_norm(h, time_condition[:, 2 * index])
-            own_k, own_v = layer.project(normed, normed)
-            k = torch.cat([keys[index], rotate(own_k, cos, sin)], dim=2)
-            v = torch.cat([values[index], own_v], dim=2)
-            attended, _ = attend(rotate(layer.queries(normed), cos, sin), k, v, bias)
-            h = layer.finish(h, attended, gate, time_condition[:, 2 * index + 1])
-        return (self.action_out(adaptive_norm(h, time_condition[:, -1])[0]),)
+    def pieces(self) -> tuple[tuple[str, ...], ...]:
+        """See `Chain`."""
+        return ("action_in",), *numbered("layers", self.layers), ("action_out",)
+
+    def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
+        """See `Chain`."""
+        x, time_condition, keys, values, mask, cos, sin = inputs
+        if number == 0:
+            h = self.action_in(x)
+            # actions all see each other, and the prefix as far as it is real
+            return (h, F.pad((1 - mask) * MASKED, (0, h.shape[1]))[:, None, None, :]), ()
+        h, bias = handed
+        index = number - 1
+        if index == len(self.layers):
+            return (self.action_out(adaptive_norm(h, time_condition[:, -1])[0]),), ()
+        layer = self.layers[index]
+        normed, gate = adaptive_norm(h, time_condition[:, 2 * index])
+        own_k, own_v = layer.project(normed, normed)
+        k = torch.cat([keys[index], rotate(own_k, cos, sin)], dim=2)
+        v = torch.cat([values[index], own_v], dim=2)
+        attended, _ = attend(rotate(layer.queries(normed), cos, sin), k, v, bias)
+        return (layer.finish(h, attended, gate, time_condition[:, 2 * index + 1]), bias), ()
 
 
 class Pi05(PiPolicy):

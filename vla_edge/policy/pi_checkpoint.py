@@ -18,7 +18,7 @@ from vla_edge.policy.families import Description
 from vla_edge.policy.lerobot_layout import check_options, lerobot_spec
 from vla_edge.policy.robot_facts import ROBOT_FILE, RobotFacts
 from vla_edge.policy.spec import Normalization, NormalizationMode, PolicySpec, TextSpec
-from vla_edge.policy.weights import Weights, find_weights
+from vla_edge.policy.weights import OnDemand, Weights, find_weights
 
 if TYPE_CHECKING:
     from vla_edge.policy.checkpoint import Checkpoint
@@ -81,7 +81,7 @@ def build(checkpoint: Checkpoint, weights: Weights):
     return kind(pi_config(checkpoint, _plain(weights)))
 
 
-def tensors(policy, checkpoint: Checkpoint, weights: Weights) -> dict:
+def tensors(policy, checkpoint: Checkpoint, weights: Weights) -> OnDemand:
     """See `families`."""
     plain, config = _plain(weights), policy.config
     joint = {"time.mlp_in.weight", "time.mlp_in.bias", "denoise.mlp_in.weight"}  # of a pi0, one layer in its file
@@ -93,19 +93,21 @@ def tensors(policy, checkpoint: Checkpoint, weights: Weights) -> dict:
     if _EMBEDDING not in plain and _HEAD in plain:  # they are one tensor, saved under either name
         spelled["prefix.embedding.weight"] = _HEAD
     plain.check(spelled.values(), lambda name: _is_unused(name, config.text_layers))
-    width, state = config.expert_width, {}
-    for name, like in policy.state_dict().items():
+    width, likes = config.expert_width, policy.state_dict()
+
+    def made(name: str):
         tensor = plain[spelled[name]]
         if name == "denoise.mlp_in.weight":
-            tensor = tensor[:, :width]
-        elif name in joint and tensor.ndim == 2:
-            tensor = tensor[:, width:]
-        elif name.endswith("patch_embedding.weight"):
-            tensor = tensor.reshape(like.shape)
-        elif re.search(r"(prefix|denoise)\..*norm\.weight$", name):
-            tensor = 1 + tensor.float()  # Gemma stores the difference to one
-        state[name] = tensor
-    return state
+            return tensor[:, :width]
+        if name in joint and tensor.ndim == 2:
+            return tensor[:, width:]
+        if name.endswith("patch_embedding.weight"):
+            return tensor.reshape(likes[name].shape)
+        if re.search(r"(prefix|denoise)\..*norm\.weight$", name):
+            return 1 + tensor.float()  # Gemma stores the difference to one
+        return tensor
+
+    return OnDemand(likes, made)
 
 
 def pi_config(checkpoint: Checkpoint, weights: Weights) -> PiConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
+from vla_edge.policy.chain import belongs
 from vla_edge.policy.checkpoint import Checkpoint, build_policy, check_finite, unfit
 from vla_edge.policy.weights import Weights
 
@@ -31,13 +32,6 @@ class PiecewisePolicy:
         self._tensors(Weights(checkpoint.weights))  # whether all are there
 
     @property
-    def whole(self) -> tuple[str, ...]:
-        """Stages that cannot be run a piece at a time."""
-        from vla_edge.policy.chain import Chain
-
-        return tuple(stage.name for stage in self.policy.stages() if not isinstance(stage.module, Chain))
-
-    @property
     def in_bfloat16(self) -> bool:
         """Whether the checkpoint's weights are stored in bfloat16."""
         return Weights(self.checkpoint.weights).matrices_in("BF16")
@@ -53,7 +47,8 @@ class PiecewisePolicy:
         Raises:
             CheckpointError: they are damaged, of another shape, or not finite.
         """
-        names = [name for name in self.policy.state_dict() if _belongs(name, stage, piece)]
+        paths = [f"{stage}.{part}" for part in piece]
+        names = [name for name in self.policy.state_dict() if belongs(name, paths)]
         yield from self._in_memory(names, {}, {name for name in names if stored and self._is_product(name)})
 
     @contextmanager
@@ -139,7 +134,3 @@ def on_meta() -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _belongs(name: str, stage: str, piece: Iterable[str]) -> bool:
-    return any(name == f"{stage}.{part}" or name.startswith(f"{stage}.{part}.") for part in piece)

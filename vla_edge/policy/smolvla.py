@@ -10,7 +10,7 @@ the result to LeRobot's own. Parameter names of LeRobot's files are mapped in `s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ from vla_edge.policy.blocks import (
     KeyValue,
     QueryLayer,
     RMSNorm,
+    SeeingTower,
     Skipped,
     Units,
     VisionTransformer,
@@ -36,6 +37,7 @@ from vla_edge.policy.blocks import (
     rotate,
     sinusoid,
 )
+from vla_edge.policy.chain import Chain, numbered
 from vla_edge.policy.stages import Stage, TensorSpec
 
 
@@ -144,8 +146,10 @@ class TokenChoice(nn.Module):
         return worth.topk(self.count).indices, mask
 
 
-class VisionTower(nn.Module):
+class VisionTower(SeeingTower):
     """image (B, 3, H, W) in [-1, 1] -> image_tokens (B, N, text_width)."""
+
+    WORDS = "connector"
 
     def __init__(self, c: SmolVLAConfig):
         super().__init__()
@@ -155,11 +159,11 @@ class VisionTower(nn.Module):
         self.connector = nn.Linear(c.vision_width * c.scale_factor**2, c.text_width, bias=False)
         self.factor, self.scale = c.scale_factor, math.sqrt(c.text_width)
 
-    def forward(self, image: Tensor) -> tuple[Tensor]:
-        return (self.connector(pixel_shuffle(self.encoder(image), self.factor)) * self.scale,)
+    def words(self, seen: Tensor) -> Tensor:
+        return self.connector(pixel_shuffle(seen, self.factor)) * self.scale
 
 
-class PrefixEncoder(nn.Module):
+class PrefixEncoder(Chain):
     """Image tokens, instruction and state -> the action expert's cache, once per observation.
 
     The last text layer is reduced to its keys and values: nothing reads its output.
@@ -205,6 +209,23 @@ class PrefixEncoder(nn.Module):
             return None
         return next((i for i in left if i + 1 >= self.choice.after), left[-1])
 
+    def pieces(self) -> tuple[tuple[str, ...], ...]:
+        """See `Chain`."""
+        layers = (*numbered("layers", self.layers), ("last_norm", "last"))
+        with_cross = ((*names, *([f"cross.{i}"] if str(i) in self.cross else ())) for i, names in enumerate(layers))
+        return ("embedding", "state_proj"), *with_cross
+
+    def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
+        """See `Chain`; rows are keys and values, of layers that are read. Of a prefix from which nothing is taken out and
+        whose cache crosses as it is: the others are made by `forward` alone."""
+        if number == 0:
+            return self._begin(*inputs), ()
+        x, mask, suffix, bias, cos, sin = handed
+        x, rows, *_ = self._through(number - 1, x, bias, cos, sin)
+        if number <= len(self.layers):
+            return (x, mask, suffix, bias, cos, sin), rows
+        return (mask, *rotary(suffix, self.config.head_dim)), rows
+
     def forward(
         self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor
     ) -> tuple[Tensor, ...]:
@@ -224,31 +245,16 @@ class PrefixEncoder(nn.Module):
     def _encode(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor):
         """As `encode`, and (B, P) how much words and state look at each token that is left, where `store` asks."""
         c = self.config
-        language = self.embedding(lang_tokens) * math.sqrt(c.text_width)
-        x = torch.cat([self._with_markers(image_tokens), language, self.state_proj(state)[:, None]], dim=1)
-        batch, length = x.shape[:2]
-        real = x.new_ones(batch, length - c.language_length - 1)
-        mask = torch.cat([real, lang_mask.to(x.dtype), x.new_ones(batch, 1)], dim=1)
-        suffix = mask.sum(1, keepdim=True) + torch.arange(c.chunk_size, device=x.device)
-        bias = self._bias(mask)
-        cos, sin = rotary(mask.cumsum(1) - 1, c.head_dim)
-
+        x, mask, suffix, bias, cos, sin = self._begin(image_tokens, lang_tokens, lang_mask, state)
         cache, probabilities, looks = [], [], torch.zeros(())
         for index in range(c.text_layers):
-            layer = self.layers[index] if index < len(self.layers) else self.last
-            if isinstance(layer, Skipped):
+            whole = index < len(self.layers)
+            if whole and isinstance(self.layers[index], Skipped):
                 continue
-            normed = (layer.attention_norm if index < len(self.layers) else self.last_norm)(x)
-            k, v = layer.project(normed, normed)
-            k = rotate(k, cos, sin)
-            if index in self.read and str(index) in self.cross:
-                cache.append(self.cross[str(index)].project(k.transpose(1, 2).flatten(2), v.transpose(1, 2).flatten(2)))
-            elif index in self.read:
-                cache.append((k, v))
-            if index < len(self.layers):
-                q = rotate(layer.queries(normed), cos, sin)
-                attended, weights = attend(q, k, v, bias)
-                x = layer.finish(x, attended)
+            x, rows, q, k, weights = self._through(index, x, bias, cos, sin)
+            if rows:
+                cache.append(rows)
+            if whole:
                 probabilities.append(weights)
                 if self.store is not None:
                     rows = slice(-c.language_length - 1, None)
@@ -266,6 +272,41 @@ class PrefixEncoder(nn.Module):
             lookers = mask[:, -c.language_length - 1 :].sum(1, keepdim=True)
             looks = torch.cat([looks[:, :-1] / lookers, looks[:, -1:]], 1)
         return PrefixCache(keys, values, mask, *rotary(suffix, c.head_dim)), probabilities, looks
+
+    def _begin(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor) -> tuple[Tensor, ...]:
+        """x (B, P, text_width), which tokens are real, places of the action tokens, and what the first layer attends by:
+        bias and rotary table."""
+        c = self.config
+        language = self.embedding(lang_tokens) * math.sqrt(c.text_width)
+        x = torch.cat([self._with_markers(image_tokens), language, self.state_proj(state)[:, None]], dim=1)
+        batch, length = x.shape[:2]
+        real = x.new_ones(batch, length - c.language_length - 1)
+        mask = torch.cat([real, lang_mask.to(x.dtype), x.new_ones(batch, 1)], dim=1)
+        suffix = mask.sum(1, keepdim=True) + torch.arange(c.chunk_size, device=x.device)
+        return (x, mask, suffix, self._bias(mask), *rotary(mask.cumsum(1) - 1, c.head_dim))
+
+    def _through(self, index: int, x: Tensor, bias: Tensor, cos: Tensor, sin: Tensor):
+        """x through text layer `index`; what the action expert reads of it; its queries and keys, and its attention
+        probabilities (B, H, P, P). The last has neither queries nor an output."""
+        whole = index < len(self.layers)
+        layer = self.layers[index] if whole else self.last
+        normed = (layer.attention_norm if whole else self.last_norm)(x)
+        k, v = layer.project(normed, normed)
+        k = rotate(k, cos, sin)
+        rows = self._read(index, k, v)
+        if not whole:
+            return x, rows, None, k, None
+        q = rotate(layer.queries(normed), cos, sin)
+        attended, weights = attend(q, k, v, bias)
+        return layer.finish(x, attended), rows, q, k, weights
+
+    def _read(self, index: int, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        """What the action expert reads of text layer `index`, if anything."""
+        if index not in self.read:
+            return ()
+        if str(index) in self.cross:
+            return self.cross[str(index)].project(k.transpose(1, 2).flatten(2), v.transpose(1, 2).flatten(2))
+        return k, v
 
     def _kept(self, chosen: Tensor) -> Tensor:
         """(B, n) chosen image tokens -> (B, tokens that stay): those, and all that are of no image, in order."""
@@ -307,7 +348,7 @@ class TimeEncoder(nn.Module):
         return (self.mlp_in(sinusoid(time, self.width, *self.periods)),)
 
 
-class ActionExpert(nn.Module):
+class ActionExpert(Chain):
     """Noisy actions x (B, T, A) and the prefix cache as it crosses -> flow velocity (B, T, A), pointing at the noise.
 
     `time_condition` is (B, W), or (B, T, W) where every action has a flow time of its own.
@@ -333,25 +374,42 @@ class ActionExpert(nn.Module):
         for name, table in (("causal", causal[None, None]), ("own_cos", cos), ("own_sin", sin)):
             self.register_buffer(name, table, persistent=False)
 
+    def pieces(self) -> tuple[tuple[str, ...], ...]:
+        """See `Chain`; a layer that was taken out is none."""
+        layers = ((f"layers.{index}",) for index in self._left)
+        return ("action_in", "mlp_in", "mlp_out"), *layers, ("norm", "action_out")
+
+    @property
+    def _left(self) -> list[int]:
+        return [index for index, layer in enumerate(self.layers) if not isinstance(layer, Skipped)]
+
+    def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
+        """See `Chain`."""
+        x, time_condition, keys, values, mask, cos, sin = inputs
+        if number == 0:
+            condition = time_condition if time_condition.ndim == 3 else time_condition[:, None]
+            h = self.mlp_out(F.silu(self.mlp_in(self.action_in(x)) + condition))
+            prefix_bias = ((1 - mask) * MASKED)[:, None, None, :]
+            batch, length = h.shape[:2]
+            biases = prefix_bias.expand(-1, -1, length, -1), self.causal.expand(batch, -1, -1, -1)
+            return (h, prefix_bias, torch.cat(biases, dim=-1)), ()
+        h, prefix_bias, joint_bias = handed
+        row, left = number - 1, self._left
+        if row == len(left):
+            return (self.action_out(self.norm(h)),), ()
+        layer = self.layers[left[row]]
+        normed = layer.attention_norm(h)
+        q, k, v = layer.queries(normed), keys[row], values[row]
+        if self.cross[left[row]]:
+            attended, _ = attend(rotate(q, self.own_cos, self.own_sin), k, v, prefix_bias)
+        else:
+            own_k, own_v = layer.project(normed, normed)
+            k, v = torch.cat([k, rotate(own_k, cos, sin)], dim=2), torch.cat([v, own_v], dim=2)
+            attended, _ = attend(rotate(q, cos, sin), k, v, joint_bias)
+        return (layer.finish(h, attended), prefix_bias, joint_bias), ()
+
     def forward(self, x: Tensor, time_condition: Tensor, *cache: Tensor) -> tuple[Tensor]:
-        keys, values, mask, cos, sin = cache if self.load is None else self.load(*cache)
-        condition = time_condition if time_condition.ndim == 3 else time_condition[:, None]
-        h = self.mlp_out(F.silu(self.mlp_in(self.action_in(x)) + condition))
-        prefix_bias = ((1 - mask) * MASKED)[:, None, None, :]
-        batch, length = h.shape[:2]
-        joint_bias = torch.cat([prefix_bias.expand(-1, -1, length, -1), self.causal.expand(batch, -1, -1, -1)], dim=-1)
-        live = [pair for pair in zip(self.layers, self.cross) if not isinstance(pair[0], Skipped)]
-        for index, (layer, cross) in enumerate(live):
-            normed = layer.attention_norm(h)
-            q, k, v = layer.queries(normed), keys[index], values[index]
-            if cross:
-                attended, _ = attend(rotate(q, self.own_cos, self.own_sin), k, v, prefix_bias)
-            else:
-                own_k, own_v = layer.project(normed, normed)
-                k, v = torch.cat([k, rotate(own_k, cos, sin)], dim=2), torch.cat([v, own_v], dim=2)
-                attended, _ = attend(rotate(q, cos, sin), k, v, joint_bias)
-            h = layer.finish(h, attended)
-        return (self.action_out(self.norm(h)),)
+        return super().forward(x, time_condition, *(cache if self.load is None else self.load(*cache)))
 
     def folds(self) -> tuple[Fold, ...]:
         return (Fold(self.norm, (self.action_out,)),)

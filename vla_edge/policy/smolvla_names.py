@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from vla_edge.policy.smolvla import SmolVLA, SmolVLAConfig
 from vla_edge.policy.smolvla_positions import read_table, spare_table
 from vla_edge.policy.smolvla_shapes import expert_hidden
+from vla_edge.policy.weights import OnDemand
 
 _VLM = "model.vlm_with_expert.vlm.model."
 _VISION = _VLM + "vision_model."
@@ -92,33 +93,33 @@ def is_unused(name: str) -> bool:
 
 def from_lerobot(
     tensors: Mapping[str, Tensor], policy: SmolVLA, vision_dtype: torch.dtype = torch.float32
-) -> dict[str, Tensor]:
-    """Our state dict from LeRobot's tensors.
+) -> Mapping[str, Tensor]:
+    """Our state dict from LeRobot's tensors, each made when it is asked for.
 
     Args:
         vision_dtype: what LeRobot runs the vision tower in, which decides the positions its patches read.
 
-    Raises:
-        KeyError: a tensor is missing, named as LeRobot names it.
-        ValueError, RuntimeError: a tensor cannot be of these shapes.
+    Asking for one raises
+        KeyError: it is missing, named as LeRobot names it.
+        ValueError, RuntimeError: it cannot be of this shape.
     """
-    config, width = policy.config, policy.config.expert_width
-    state = {}
-    for name, like in policy.state_dict().items():
+    config, width, likes = policy.config, policy.config.expert_width, policy.state_dict()
+
+    def made(name: str) -> Tensor:
         if name == "time.mlp_in.weight":
-            state[name] = tensors[f"{_TIME_MLP}.weight"][:, width:]
-        elif name == "denoise.mlp_in.weight":
-            state[name] = tensors[f"{_TIME_MLP}.weight"][:, :width]
-        elif name == "time.mlp_in.bias":
-            state[name] = tensors[f"{_TIME_MLP}.bias"]
-        elif name == _POSITIONS:
-            state[name] = read_table(tensors[lerobot_name(name, config)], policy.vision.encoder.grid, vision_dtype)
-        else:
-            tensor = tensors[lerobot_name(name, config)]
-            if _EXPERT_MLP.fullmatch(name):
-                tensor = _used(name, tensor, like.shape)
-            state[name] = tensor.reshape(like.shape) if name.endswith("patch_embedding.weight") else tensor
-    return state
+            return tensors[f"{_TIME_MLP}.weight"][:, width:]
+        if name == "denoise.mlp_in.weight":
+            return tensors[f"{_TIME_MLP}.weight"][:, :width]
+        if name == "time.mlp_in.bias":
+            return tensors[f"{_TIME_MLP}.bias"]
+        tensor = tensors[lerobot_name(name, config)]
+        if name == _POSITIONS:
+            return read_table(tensor, policy.vision.encoder.grid, vision_dtype)
+        if _EXPERT_MLP.fullmatch(name):
+            tensor = _used(name, tensor, likes[name].shape)
+        return tensor.reshape(likes[name].shape) if name.endswith("patch_embedding.weight") else tensor
+
+    return OnDemand(likes, made)
 
 
 def to_lerobot(policy: SmolVLA) -> dict[str, Tensor]:

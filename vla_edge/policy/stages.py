@@ -45,6 +45,13 @@ class Stage:
     outputs: tuple[TensorSpec, ...]
     shares: str | None = None
 
+    @property
+    def chain(self):
+        """Its module in pieces, a `policy.chain.Chain`."""
+        from vla_edge.policy.chain import chain_of
+
+        return chain_of(self.module)
+
 
 class StagedPolicy(Protocol):
     """A policy that can be taken apart into stages.
