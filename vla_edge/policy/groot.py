@@ -1,0 +1,380 @@
+"""GR00T N1.5 (NVIDIA, 2025, arXiv:2503.14734): Eagle 2.5 (SigLIP and the first layers of a Qwen3) reads pictures and
+instruction, a few layers of self-attention go over what it gives, and a diffusion transformer (Peebles & Xie, 2022,
+arXiv:2212.09748) leads noise to actions, looking at that in every second layer and at its own tokens in the others.
+
+State and actions go in and out through networks that every embodiment has of its own; the policy is built with those of
+one. What the original computes again in every flow step although it depends on the observation alone (keys and values of
+the layers that look at it, the state's token) is given by the prefix stage, and what depends on the flow time alone
+(scale and shift of every norm, the time's share in the action encoder) by the time stage. test/parity holds the result to
+LeRobot's port.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vla_edge.policy.blocks import (
+    MASKED,
+    MLP,
+    DecoderLayer,
+    EncoderLayer,
+    Fold,
+    KeyValue,
+    RMSNorm,
+    VisionTransformer,
+    attend,
+    pixel_shuffle,
+    rotary,
+    rotate,
+    split_heads,
+)
+from vla_edge.policy.stages import Stage, TensorSpec
+
+DIT_EPS, OUT_EPS = 1e-5, 1e-6
+TIME_CHANNELS, LONGEST = 256, 10_000.0
+TIME_ROWS = 3  # besides those of the layers: scale and shift of the last norm, and the action encoder's share
+
+
+@dataclass(frozen=True)
+class GrootConfig:
+    """Shapes of a GR00T N1.5.
+
+    Attributes:
+        image_size, patch_size: px. shuffle: side of the square of patches that becomes one token; 1 for none.
+        connector: (inputs, outputs) of the linear layers between vision and language, with a norm before the first and
+            GELU between them where there are two.
+        image_places: where in the prompt's tokens each camera's stand, one of them in the place of all.
+        wavelength: of the rotary embedding.
+        adapter_*: of the self-attention over the language model's output.
+        width: of the diffusion transformer; layer i looks at the observation when i is even.
+        hidden: of the embodiment's networks for state and actions. future_tokens: learned tokens beside the actions.
+        time_buckets: flow times that the network tells apart.
+    """
+
+    cameras: int
+    image_size: int
+    patch_size: int
+    shuffle: int
+    vision_width: int
+    vision_hidden: int
+    vision_layers: int
+    vision_heads: int
+    vision_eps: float
+    connector: tuple[tuple[int, int], ...]
+    vocabulary: int
+    text_width: int
+    text_hidden: int
+    text_layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    text_eps: float
+    wavelength: float
+    image_places: tuple[int, ...]
+    language_length: int
+    adapter_layers: int
+    adapter_hidden: int
+    adapter_heads: int
+    width: int
+    layers: int
+    layers_hidden: int
+    layers_heads: int
+    output_width: int
+    state_hidden: int
+    decoder_hidden: int
+    future_tokens: int
+    positions: bool
+    time_buckets: int
+    chunk_size: int
+    max_state_dim: int
+    max_action_dim: int
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one camera."""
+        return (self.image_size // self.patch_size // self.shuffle) ** 2
+
+    @property
+    def prefix_length(self) -> int:
+        """P: pictures in the middle of the prompt, each in the place of one of its tokens."""
+        return self.cameras * (self.image_tokens - 1) + self.language_length
+
+    @property
+    def cross_layers(self) -> tuple[int, ...]:
+        """Layers of the diffusion transformer that look at the observation."""
+        return tuple(range(0, self.layers, 2))
+
+
+class PrefixCache(NamedTuple):
+    """What the diffusion transformer needs of one observation (E layers that look at it).
+
+    Attributes:
+        keys, values: (E, B, H, P, hd).
+        mask: (B, P) 1 where a token is real.
+        state: (B, 1, width) its token.
+    """
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor
+    state: Tensor
+
+
+class Connector(nn.Module):
+    """What SigLIP gives (B, N, inputs) -> tokens of the language model (B, N, outputs)."""
+
+    def __init__(self, sizes: tuple[tuple[int, int], ...]):
+        super().__init__()
+        self.norm = nn.LayerNorm(sizes[0][0]) if len(sizes) == 2 else nn.Identity()
+        self.layers = nn.ModuleList(nn.Linear(*size) for size in sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layers[0](self.norm(x))
+        for layer in self.layers[1:]:
+            x = layer(F.gelu(x))
+        return x
+
+    def folds(self) -> tuple[Fold, ...]:
+        """See `Fold`."""
+        return (Fold(self.norm, (self.layers[0],)),) if len(self.layers) == 2 else ()
+
+
+class VisionTower(nn.Module):
+    """image (B, 3, H, W) in [-1, 1] -> image_tokens (B, N, text_width)."""
+
+    def __init__(self, c: GrootConfig):
+        super().__init__()
+        self.encoder = VisionTransformer(
+            c.image_size, c.patch_size, c.vision_width, c.vision_hidden, c.vision_layers, c.vision_heads, c.vision_eps
+        )
+        self.connector, self.shuffle = Connector(c.connector), c.shuffle
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        return (self.connector(pixel_shuffle(self.encoder(image), self.shuffle)),)
+
+
+class QwenLayer(DecoderLayer):
+    """A layer of Qwen3 (2025, arXiv:2505.09388): of each head queries and keys are normalized."""
+
+    def __init__(self, width: int, hidden: int, heads: int, kv_heads: int, head_dim: int, eps: float):
+        super().__init__(width, hidden, heads, kv_heads, head_dim, eps)
+        self.q_norm, self.k_norm = RMSNorm(head_dim, eps), RMSNorm(head_dim, eps)
+
+    def queries(self, x: Tensor) -> Tensor:
+        return self.q_norm(super().queries(x))
+
+    def project(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = super().project(k, v)
+        return self.k_norm(k), v
+
+
+class PrefixEncoder(nn.Module):
+    """Pictures, instruction and state -> what the diffusion transformer looks at, once per observation."""
+
+    def __init__(self, c: GrootConfig):
+        super().__init__()
+        self.config = c
+        self.embedding = nn.Embedding(c.vocabulary, c.text_width)
+        self.layers = nn.ModuleList(
+            QwenLayer(c.text_width, c.text_hidden, c.heads, c.kv_heads, c.head_dim, c.text_eps)
+            for _ in range(c.text_layers)
+        )
+        self.norm = RMSNorm(c.text_width, c.text_eps)
+        self.adapter_norm = nn.LayerNorm(c.text_width)
+        self.adapter = nn.ModuleList(
+            EncoderLayer(c.text_width, c.adapter_hidden, c.adapter_heads, DIT_EPS) for _ in range(c.adapter_layers)
+        )
+        self.cross = nn.ModuleDict(
+            {
+                str(layer): KeyValue(c.text_width, c.layers_heads, c.width // c.layers_heads, bias=True)
+                for layer in c.cross_layers
+            }
+        )
+        self.state_in = nn.Linear(c.max_state_dim, c.state_hidden)
+        self.state_out = nn.Linear(c.state_hidden, c.width)
+        causal = torch.triu(torch.full((c.prefix_length, c.prefix_length), MASKED), diagonal=1)
+        cos, sin = rotary(torch.arange(c.prefix_length)[None], c.head_dim, c.wavelength)
+        for name, table in (("causal", causal[None, None]), ("cos", cos), ("sin", sin)):
+            self.register_buffer(name, table, persistent=False)
+
+    def forward(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor) -> tuple[Tensor, ...]:
+        """image_tokens (B, cameras * N, text_width), lang_tokens and lang_mask (B, L), state (B, max_state_dim) -> the
+        fields of `PrefixCache`."""
+        x = self._with_pictures(self.embedding(lang_tokens), image_tokens)
+        told = lang_mask.to(x.dtype)[..., None]
+        mask = self._with_pictures(told, told.new_ones(*image_tokens.shape[:2], 1))[..., 0]
+        for layer in self.layers:  # what is not real comes last, so no real token looks at it
+            normed = layer.attention_norm(x)
+            k, v = layer.project(normed, normed)
+            q, k = rotate(layer.queries(normed), self.cos, self.sin), rotate(k, self.cos, self.sin)
+            x = layer.finish(x, attend(q, k, v, self.causal)[0])
+        x = self.adapter_norm(self.norm(x))
+        bias = ((1 - mask) * MASKED)[:, None, None, :]
+        for layer in self.adapter:
+            x = layer(x, bias)
+        keys, values = (torch.stack(parts) for parts in zip(*(cross.project(x, x) for cross in self.cross.values())))
+        token = self.state_out(F.relu(self.state_in(state)))
+        return tuple(PrefixCache(keys, values, mask, token[:, None]))
+
+    def _with_pictures(self, told: Tensor, seen: Tensor) -> Tensor:
+        """(B, L, D) and (B, cameras * N, D) -> (B, P, D)."""
+        parts, begin, count = [], 0, self.config.image_tokens
+        for camera, place in enumerate(self.config.image_places):
+            parts += [told[:, begin:place], seen[:, camera * count : (camera + 1) * count]]
+            begin = place + 1
+        return torch.cat([*parts, told[:, begin:]], dim=1)
+
+
+class TimeEncoder(nn.Module):
+    """Flow time (B,), 1 for noise -> (B, 2 * layers + 3, width): scale and shift of the first norm of each layer, shift and
+    scale of the last norm, and the time's share in the second layer of the action encoder."""
+
+    def __init__(self, c: GrootConfig):
+        super().__init__()
+        self.buckets = c.time_buckets
+        self.mlp_in, self.mlp_out = nn.Linear(TIME_CHANNELS, c.width), nn.Linear(c.width, c.width)
+        self.norms = nn.ModuleList(nn.Linear(c.width, 2 * c.width) for _ in range(c.layers + 1))
+        self.action = nn.Linear(c.width, c.width)
+        # in the order of the original's arithmetic: at a thousand radians a rounding is seen
+        half = torch.arange(TIME_CHANNELS // 2, dtype=torch.float32)
+        self.register_buffer("rates", (-math.log(LONGEST) * half / (TIME_CHANNELS // 2 - 1)).exp(), persistent=False)
+        half = -torch.arange(c.width // 2, dtype=torch.float32)
+        rates = (half * (torch.tensor(LONGEST).log() / (c.width // 2))).exp()
+        self.register_buffer("action_rates", rates, persistent=False)
+
+    def forward(self, time: Tensor) -> tuple[Tensor]:
+        # the original counts from noise to actions, in whole buckets
+        bucket = torch.floor((1 - time) * self.buckets + 1e-2)[:, None]
+        phase = bucket * self.rates
+        condition = self.mlp_out(F.silu(self.mlp_in(torch.cat([phase.cos(), phase.sin()], dim=-1))))
+        condition = F.silu(condition)
+        phase = bucket * self.action_rates
+        action = self.action(torch.cat([phase.sin(), phase.cos()], dim=-1))
+        rows = [row for norm in self.norms for row in norm(condition).chunk(2, dim=-1)]
+        return (torch.stack([*rows, action], dim=1),)
+
+
+class CrossLayer(nn.Module):
+    """A layer of the diffusion transformer that looks at the observation; its first norm is set by the flow time."""
+
+    def __init__(self, c: GrootConfig):
+        super().__init__()
+        self.head_dim = c.width // c.layers_heads
+        self.q, self.out = nn.Linear(c.width, c.width), nn.Linear(c.width, c.width)
+        self.mlp = MLP(c.width, c.layers_hidden)
+
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        """x (B, S, W); scale, shift (B, W); k, v (B, H, P, hd); bias additive, (B, 1, 1, P)."""
+        return self.finish(x, attend(self.queries(modulated(x, scale, shift)), k, v, bias)[0])
+
+    def queries(self, normed: Tensor) -> Tensor:
+        """(B, S, W) -> (B, H, S, hd)."""
+        return split_heads(self.q(normed), self.head_dim)
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Residual, then the feed-forward half: (B, S, W)."""
+        x = x + self.out(attended)
+        return x + self.mlp(F.layer_norm(x, x.shape[-1:], eps=DIT_EPS))
+
+
+class OwnLayer(CrossLayer):
+    """One that looks at its own tokens."""
+
+    def __init__(self, c: GrootConfig):
+        super().__init__(c)
+        self.k, self.v = nn.Linear(c.width, c.width), nn.Linear(c.width, c.width)
+
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        normed = modulated(x, scale, shift)
+        k, v = (split_heads(project(normed), self.head_dim) for project in (self.k, self.v))
+        return self.finish(x, attend(self.queries(normed), k, v)[0])
+
+    def folds(self) -> tuple[Fold, ...]:
+        """See `Fold`."""
+        return (Fold(self.v, (self.out,)),)  # attention mixes tokens and never channels
+
+
+def modulated(x: Tensor, scale: Tensor, shift: Tensor, eps: float = DIT_EPS) -> Tensor:
+    """x (B, S, W) normalized (a layer norm without weights), scaled and shifted by (B, W)."""
+    return F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale[:, None]) + shift[:, None]
+
+
+class ActionHead(nn.Module):
+    """Noisy actions x (B, T, A) and the prefix cache -> flow velocity (B, T, A), pointing at the noise."""
+
+    def __init__(self, c: GrootConfig):
+        super().__init__()
+        self.chunk_size = c.chunk_size
+        self.action_in = nn.Linear(c.max_action_dim, c.width)
+        self.mlp_in = nn.Linear(c.width, c.width, bias=False)
+        self.mlp_out = nn.Linear(c.width, c.width)
+        self.places = nn.Parameter(torch.zeros(c.chunk_size, c.width)) if c.positions else None
+        self.future = nn.Parameter(torch.zeros(c.future_tokens, c.width))
+        cross = c.cross_layers
+        self.layers = nn.ModuleList((CrossLayer if i in cross else OwnLayer)(c) for i in range(c.layers))
+        self.proj_out = nn.Linear(c.width, c.output_width)
+        self.decoder = nn.Linear(c.output_width, c.decoder_hidden)
+        self.action_out = nn.Linear(c.decoder_hidden, c.max_action_dim)
+
+    def forward(
+        self, x: Tensor, time_condition: Tensor, keys: Tensor, values: Tensor, mask: Tensor, state: Tensor
+    ) -> tuple[Tensor]:
+        rows = time_condition.unbind(1)
+        actions = self.mlp_out(F.silu(self.mlp_in(self.action_in(x)) + rows[-1][:, None]))
+        if self.places is not None:
+            actions = actions + self.places
+        h = torch.cat([state, self.future.expand(x.shape[0], -1, -1), actions], dim=1)
+        bias = ((1 - mask) * MASKED)[:, None, None, :]
+        for index, layer in enumerate(self.layers):
+            seen = (keys[index // 2], values[index // 2], bias) if index % 2 == 0 else ()
+            h = layer(h, rows[2 * index], rows[2 * index + 1], *seen)
+        shift, scale = rows[-TIME_ROWS : -TIME_ROWS + 2]
+        # of the other tokens nothing is read any more
+        given = self.proj_out(modulated(h[:, -self.chunk_size :], scale, shift, OUT_EPS))
+        return (-self.action_out(F.relu(self.decoder(given))),)  # the original's velocity points at the actions
+
+
+class Groot(nn.Module):
+    """The whole policy, made of its stages."""
+
+    matched = "velocity"
+
+    def __init__(self, config: GrootConfig):
+        super().__init__()
+        self.config = config
+        self.vision, self.prefix = VisionTower(config), PrefixEncoder(config)
+        self.time, self.denoise = TimeEncoder(config), ActionHead(config)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """vision, prefix, time, denoise; batch 1, static shapes (see `policy.stages`)."""
+        c = self.config
+        kv = (len(c.cross_layers), 1, c.layers_heads, c.prefix_length, c.width // c.layers_heads)
+        cache = (
+            TensorSpec("prefix_keys", kv),
+            TensorSpec("prefix_values", kv),
+            TensorSpec("prefix_mask", (1, c.prefix_length)),
+            TensorSpec("state_token", (1, 1, c.width)),
+        )
+        observation = (
+            TensorSpec("image_tokens", (1, c.cameras * c.image_tokens, c.text_width)),
+            TensorSpec("lang_tokens", (1, c.language_length), "int64"),
+            TensorSpec("lang_mask", (1, c.language_length), "bool"),
+            TensorSpec("state", (1, c.max_state_dim)),
+        )
+        image = TensorSpec("image", (1, 3, c.image_size, c.image_size))
+        tokens = TensorSpec("image_tokens", (1, c.image_tokens, c.text_width))
+        condition = TensorSpec("time_condition", (1, 2 * c.layers + TIME_ROWS, c.width))
+        actions = (1, c.chunk_size, c.max_action_dim)
+        x, velocity = TensorSpec("x", actions), TensorSpec("velocity", actions)
+        return (
+            Stage("vision", self.vision, (image,), (tokens,)),
+            Stage("prefix", self.prefix, observation, cache),
+            Stage("time", self.time, (TensorSpec("time", (1,)),), (condition,)),
+            Stage("denoise", self.denoise, (x, condition, *cache), (velocity,)),
+        )
