@@ -21,9 +21,9 @@ from vla_edge.types import JointState, Observation
 SAVED = Path(__file__).parents[1] / "parity"
 CHECKPOINTS = {
     "pi0": "pi/pi0", "pi05": "pi/pi05", "openvla": "openvla/openvla", "oft": "openvla/oft",
-    "act": "baselines/act", "diffusion": "baselines/diffusion_ddim",
+    "act": "baselines/act", "diffusion": "baselines/diffusion_ddim", "groot": "groot/lerobot",
 }  # fmt: skip
-FLOWS = ("pi0", "pi05")
+FLOWS = ("pi0", "pi05", "groot")
 
 build = partial(building.build, backend="onnxruntime")  # which is fastest is not the question here
 

@@ -156,7 +156,8 @@ class VisionTower(nn.Module):
         self.connector, self.shuffle = Connector(c.connector), c.shuffle
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
-        return (self.connector(pixel_shuffle(self.encoder(image), self.shuffle)),)
+        x = self.encoder(image)
+        return (self.connector(x if self.shuffle == 1 else pixel_shuffle(x, self.shuffle)),)
 
 
 class QwenLayer(DecoderLayer):
@@ -203,24 +204,37 @@ class PrefixEncoder(nn.Module):
         for name, table in (("causal", causal[None, None]), ("cos", cos), ("sin", sin)):
             self.register_buffer(name, table, persistent=False)
 
-    def forward(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor) -> tuple[Tensor, ...]:
-        """image_tokens (B, cameras * N, text_width), lang_tokens and lang_mask (B, L), state (B, max_state_dim) -> the
-        fields of `PrefixCache`."""
+    def forward(
+        self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor
+    ) -> tuple[Tensor, ...]:
+        return tuple(self.encode(image_tokens, lang_tokens, lang_mask, state)[0])
+
+    def encode(
+        self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor
+    ) -> tuple[PrefixCache, list[Tensor]]:
+        """The cache, and each text layer's attention probabilities (B, H, P, P).
+
+        Args:
+            image_tokens: (B, cameras * N, text_width). lang_tokens, lang_mask: (B, L). state: (B, max_state_dim).
+        """
         x = self._with_pictures(self.embedding(lang_tokens), image_tokens)
         told = lang_mask.to(x.dtype)[..., None]
         mask = self._with_pictures(told, told.new_ones(*image_tokens.shape[:2], 1))[..., 0]
+        probabilities = []
         for layer in self.layers:  # what is not real comes last, so no real token looks at it
             normed = layer.attention_norm(x)
             k, v = layer.project(normed, normed)
             q, k = rotate(layer.queries(normed), self.cos, self.sin), rotate(k, self.cos, self.sin)
-            x = layer.finish(x, attend(q, k, v, self.causal)[0])
+            attended, weights = attend(q, k, v, self.causal)
+            x = layer.finish(x, attended)
+            probabilities.append(weights)
         x = self.adapter_norm(self.norm(x))
         bias = ((1 - mask) * MASKED)[:, None, None, :]
         for layer in self.adapter:
             x = layer(x, bias)
         keys, values = (torch.stack(parts) for parts in zip(*(cross.project(x, x) for cross in self.cross.values())))
         token = self.state_out(F.relu(self.state_in(state)))
-        return tuple(PrefixCache(keys, values, mask, token[:, None]))
+        return PrefixCache(keys, values, mask, token[:, None]), probabilities
 
     def _with_pictures(self, told: Tensor, seen: Tensor) -> Tensor:
         """(B, L, D) and (B, cameras * N, D) -> (B, P, D)."""

@@ -235,8 +235,8 @@ def _tag(directory: Path, robot: RobotFacts) -> str:
 
 def _metadata_statistics(directory: Path, robot: RobotFacts) -> tuple[Normalization, Normalization]:
     """Of state and actions, out of those of single keys."""
-    entry = read_json(directory / METADATA)[_tag(directory, robot)]
-    found = []
+    tag, found = _tag(directory, robot), []
+    entry = read_json(directory / METADATA)[tag]
     for kind in ("state", "action"):
         keys = robot.entries.get(f"{kind}_keys")
         statistics, about = entry["statistics"][kind], entry["modalities"][kind]
