@@ -126,25 +126,6 @@ class PrefixCache(NamedTuple):
     state: Tensor
 
 
-class Connector(nn.Module):
-    """What SigLIP gives (B, N, inputs) -> tokens of the language model (B, N, outputs)."""
-
-    def __init__(self, sizes: tuple[tuple[int, int], ...]):
-        super().__init__()
-        self.norm = nn.LayerNorm(sizes[0][0]) if len(sizes) == 2 else nn.Identity()
-        self.layers = nn.ModuleList(nn.Linear(*size) for size in sizes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.layers[0](self.norm(x))
-        for layer in self.layers[1:]:
-            x = layer(F.gelu(x))
-        return x
-
-    def folds(self) -> tuple[Fold, ...]:
-        """See `Fold`."""
-        return (Fold(self.norm, (self.layers[0],)),) if len(self.layers) == 2 else ()
-
-
 class VisionTower(nn.Module):
     """image (B, 3, H, W) in [-1, 1] -> image_tokens (B, N, text_width)."""
 
@@ -153,11 +134,22 @@ class VisionTower(nn.Module):
         self.encoder = VisionTransformer(
             c.image_size, c.patch_size, c.vision_width, c.vision_hidden, c.vision_layers, c.vision_heads, c.vision_eps
         )
-        self.connector, self.shuffle = Connector(c.connector), c.shuffle
+        self.shuffle, layers = c.shuffle, [nn.Linear(*size) for size in c.connector]
+        self.connector = layers[0] if len(layers) == 1 else nn.ModuleList(layers)
+        self.connector_norm = nn.LayerNorm(c.connector[0][0]) if len(layers) == 2 else None
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
         x = self.encoder(image)
-        return (self.connector(x if self.shuffle == 1 else pixel_shuffle(x, self.shuffle)),)
+        if self.shuffle > 1:
+            x = pixel_shuffle(x, self.shuffle)
+        if self.connector_norm is None:
+            return (self.connector(x),)
+        first, second = self.connector
+        return (second(F.gelu(first(self.connector_norm(x)))),)
+
+    def folds(self) -> tuple[Fold, ...]:
+        """See `Fold`."""
+        return () if self.connector_norm is None else (Fold(self.connector_norm, (self.connector[0],)),)
 
 
 class QwenLayer(DecoderLayer):

@@ -58,7 +58,8 @@ _SINGLE = {
     "vision.encoder.patch_embedding": f"{_VISION}embeddings.patch_embedding",
     "vision.encoder.position_embedding": f"{_VISION}embeddings.position_embedding",
     "vision.encoder.norm": f"{_VISION}post_layernorm",
-    "vision.connector.norm": f"{_EAGLE}mlp1.0",
+    "vision.connector": f"{_EAGLE}mlp1.0",
+    "vision.connector_norm": f"{_EAGLE}mlp1.0",
     "prefix.embedding": f"{_TEXT}embed_tokens",
     "prefix.norm": f"{_TEXT}norm",
     "prefix.adapter_norm": f"{_HEAD}vlln",
@@ -107,6 +108,11 @@ def tensors(policy, checkpoint: Checkpoint, weights: Weights) -> OnDemand:
         return _shaped(name, plain[spelled[name]], likes[name], number)
 
     return OnDemand(likes, made)
+
+
+def stored_config(checkpoint: Checkpoint) -> GrootConfig:
+    """Shapes of a checkpoint whose weights are not read. Raises as `groot_config`."""
+    return groot_config(checkpoint, _plain(Weights(checkpoint.weights)))
 
 
 def groot_config(checkpoint: Checkpoint, weights: Weights) -> GrootConfig:
@@ -192,8 +198,8 @@ def file_name(name: str, config: GrootConfig) -> str:
         return f"{_SINGLE[module]}.{kind}"
     if match := re.fullmatch(r"vision\.encoder\.layers\.(\d+)\.(.+)", module):
         return f"{_VISION}encoder.layers.{match[1]}.{_ENCODER_LAYER[match[2]]}.{kind}"
-    if match := re.fullmatch(r"vision\.connector\.layers\.(\d+)", module):
-        return f"{_EAGLE}mlp1.{_connector(len(config.connector))[int(match[1])]}.{kind}"
+    if match := re.fullmatch(r"vision\.connector\.(\d)", module):
+        return f"{_EAGLE}mlp1.{_connector(2)[int(match[1])]}.{kind}"
     if match := re.fullmatch(r"prefix\.layers\.(\d+)\.(.+)", module):
         return f"{_TEXT}layers.{match[1]}.{_TEXT_LAYER[match[2]]}.{kind}"
     if match := re.fullmatch(r"prefix\.adapter\.(\d+)\.(.+)", module):
