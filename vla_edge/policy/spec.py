@@ -240,6 +240,11 @@ class PolicySpec:
         """Joints of the state."""
         return self.state_names or self.joint_names
 
+    @property
+    def measured_names(self) -> tuple[str, ...]:
+        """Joints that an observation has to have: those of the action, and what else the state has."""
+        return tuple(dict.fromkeys((*self.joint_names, *self.read_names)))
+
     def of_joints(self, names: Sequence[str]) -> PolicySpec:
         """As if the policy had these of its joints alone, and were no wider than they are."""
         columns = [self.joint_names.index(name) for name in names]
