@@ -167,6 +167,8 @@ def test_a_checkpoint_of_a_family_without_shapes_is_told():
         ("smolvla-450m", 0.450e9, 49280 * 960 + 960 * 960 * 2 + 3 * 960 * 2560),
         ("pi0", 3.3e9, 2 * 2048 * 2048 + 3 * 2048 * 16384),
         ("openvla-7b", 7.54e9, 0),
+        # of 32 embodiments the networks of one, SigLIP's pooling head, and a head over the vocabulary
+        ("gr00t-n1.5", 2.724e9, 31 * 9.87e6 + 15.2e6 + 151680 * 2048),
         ("gr00t-n1.7", 3.1e9, 0),
     ],
 )
