@@ -106,6 +106,17 @@ def test_stages_that_share_their_layers_are_compressed_once_and_alike(family, tm
     assert stages["prefill"]["layers"] == stages["decode"]["layers"] and len(stages["decode"]["layers"]) == 3 * 7 + 1
 
 
+@pytest.mark.parametrize("family", ["groot"], indirect=True)
+@pytest.mark.parametrize(("name", "most"), [pytest.param("kv8", 0.02, marks=pytest.mark.slow), ("kv4", 0.2)])
+def test_what_the_diffusion_transformer_looks_at_crosses_in_few_bits(family, tmp_path, name, most):
+    directory, data, _ = family
+    recipe = replace(load_recipe(name), accept=Accept())
+    manifest = Bundle.load(build(directory, recipe, output=tmp_path / "b", calibration=data)).manifest
+    assert 0 < manifest["verification"]["action_error_rel"] < most
+    crossing = {tensor["name"]: tensor["dtype"] for tensor in manifest["stages"]["denoise"]["inputs"]}
+    assert crossing["prefix_keys"] == "uint8" and "prefix_keys_step" in crossing
+
+
 @pytest.mark.slow
 def test_every_policy_is_made_smaller_trained_and_rounded(family, tmp_path):
     directory, data, _ = family

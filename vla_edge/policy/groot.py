@@ -29,6 +29,7 @@ from vla_edge.policy.blocks import (
     RMSNorm,
     VisionTransformer,
     attend,
+    attention_columns,
     pixel_shuffle,
     rotary,
     rotate,
@@ -191,6 +192,7 @@ class PrefixEncoder(nn.Module):
         )
         self.state_in = nn.Linear(c.max_state_dim, c.state_hidden)
         self.state_out = nn.Linear(c.state_hidden, c.width)
+        self.store: nn.Module | None = None  # the cache crosses to the action head as it is
         causal = torch.triu(torch.full((c.prefix_length, c.prefix_length), MASKED), diagonal=1)
         cos, sin = rotary(torch.arange(c.prefix_length)[None], c.head_dim, c.wavelength)
         for name, table in (("causal", causal[None, None]), ("cos", cos), ("sin", sin)):
@@ -199,7 +201,8 @@ class PrefixEncoder(nn.Module):
     def forward(
         self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor
     ) -> tuple[Tensor, ...]:
-        return tuple(self.encode(image_tokens, lang_tokens, lang_mask, state)[0])
+        cache, _, looks = self._encode(image_tokens, lang_tokens, lang_mask, state)
+        return tuple(cache) if self.store is None else self.store(*cache, looks)
 
     def encode(
         self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor
@@ -209,6 +212,11 @@ class PrefixEncoder(nn.Module):
         Args:
             image_tokens: (B, cameras * N, text_width). lang_tokens, lang_mask: (B, L). state: (B, max_state_dim).
         """
+        return self._encode(image_tokens, lang_tokens, lang_mask, state)[:2]
+
+    def _encode(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor):
+        """As `encode`, and (B, P) how much each token is looked at by the last layer over the language model, where `store`
+        asks."""
         x = self._with_pictures(self.embedding(lang_tokens), image_tokens)
         told = lang_mask.to(x.dtype)[..., None]
         mask = self._with_pictures(told, told.new_ones(*image_tokens.shape[:2], 1))[..., 0]
@@ -222,11 +230,15 @@ class PrefixEncoder(nn.Module):
             probabilities.append(weights)
         x = self.adapter_norm(self.norm(x))
         bias = ((1 - mask) * MASKED)[:, None, None, :]
+        looks = mask
         for layer in self.adapter:
+            if layer is self.adapter[-1] and self.store is not None and self.store.ranks:
+                q, k = (split_heads(project(layer.attention_norm(x)), layer.head_dim) for project in (layer.q, layer.k))
+                looks = attention_columns(q, k, bias.expand(-1, -1, x.shape[1], -1), mask).mean(1)
             x = layer(x, bias)
         keys, values = (torch.stack(parts) for parts in zip(*(cross.project(x, x) for cross in self.cross.values())))
         token = self.state_out(F.relu(self.state_in(state)))
-        return PrefixCache(keys, values, mask, token[:, None]), probabilities
+        return PrefixCache(keys, values, mask, token[:, None]), probabilities, looks
 
     def _with_pictures(self, told: Tensor, seen: Tensor) -> Tensor:
         """(B, L, D) and (B, cameras * N, D) -> (B, P, D)."""
@@ -312,7 +324,7 @@ def modulated(x: Tensor, scale: Tensor, shift: Tensor, eps: float = DIT_EPS) -> 
 
 
 class ActionHead(nn.Module):
-    """Noisy actions x (B, T, A) and the prefix cache -> flow velocity (B, T, A), pointing at the noise."""
+    """Noisy actions x (B, T, A) and the prefix cache as it crosses -> flow velocity (B, T, A), pointing at the noise."""
 
     def __init__(self, c: GrootConfig):
         super().__init__()
@@ -327,10 +339,10 @@ class ActionHead(nn.Module):
         self.proj_out = nn.Linear(c.width, c.output_width)
         self.decoder = nn.Linear(c.output_width, c.decoder_hidden)
         self.action_out = nn.Linear(c.decoder_hidden, c.max_action_dim)
+        self.load: nn.Module | None = None  # inverse of the prefix's `store`
 
-    def forward(
-        self, x: Tensor, time_condition: Tensor, keys: Tensor, values: Tensor, mask: Tensor, state: Tensor
-    ) -> tuple[Tensor]:
+    def forward(self, x: Tensor, time_condition: Tensor, *cache: Tensor) -> tuple[Tensor]:
+        keys, values, mask, state = cache if self.load is None else self.load(*cache)
         rows = time_condition.unbind(1)
         actions = self.mlp_out(F.silu(self.mlp_in(self.action_in(x)) + rows[-1][:, None]))
         if self.places is not None:
@@ -357,6 +369,15 @@ class Groot(nn.Module):
         self.vision, self.prefix = VisionTower(config), PrefixEncoder(config)
         self.time, self.denoise = TimeEncoder(config), ActionHead(config)
 
+    @property
+    def cache_length(self) -> int:
+        """Tokens whose keys and values every flow step reads."""
+        return self.config.prefix_length
+
+    def round_cache_(self, store: nn.Module, load: nn.Module) -> None:
+        """Have the cache cross as `store` makes it, for which `load` is the inverse."""
+        self.prefix.store, self.denoise.load = store, load
+
     def stages(self) -> tuple[Stage, ...]:
         """vision, prefix, time, denoise; batch 1, static shapes (see `policy.stages`)."""
         c = self.config
@@ -367,6 +388,8 @@ class Groot(nn.Module):
             TensorSpec("prefix_mask", (1, c.prefix_length)),
             TensorSpec("state_token", (1, 1, c.width)),
         )
+        if self.prefix.store is not None:
+            cache = self.prefix.store.tensors(cache)
         observation = (
             TensorSpec("image_tokens", (1, c.cameras * c.image_tokens, c.text_width)),
             TensorSpec("lang_tokens", (1, c.language_length), "int64"),

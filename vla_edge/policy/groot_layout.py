@@ -8,7 +8,6 @@ Tokenizer, chat template and the backbone's sizes lie in neither.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -177,7 +176,9 @@ def prompt_of(backbone: Path, cameras: int) -> str:
         raise CheckpointError(f"{backbone} has no chat_template.json; copy the backbone's there")
     content = [*({"type": "image", "image": ""} for _ in range(cameras)), {"type": "text", "text": _INSTRUCTION}]
     try:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = ImmutableSandboxedEnvironment(  # as transformers fills them
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
         messages = [{"role": "user", "content": content}]
         text = environment.from_string(template).render(messages=messages, add_generation_prompt=True)
     except TemplateError as error:
@@ -287,6 +288,6 @@ def _steps(directory: Path, pipeline: str) -> dict[str, Document]:
 def _bounds(feature: str, sides: Sequence[np.ndarray]) -> Normalization:
     low, high = (np.asarray(side, np.float64) for side in sides)
     if low.shape != high.shape or not np.isfinite([*low, *high]).all():
-        raise ValueError(f"the smallest and largest values of {feature} are {json.dumps([len(low), len(high)])} or not finite")
+        raise ValueError(f"of {feature} there are {len(low)} smallest and {len(high)} largest values, or one is not finite")
     bounds = {"min": tuple(low.tolist()), "max": tuple(high.tolist())}
     return Normalization(NormalizationMode.MIN_MAX, bounds, fixed=True)
