@@ -114,7 +114,7 @@ def test_what_the_diffusion_transformer_looks_at_crosses_in_few_bits(family, tmp
     manifest = Bundle.load(build(directory, recipe, output=tmp_path / "b", calibration=data)).manifest
     assert 0 < manifest["verification"]["action_error_rel"] < most
     crossing = {tensor["name"]: tensor["dtype"] for tensor in manifest["stages"]["denoise"]["inputs"]}
-    assert crossing["prefix_keys"] == "uint8" and "prefix_keys_step" in crossing
+    assert crossing["observed_k"] == "uint8" and "observed_k_step" in crossing
 
 
 @pytest.mark.slow

@@ -32,9 +32,10 @@ from vla_edge.engine.runner import Runner
 from vla_edge.policy.checkpoint import CheckpointError, load_checkpoint, load_policy
 from vla_edge.types import JointState, Observation
 
-SAVED = Path(__file__).parents[1] / "parity" / "openvla"
-LANGUAGE = {"targets": ["prefill.layers?", "act.layers?"], "weights": "int4", "group_size": 16, "method": "awq+gptq"}
-REST = {"targets": ["vision", "prefill.head?", "act.head?", "act.state_*?"], "weights": "int8", "method": "gptq"}
+SAVED = Path(__file__).parents[1] / "parity"
+LANGUAGE = {"targets": ["prefill.layers?", "act.layers?", "prefix.layers?"], "weights": "int4", "group_size": 16, "method": "awq+gptq"}
+REST = {"targets": ["vision", "prefill.head?", "act.head?", "act.state_*?", "prefix.adapter?", "prefix.cross?", "prefix.state_*?",
+        "time?", "denoise?"], "weights": "int8", "method": "gptq"}  # fmt: skip
 RECIPE = parse_recipe({"name": "pieces", "steps": [{"quantize": LANGUAGE}, {"quantize": REST}]})
 
 
@@ -53,7 +54,7 @@ def observations(spec, count: int = 16) -> list[Observation]:
     ]
 
 
-@pytest.fixture(params=["openvla", "oft"])
+@pytest.fixture(params=["openvla/openvla", "openvla/oft", "groot/isaac"])
 def directory(request, tmp_path) -> Path:
     """A checkpoint its original has saved, in shards."""
     return Path(shutil.copytree(SAVED / request.param / "checkpoint", tmp_path / "checkpoint"))
@@ -61,7 +62,7 @@ def directory(request, tmp_path) -> Path:
 
 @pytest.fixture
 def openvla(tmp_path) -> Path:
-    return Path(shutil.copytree(SAVED / "openvla" / "checkpoint", tmp_path / "checkpoint"))
+    return Path(shutil.copytree(SAVED / "openvla" / "openvla" / "checkpoint", tmp_path / "checkpoint"))
 
 
 @pytest.fixture(autouse=True)
@@ -102,12 +103,13 @@ def test_layers_norms_and_chunks_are_those_of_the_whole_policy(directory):
     found, expected = pieces.compressed(), carry_out(RECIPE, policy, checkpoint, data, lambda *_: None)
     assert list(found.layers) == list(expected.layers)
     assert all(same(found.layers[name], expected.layers[name]) for name in expected.layers)
-    wanted = expected.policy.state_dict()
+    wanted, held = expected.policy.state_dict(), set()
     for stage in found.policy.stages():
         with pieces.ready(stage):
             there = {name: value for name, value in found.policy.state_dict().items() if not value.is_meta}
-            assert any("norm" in name for name in there)
             assert all(torch.equal(value, wanted[name]) for name, value in there.items())
+            held |= there.keys()
+    assert {name.partition(".")[0] for name in held if "norm" in name} >= {"vision", found.policy.stages()[1].name}
     reference = Runner.from_policy(policy, checkpoint)
     chunks = pieces.foreseen.reference(checkpoint.spec)
     for observation in (*data.held_out, *data.observations):
@@ -261,18 +263,23 @@ def test_a_disk_that_gets_full_is_a_named_error_and_leaves_nothing_half_written(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("decoding", [[], [{"fixed_point": {}}]])
-def test_the_bundle_is_the_same_to_the_byte(openvla, tmp_path, monkeypatch, decoding):
+@pytest.mark.parametrize(
+    ("directory", "decoding"),
+    [("openvla/openvla", []), ("openvla/openvla", [{"fixed_point": {}}]), ("groot/isaac", [])],
+    indirect=["directory"],
+)
+def test_the_bundle_is_the_same_to_the_byte(directory, tmp_path, monkeypatch, decoding):
     monkeypatch.setattr(export, "LARGEST_FILE", 100_000)  # constants lie beside the stages
     recipe = replace(RECIPE, steps=(*RECIPE.steps, *parse_recipe({"steps": decoding}).steps), accept=Accept())
     if decoding:  # what reaches the layers while tokens are guessed together is not what does while they follow each other
         recipe = replace(recipe, steps=tuple(replace(s, method="rtn") if hasattr(s, "method") else s for s in recipe.steps))
-    data, traced = data_of(openvla), {}
-    whole = building.build(openvla, recipe, "onnxruntime", tmp_path / "whole", data, traced=traced)
-    pieces = building.build(openvla, recipe, "onnxruntime", tmp_path / "pieces", data, build_memory_mb=too_little(openvla, recipe) / 1e6)
+    data, traced = data_of(directory), {}
+    whole = building.build(directory, recipe, "onnxruntime", tmp_path / "whole", data, traced=traced)
+    memory = too_little(directory, recipe) / 1e6
+    pieces = building.build(directory, recipe, "onnxruntime", tmp_path / "pieces", data, build_memory_mb=memory)
     files = sorted(path.name for path in whole.iterdir() if path.name != "manifest.yaml")
     assert files == sorted(path.name for path in pieces.iterdir() if path.name != "manifest.yaml")
-    assert "prefill.weights" in files
+    assert {"prefill.weights", "prefix.weights"} & set(files)
     assert filecmp.cmpfiles(whole, pieces, files, shallow=False) == (files, [], [])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "pieces", "whole"]
 

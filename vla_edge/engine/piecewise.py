@@ -22,6 +22,7 @@ from vla_edge.compress.quantize.formats import number_format
 from vla_edge.compress.recipe import Recipe, RecipeError
 from vla_edge.compress.steps import STEPS, FixedPoint, Keep, LowRankStep, Prune, Quantize, Smooth, VisionCacheStep
 from vla_edge.engine.backends import BackendError, get_backend, reads
+from vla_edge.engine.flow_loop import flow_times
 from vla_edge.engine.foreseen import Foreseen, foresee
 from vla_edge.policy.chain import has_rows
 from vla_edge.policy.checkpoint import Checkpoint, CheckpointError
@@ -142,10 +143,21 @@ class Piecewise:
             lambda f: tell(0.35 * f, "inferring in full precision"),
         )  # fmt: skip
         skipped = len(data.held_out)
+
+        def calls(place: int) -> dict[str, list[dict[str, np.ndarray]]]:
+            # what depends on flow time alone is computed once, before the first observation
+            return self._foreseen.calls(skipped + place) | ({} if place else self._of_flow_time())
+
         self._layers = compress_piecewise(
-            self.recipe, self.plan, self.source, lambda place: self._foreseen.calls(skipped + place),
+            self.recipe, self.plan, self.source, calls,
             len(observations) - skipped, directory / "layers", lambda f, what: tell(0.35 + 0.65 * f, what), reduce_range,
         )  # fmt: skip
+
+    def _of_flow_time(self) -> dict[str, list[dict[str, np.ndarray]]]:
+        """Calls of the stage that is told the flow time, where there is one."""
+        if self.source.policy.matched != "velocity":
+            return {}
+        return {"time": [{"time": np.array([time])} for time in flow_times(self.checkpoint.spec.num_steps)]}
 
     @property
     def foreseen(self) -> Foreseen:

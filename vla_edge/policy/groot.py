@@ -12,6 +12,7 @@ LeRobot's port.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ from vla_edge.policy.blocks import (
     rotate,
     split_heads,
 )
+from vla_edge.policy.chain import Chain, numbered
 from vla_edge.policy.stages import Stage, TensorSpec
 
 DIT_EPS, OUT_EPS = 1e-5, 1e-6
@@ -127,7 +129,7 @@ class PrefixCache(NamedTuple):
     state: Tensor
 
 
-class VisionTower(nn.Module):
+class VisionTower(Chain):
     """image (B, 3, H, W) in [-1, 1] -> image_tokens (B, N, text_width)."""
 
     def __init__(self, c: GrootConfig):
@@ -139,14 +141,25 @@ class VisionTower(nn.Module):
         self.connector = layers[0] if len(layers) == 1 else nn.ModuleList(layers)
         self.connector_norm = nn.LayerNorm(c.connector[0][0]) if len(layers) == 2 else None
 
-    def forward(self, image: Tensor) -> tuple[Tensor]:
-        x = self.encoder(image)
+    def pieces(self) -> tuple[tuple[str, ...], ...]:
+        """See `Chain`: the encoder's layers one after the other."""
+        first = ("encoder.patch_embedding", "encoder.position_embedding")
+        last = ("encoder.norm", "connector_norm", "connector")
+        return first, *numbered("encoder.layers", self.encoder.layers), last
+
+    def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
+        """See `Chain`."""
+        if number == 0:
+            return (self.encoder.embed(*inputs),), ()
+        if number <= len(self.encoder.layers):
+            return (self.encoder.layers[number - 1](*handed),), ()
+        x = self.encoder.finish(*handed)
         if self.shuffle > 1:
             x = pixel_shuffle(x, self.shuffle)
         if self.connector_norm is None:
-            return (self.connector(x),)
+            return (self.connector(x),), ()
         first, second = self.connector
-        return (second(F.gelu(first(self.connector_norm(x)))),)
+        return (second(F.gelu(first(self.connector_norm(x)))),), ()
 
     def folds(self) -> tuple[Fold, ...]:
         """See `Fold`."""
@@ -168,7 +181,7 @@ class QwenLayer(DecoderLayer):
         return self.k_norm(k), v
 
 
-class PrefixEncoder(nn.Module):
+class PrefixEncoder(Chain):
     """Pictures, instruction and state -> what the diffusion transformer looks at, once per observation."""
 
     def __init__(self, c: GrootConfig):
@@ -198,6 +211,26 @@ class PrefixEncoder(nn.Module):
         for name, table in (("causal", causal[None, None]), ("cos", cos), ("sin", sin)):
             self.register_buffer(name, table, persistent=False)
 
+    def pieces(self) -> tuple[tuple[str, ...], ...]:
+        """See `Chain`: text layers, then those over what they give; the first of these with the norms before it."""
+        first, *others = numbered("adapter", self.adapter)
+        last = ("cross", "state_in", "state_out")
+        return ("embedding",), *numbered("layers", self.layers), ("norm", "adapter_norm", *first), *others, last
+
+    def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
+        """See `Chain`; handed on are x (B, P, text_width) and the mask."""
+        image_tokens, lang_tokens, lang_mask, state = inputs
+        if number == 0:
+            return self._begin(image_tokens, lang_tokens, lang_mask), ()
+        x, mask = handed
+        over = number - 1 - len(self.layers)
+        if over < 0:
+            return (self._read(self.layers[number - 1], x)[0], mask), ()
+        if over == len(self.adapter):
+            return tuple(self._end(x, mask, state)), ()
+        x = self.adapter_norm(self.norm(x)) if over == 0 else x
+        return (self.adapter[over](x, _hidden(mask)), mask), ()
+
     def forward(
         self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor
     ) -> tuple[Tensor, ...]:
@@ -217,28 +250,39 @@ class PrefixEncoder(nn.Module):
     def _encode(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor):
         """As `encode`, and (B, P) how much each token is looked at by the last layer over the language model, where `store`
         asks."""
-        x = self._with_pictures(self.embedding(lang_tokens), image_tokens)
-        told = lang_mask.to(x.dtype)[..., None]
-        mask = self._with_pictures(told, told.new_ones(*image_tokens.shape[:2], 1))[..., 0]
+        x, mask = self._begin(image_tokens, lang_tokens, lang_mask)
         probabilities = []
-        for layer in self.layers:  # what is not real comes last, so no real token looks at it
-            normed = layer.attention_norm(x)
-            k, v = layer.project(normed, normed)
-            q, k = rotate(layer.queries(normed), self.cos, self.sin), rotate(k, self.cos, self.sin)
-            attended, weights = attend(q, k, v, self.causal)
-            x = layer.finish(x, attended)
+        for layer in self.layers:
+            x, weights = self._read(layer, x)
             probabilities.append(weights)
-        x = self.adapter_norm(self.norm(x))
-        bias = ((1 - mask) * MASKED)[:, None, None, :]
-        looks = mask
+        x, bias, looks = self.adapter_norm(self.norm(x)), _hidden(mask), mask
         for layer in self.adapter:
             if layer is self.adapter[-1] and self.store is not None and self.store.ranks:
                 q, k = (split_heads(project(layer.attention_norm(x)), layer.head_dim) for project in (layer.q, layer.k))
                 looks = attention_columns(q, k, bias.expand(-1, -1, x.shape[1], -1), mask).mean(1)
             x = layer(x, bias)
+        return self._end(x, mask, state), probabilities, looks
+
+    def _begin(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What the text layers read (B, P, text_width), and the mask (B, P)."""
+        words = self.embedding(lang_tokens)
+        told = lang_mask.to(words.dtype)[..., None]
+        mask = self._with_pictures(told, told.new_ones(*image_tokens.shape[:2], 1))[..., 0]
+        return self._with_pictures(words, image_tokens), mask
+
+    def _read(self, layer: QwenLayer, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Through a text layer, and its attention probabilities. What is not real comes last, so no real token looks at
+        it."""
+        normed = layer.attention_norm(x)
+        k, v = layer.project(normed, normed)
+        q, k = rotate(layer.queries(normed), self.cos, self.sin), rotate(k, self.cos, self.sin)
+        attended, weights = attend(q, k, v, self.causal)
+        return layer.finish(x, attended), weights
+
+    def _end(self, x: Tensor, mask: Tensor, state: Tensor) -> PrefixCache:
         keys, values = (torch.stack(parts) for parts in zip(*(cross.project(x, x) for cross in self.cross.values())))
         token = self.state_out(F.relu(self.state_in(state)))
-        return PrefixCache(keys, values, mask, token[:, None]), probabilities, looks
+        return PrefixCache(keys, values, mask, token[:, None])
 
     def _with_pictures(self, told: Tensor, seen: Tensor) -> Tensor:
         """(B, L, D) and (B, cameras * N, D) -> (B, P, D)."""
@@ -249,7 +293,7 @@ class PrefixEncoder(nn.Module):
         return torch.cat([*parts, told[:, begin:]], dim=1)
 
 
-class TimeEncoder(nn.Module):
+class TimeEncoder(Chain):
     """Flow time (B,), 1 for noise -> (B, 2 * layers + 3, width): scale and shift of the first norm of each layer, shift and
     scale of the last norm, and the time's share in the second layer of the action encoder."""
 
@@ -266,7 +310,13 @@ class TimeEncoder(nn.Module):
         rates = (half * (torch.tensor(LONGEST).log() / (c.width // 2))).exp()
         self.register_buffer("action_rates", rates, persistent=False)
 
-    def forward(self, time: Tensor) -> tuple[Tensor]:
+    def pieces(self) -> tuple[tuple[str, ...], ...]:
+        """See `Chain`: the whole is one."""
+        return (("mlp_in", "mlp_out", "norms", "action"),)
+
+    def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
+        """See `Chain`."""
+        (time,) = inputs
         # the original counts from noise to actions, in whole buckets
         bucket = torch.floor((1 - time) * self.buckets + 1e-2)[:, None]
         phase = bucket * self.rates
@@ -275,7 +325,7 @@ class TimeEncoder(nn.Module):
         phase = bucket * self.action_rates
         action = self.action(torch.cat([phase.sin(), phase.cos()], dim=-1))
         rows = [row for norm in self.norms for row in norm(condition).chunk(2, dim=-1)]
-        return (torch.stack([*rows, action], dim=1),)
+        return (torch.stack([*rows, action], dim=1),), ()
 
 
 class CrossLayer(nn.Module):
@@ -323,7 +373,7 @@ def modulated(x: Tensor, scale: Tensor, shift: Tensor, eps: float = DIT_EPS) -> 
     return F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale[:, None]) + shift[:, None]
 
 
-class ActionHead(nn.Module):
+class ActionHead(Chain):
     """Noisy actions x (B, T, A) and the prefix cache as it crosses -> flow velocity (B, T, A), pointing at the noise."""
 
     def __init__(self, c: GrootConfig):
@@ -341,21 +391,34 @@ class ActionHead(nn.Module):
         self.action_out = nn.Linear(c.decoder_hidden, c.max_action_dim)
         self.load: nn.Module | None = None  # inverse of the prefix's `store`
 
-    def forward(self, x: Tensor, time_condition: Tensor, *cache: Tensor) -> tuple[Tensor]:
-        keys, values, mask, state = cache if self.load is None else self.load(*cache)
-        rows = time_condition.unbind(1)
-        actions = self.mlp_out(F.silu(self.mlp_in(self.action_in(x)) + rows[-1][:, None]))
-        if self.places is not None:
-            actions = actions + self.places
-        h = torch.cat([state, self.future.expand(x.shape[0], -1, -1), actions], dim=1)
-        bias = ((1 - mask) * MASKED)[:, None, None, :]
-        for index, layer in enumerate(self.layers):
-            seen = (keys[index // 2], values[index // 2], bias) if index % 2 == 0 else ()
-            h = layer(h, rows[2 * index], rows[2 * index + 1], *seen)
-        shift, scale = rows[-TIME_ROWS : -TIME_ROWS + 2]
-        # of the other tokens nothing is read any more
-        given = self.proj_out(modulated(h[:, -self.chunk_size :], scale, shift, OUT_EPS))
-        return (-self.action_out(F.relu(self.decoder(given))),)  # the original's velocity points at the actions
+    def forward(self, x: Tensor, time_condition: Tensor, *cache: Tensor) -> tuple[Tensor, ...]:
+        return super().forward(x, time_condition, *(cache if self.load is None else self.load(*cache)))
+
+    def pieces(self) -> tuple[tuple[str, ...], ...]:
+        """See `Chain`."""
+        first = ("action_in", "mlp_in", "mlp_out", "places", "future")
+        return first, *numbered("layers", self.layers), ("proj_out", "decoder", "action_out")
+
+    def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
+        """See `Chain`; handed on are the tokens (B, S, width)."""
+        x, times, keys, values, mask, state = inputs
+        if number == 0:
+            actions = self.mlp_out(F.silu(self.mlp_in(self.action_in(x)) + times[:, -1:]))
+            if self.places is not None:
+                actions = actions + self.places
+            return (torch.cat([state, self.future.expand(x.shape[0], -1, -1), actions], dim=1),), ()
+        (h,), index = handed, number - 1
+        if index < len(self.layers):
+            seen = (keys[index // 2], values[index // 2], _hidden(mask)) if index % 2 == 0 else ()
+            return (self.layers[index](h, times[:, 2 * index], times[:, 2 * index + 1], *seen),), ()
+        # of the other tokens nothing is read any more; the last norm's shift comes first
+        given = self.proj_out(modulated(h[:, -self.chunk_size :], times[:, -2], times[:, -TIME_ROWS], OUT_EPS))
+        return (-self.action_out(F.relu(self.decoder(given))),), ()  # the original's velocity points at the actions
+
+
+def _hidden(mask: Tensor) -> Tensor:
+    """(B, P) 1 where a token is real -> what is added to looks at it, (B, 1, 1, P)."""
+    return ((1 - mask) * MASKED)[:, None, None, :]
 
 
 class Groot(nn.Module):
@@ -383,8 +446,8 @@ class Groot(nn.Module):
         c = self.config
         kv = (len(c.cross_layers), 1, c.layers_heads, c.prefix_length, c.width // c.layers_heads)
         cache = (
-            TensorSpec("prefix_keys", kv),
-            TensorSpec("prefix_values", kv),
+            TensorSpec("observed_k", kv),
+            TensorSpec("observed_v", kv),
             TensorSpec("prefix_mask", (1, c.prefix_length)),
             TensorSpec("state_token", (1, 1, c.width)),
         )

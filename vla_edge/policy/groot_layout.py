@@ -58,6 +58,7 @@ def groot_spec(directory: Path, config: Document, backbone: Path) -> PolicySpec:
         raise ValueError(f"{ROBOT_FILE} says trained_prefix = {robot.trained_prefix}, of a policy that continues nothing")
     size = read_json(backbone / "config.json")["vision_config"].count("image_size")
     if is_lerobot(config):
+        check_options(config, {"n_obs_steps": 1, "use_peft": False})
         state, action = _saved_statistics(directory)
         features = config["input_features"]
         cameras = tuple(
