@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from vla_edge.policy.checkpoint import CheckpointError, load_checkpoint, load_policy
+from vla_edge.policy.groot import Groot, GrootConfig
+from vla_edge.policy.groot_checkpoint import OWN
 from vla_edge.policy.groot_layout import EMBODIMENTS, INSTRUCTION_TOKENS
 from vla_edge.policy.spec import Normalization, NormalizationMode, PolicySpec
 from vla_edge.policy.tokenize import InstructionError, InstructionTokenizer
@@ -240,3 +243,24 @@ def test_an_instruction_stands_as_python_writes_a_list_of_it(isaac):
         assert tokens[mask].tolist() == tokenizer._tokenizer.encode(whole).ids
     with pytest.raises(InstructionError, match="shorten it"):
         tokenizer("touch " * (INSTRUCTION_TOKENS + 2))
+
+
+def test_at_the_published_shapes_it_has_the_published_parameters_and_every_stage_runs():
+    # sizes of huggingface.co/nvidia/GR00T-N1.5-3B: 2,724,163,520 parameters
+    config = GrootConfig(
+        cameras=2, image_size=224, patch_size=14, shuffle=1, vision_width=1152, vision_hidden=4304, vision_layers=27,
+        vision_heads=16, vision_eps=1e-6, connector=((1152, 2048),), vocabulary=151680, text_width=2048, text_hidden=6144,
+        text_layers=12, heads=16, kv_heads=8, head_dim=128, text_eps=1e-6, wavelength=1e6, image_places=(22, 31),
+        language_length=90, adapter_layers=4, adapter_hidden=8192, adapter_heads=32, width=1536, layers=16,
+        layers_hidden=6144, layers_heads=32, output_width=1024, state_hidden=1024, decoder_hidden=1024, future_tokens=32,
+        positions=True, time_buckets=1000, chunk_size=16, max_state_dim=64, max_action_dim=32,
+    )  # fmt: skip
+    with torch.device("meta"):
+        policy = Groot(config)
+        for stage in policy.stages():
+            given = (torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in stage.inputs)
+            assert [tuple(tensor.shape) for tensor in stage.module(*given)] == [spec.shape for spec in stage.outputs]
+    own = sum(value.numel() for name, value in policy.named_parameters() if name.rpartition(".")[0] in OWN)
+    pooling = 1152 + 3 * 1152 * 1153 + 1152 * 1153 + 2 * 1152 + 4304 * 1153 + 1152 * 4305
+    unused = 31 * own + (1024 - 16) * 1536 + 151680 * 2048 + pooling  # embodiments, places, words, SigLIP's head
+    assert sum(parameter.numel() for parameter in policy.parameters()) + unused == 2_724_163_520

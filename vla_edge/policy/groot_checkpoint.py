@@ -67,13 +67,13 @@ _SINGLE = {
     "time.mlp_out": f"{_DIT}timestep_encoder.timestep_embedder.linear_2",
     "denoise.proj_out": f"{_DIT}proj_out_2",
 }
-# the embodiment's own: weight (embodiments, inputs, outputs) and bias (embodiments, outputs)
-_OWN = {
+OWN = {
     "prefix.state_in": "state_encoder.layer1", "prefix.state_out": "state_encoder.layer2",
     "denoise.action_in": "action_encoder.W1", "denoise.mlp_in": "action_encoder.W2", "time.action": "action_encoder.W2",
     "denoise.mlp_out": "action_encoder.W3", "denoise.decoder": "action_decoder.layer1",
     "denoise.action_out": "action_decoder.layer2",
 }  # fmt: skip
+"""The embodiment's own: weight (embodiments, inputs, outputs) and bias (embodiments, outputs)."""
 _TABLES = {"denoise.places": f"{_HEAD}position_embedding.weight", "denoise.future": f"{_HEAD}future_tokens.weight"}
 
 
@@ -192,8 +192,8 @@ def file_name(name: str, config: GrootConfig) -> str:
     module, _, kind = name.rpartition(".")
     if name in _TABLES:
         return _TABLES[name]
-    if module in _OWN:
-        return f"{_HEAD}{_OWN[module]}.{'W' if kind == 'weight' else 'b'}"
+    if module in OWN:
+        return f"{_HEAD}{OWN[module]}.{'W' if kind == 'weight' else 'b'}"
     if module in _SINGLE:
         return f"{_SINGLE[module]}.{kind}"
     if match := re.fullmatch(r"vision\.encoder\.layers\.(\d+)\.(.+)", module):
@@ -215,7 +215,7 @@ def file_name(name: str, config: GrootConfig) -> str:
 def _shaped(name: str, tensor, like, number: int):
     """Ours, out of what the file holds; `number` of the embodiment."""
     module, _, kind = name.rpartition(".")
-    if module in _OWN:
+    if module in OWN:
         own = tensor[number]
         if kind == "bias":
             return own
