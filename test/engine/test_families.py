@@ -21,9 +21,9 @@ from vla_edge.types import JointState, Observation
 SAVED = Path(__file__).parents[1] / "parity"
 CHECKPOINTS = {
     "pi0": "pi/pi0", "pi05": "pi/pi05", "openvla": "openvla/openvla", "oft": "openvla/oft",
-    "act": "baselines/act", "diffusion": "baselines/diffusion_ddim",
+    "act": "baselines/act", "diffusion": "baselines/diffusion_ddim", "groot": "groot/lerobot",
 }  # fmt: skip
-FLOWS = ("pi0", "pi05")
+FLOWS = ("pi0", "pi05", "groot")
 
 build = partial(building.build, backend="onnxruntime")  # which is fastest is not the question here
 
@@ -104,6 +104,17 @@ def test_stages_that_share_their_layers_are_compressed_once_and_alike(family, tm
     recipe = replace(load_recipe("int8"), accept=Accept())
     stages = Bundle.load(build(directory, recipe, output=tmp_path / "b", calibration=data, traced=traced)).manifest["stages"]
     assert stages["prefill"]["layers"] == stages["decode"]["layers"] and len(stages["decode"]["layers"]) == 3 * 7 + 1
+
+
+@pytest.mark.parametrize("family", ["groot"], indirect=True)
+@pytest.mark.parametrize(("name", "most"), [pytest.param("kv8", 0.02, marks=pytest.mark.slow), ("kv4", 0.2)])
+def test_what_the_diffusion_transformer_looks_at_crosses_in_few_bits(family, tmp_path, name, most):
+    directory, data, _ = family
+    recipe = replace(load_recipe(name), accept=Accept())
+    manifest = Bundle.load(build(directory, recipe, output=tmp_path / "b", calibration=data)).manifest
+    assert 0 < manifest["verification"]["action_error_rel"] < most
+    crossing = {tensor["name"]: tensor["dtype"] for tensor in manifest["stages"]["denoise"]["inputs"]}
+    assert crossing["observed_k"] == "uint8" and "observed_k_step" in crossing
 
 
 @pytest.mark.slow

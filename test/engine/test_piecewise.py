@@ -36,9 +36,9 @@ from vla_edge.types import JointState, Observation
 SAVED = Path(__file__).parents[1] / "parity"
 CHECKPOINTS = {
     "openvla": "openvla/openvla", "oft": "openvla/oft", "pi0": "pi/pi0", "pi05": "pi/pi05", "smolvla": "smolvla/interleaved",
-    "act": "baselines/act", "diffusion": "baselines/diffusion_ddim",
+    "groot": "groot/isaac", "act": "baselines/act", "diffusion": "baselines/diffusion_ddim",
 }  # fmt: skip
-FLOWS = ("pi0", "pi05", "smolvla")
+FLOWS = ("pi0", "pi05", "smolvla", "groot")
 LANGUAGE = {"targets": ["prefill.layers?", "act.layers?"], "weights": "int4", "group_size": 16, "method": "awq+gptq"}
 REST = {"targets": ["vision", "prefill.head?", "act.head?", "act.state_*?"], "weights": "int8", "method": "gptq"}
 RECIPE = parse_recipe({"name": "pieces", "steps": [{"quantize": LANGUAGE}, {"quantize": REST}]})
@@ -131,7 +131,7 @@ def test_layers_norms_and_chunks_are_those_of_the_whole_policy(family, recipe, t
     found, expected = pieces.compressed(), carry_out(recipe, policy, checkpoint, data, lambda *_: None)
     assert list(found.layers) == list(expected.layers)
     assert all(same(found.layers[name], expected.layers[name]) for name in expected.layers)
-    wanted = expected.policy.state_dict()
+    wanted, held = expected.policy.state_dict(), set()
     for stage in found.policy.stages():
         with pieces.ready(stage):
             there = {name: value for name, value in found.policy.state_dict().items() if not value.is_meta}
@@ -139,6 +139,8 @@ def test_layers_norms_and_chunks_are_those_of_the_whole_policy(family, recipe, t
             rest = [name for name, _ in stage.module.named_parameters() if name.rpartition(".")[0] not in layers]
             assert {f"{stage.name}.{name}" for name in rest} <= there.keys()
             assert all(torch.equal(value, wanted[name]) for name, value in there.items())
+            held |= there.keys()
+    assert {name.partition(".")[0] for name in held if "norm" in name} >= {"vision", found.policy.stages()[1].name}
     reference = Runner.from_policy(policy, checkpoint)
     chunks = pieces.foreseen.reference(checkpoint.spec)
     for observation in (*data.held_out, *data.observations):

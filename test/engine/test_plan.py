@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +26,9 @@ from vla_edge.engine.plan import PlanError, predict
 from vla_edge.engine.plan_search import RECIPES, candidates
 from vla_edge.engine.precision import LayerPrecision, layer_precisions
 from vla_edge.engine.workload import Workload, WorkloadError
+from vla_edge.types import JointState, Observation
 
+PARITY = Path(__file__).parents[1] / "parity"
 W4A16 = parse_recipe({"steps": [{"quantize": {"targets": ["*"], "weights": "int4", "group_size": 128}}]}, name="w4a16")
 W4A8 = parse_recipe(
     {"steps": [{"quantize": {"targets": ["*"], "weights": "int4", "group_size": 128, "activations": "int8-dynamic"}}]},
@@ -34,6 +38,13 @@ ROUND = Roofline(
     peak={"bfloat16": 2e12, "int8": 4e12}, compute={"bfloat16": 0.5, "int8": 0.5}, bytes_per_s=1e9, bandwidth=0.5,
     floats="bfloat16", kernel_s=1e-5,
 )  # fmt: skip
+
+
+def blank(spec) -> Observation:
+    """Black pictures, joints at zero, an instruction of words that tokenizers of tests know."""
+    images = {c.name: np.zeros((c.source_height, c.source_width, 3), np.uint8) for c in spec.cameras}
+    names = tuple(dict.fromkeys((*spec.joint_names, *spec.read_names)))
+    return Observation(0, images, JointState(0, names, np.zeros(len(names))), "touch the red cube")
 
 
 def work(*operations) -> StageWork:
@@ -124,24 +135,29 @@ def test_speculation_takes_as_many_passes_as_drafts_that_are_drawn_at_random():
 # shapes and bytes
 
 
-def test_layers_are_those_of_the_policy_itself_with_rows_and_calls_as_it_runs(checkpoint):
-    from tiny import make_observations
-
+@pytest.mark.parametrize("saved", [None, "groot/lerobot", "groot/isaac"])
+def test_layers_are_those_of_the_policy_itself_with_rows_and_calls_as_it_runs(request, saved):
     from vla_edge.engine.layer_latency import _calls
     from vla_edge.engine.runner import Runner
     from vla_edge.engine.trace import policy_layers
     from vla_edge.policy.checkpoint import load_checkpoint, load_policy
 
+    checkpoint = PARITY / saved / "checkpoint" if saved else request.getfixturevalue("checkpoint")
     loaded = load_checkpoint(checkpoint)
     policy = load_policy(loaded)
     modules = policy_layers(policy.stages())
     architecture = architecture_of(checkpoint)
     works = architecture.works(Workload.of(architecture))
     assert layer_shapes(works) == {name: (m.in_features, m.out_features) for name, m in modules.items()}
-    seen = _calls(modules, Runner.from_policy(policy, loaded), make_observations(1)[0])
+    seen = _calls(modules, Runner.from_policy(policy, loaded), blank(loaded.spec))
     for stage in works:
         for product in stage.products:
             assert seen[product.layer] == (product.rows if stage.calls else 0, stage.calls), product.layer
+
+
+def test_a_checkpoint_of_a_family_without_shapes_is_told():
+    with pytest.raises(ArchitectureError, match="is a pi0, whose shapes can be planned by name alone; checkpoints of groot"):
+        architecture_of(PARITY / "pi" / "pi0" / "checkpoint")
 
 
 @pytest.mark.parametrize(
@@ -151,6 +167,8 @@ def test_layers_are_those_of_the_policy_itself_with_rows_and_calls_as_it_runs(ch
         ("smolvla-450m", 0.450e9, 49280 * 960 + 960 * 960 * 2 + 3 * 960 * 2560),
         ("pi0", 3.3e9, 2 * 2048 * 2048 + 3 * 2048 * 16384),
         ("openvla-7b", 7.54e9, 0),
+        # of 32 embodiments the networks of one, SigLIP's pooling head, and a head over the vocabulary
+        ("gr00t-n1.5", 2.724e9, 31 * 9.87e6 + 15.2e6 + 151680 * 2048),
         ("gr00t-n1.7", 3.1e9, 0),
     ],
 )

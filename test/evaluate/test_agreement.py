@@ -90,6 +90,14 @@ def test_positions_far_outside_the_statistics_are_counted_with_their_joint():
     assert judged(motions(10), motions(10), spec, spec, np.array([1.4, 1.6, 0.0])).state_outside == pytest.approx(1 / 3)
 
 
+def test_a_joint_that_is_not_read_has_no_statistics_to_lie_outside_of():
+    named = {"mean": (0.0, 0.0), "std": (0.1, 0.1)}
+    spec = replace(SPEC, state=Normalization(NormalizationMode.MEAN_STD, named), state_names=("neck_joint", JOINTS[1]))
+    found = judged(motions(10), motions(10), spec, spec, np.array([9.0, 0.6, 0.4]))
+    assert found.state_outside == pytest.approx(1 / 3) and found.state_outside_at == JOINTS[1]
+    assert found.normalization == 0.0
+
+
 def test_grippers_are_judged_by_open_and_closed():
     names = ("left_gripper", "elbow", "wrist")
     spec = spec_with((0.5, 0.0, 0.0), (1.0, 1.0, 1.0), names)

@@ -27,6 +27,11 @@ def test_calibration_is_sampled_from_the_frames_of_a_bag(make_bag, spec):
     assert data.source == "bag" and data.identity == collect(observations(bag, spec)).identity
 
 
+def test_a_policy_that_reads_other_joints_than_it_moves_is_shown_both(make_bag, spec):
+    data = load_calibration(make_bag(), replace(spec, state_names=(JOINTS[1], "neck_joint")))
+    assert {seen.joints.names for seen in data.observations} == {(*JOINTS, "neck_joint")}
+
+
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
 @pytest.mark.parametrize("image_format", ["raw", "png"])
 def test_a_written_bag_reads_back_as_the_same_observations(make_bag, spec, storage, image_format):

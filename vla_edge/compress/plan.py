@@ -142,7 +142,7 @@ def check_shapes(recipe: Recipe, policy) -> None:
     if not left and any(isinstance(step, KVCache) for step in recipe.steps):
         raise RecipeError(
             f"recipe {recipe.name}: kv_cache is for policies that read their keys and values again, at every flow step of "
-            "SmolVLA or every token of OpenVLA; leave it out"
+            "SmolVLA and GR00T or every token of OpenVLA; leave it out"
         )
     for number, step in enumerate(recipe.steps, 1):
         where = f"recipe {recipe.name}, step {number} ({step.key})"

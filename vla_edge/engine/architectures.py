@@ -40,7 +40,7 @@ class Expert:
         cross: indices of the layers that attend to keys and values which the prefix stage projects for them.
         cross_inputs: width those projections read; 0 for the language model's keys and values.
         sees_prefix: whether the other layers see the language model's keys beside their own.
-        extra_tokens: rows beside the chunk, such as the state.
+        extra_tokens: rows beside the chunk, such as the state. outer: whether they, too, go through what follows.
         inputs, outputs: products before and after the layers, by name.
         time: products of flow time alone, done once when an engine is loaded.
     """
@@ -51,6 +51,7 @@ class Expert:
     cross_inputs: int = 0
     sees_prefix: bool = True
     extra_tokens: int = 0
+    outer: bool = True
     inputs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     outputs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     time: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -70,6 +71,7 @@ class Architecture:
         adapter: (layers, width, hidden, heads) of a transformer over the language model's output, or none.
         prompt_tokens, state_tokens, cameras, chunk, steps: what an inference has unless a `Workload` says otherwise.
         state_inputs: width of the state that is projected to a token.
+        state: products that make the action head's token of the state, by name, instead.
         action_dim: numbers of one action, and tokens of one in policies of kind "tokens".
         parallel: whether all action tokens are predicted in one pass, as OpenVLA-OFT is trained to.
         head: products after the language model, by name; each runs on the rows of one action, `chunk` times.
@@ -93,6 +95,7 @@ class Architecture:
     marker_tokens: int = 0
     state_tokens: int = 0
     state_inputs: int = 32
+    state: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     every: int = 1
     parallel: bool = False
     adapter: tuple[int, int, int, int] | None = None
@@ -148,6 +151,7 @@ class Architecture:
         prefix: list[Operation] = []
         if self.state_tokens:
             prefix.append(Product("prefix.state_proj", self.state_tokens, self.state_inputs, self.language.width))
+        prefix += [Product(f"prefix.{name}", 1, *shape) for name, shape in self.state.items()]
         whole = self.language_layers - (0 if self.adapter else 1)
         for index in range(whole):
             prefix += self.language.layer(f"prefix.layers.{index}", tokens, tokens)
@@ -165,14 +169,15 @@ class Architecture:
             name = f"prefix.cross.{index * self.every}"
             prefix += expert.shape.keys_and_values(name, tokens, inputs)
         rows = workload.chunk + expert.extra_tokens
-        denoise = [Product(f"denoise.{name}", rows, *shape) for name, shape in expert.inputs.items()]
+        outer = rows if expert.outer else workload.chunk
+        denoise = [Product(f"denoise.{name}", outer, *shape) for name, shape in expert.inputs.items()]
         for index in range(expert.layers):
             cross = index in expert.cross
             keys = tokens if cross else rows + (tokens if expert.sees_prefix else 0)
             denoise += expert.shape.layer(f"denoise.layers.{index}", rows, keys, own_keys=not cross)
             if not cross and expert.sees_prefix:  # keys and values of the prefix and of its own, one after the other
                 denoise.append(Pointwise(0, 2 * keys * 2 * expert.shape.kv_width, 2))
-        denoise += [Product(f"denoise.{name}", rows, *shape) for name, shape in expert.outputs.items()]
+        denoise += [Product(f"denoise.{name}", outer, *shape) for name, shape in expert.outputs.items()]
         # what time adds, the last norm, the mask
         width = expert.shape.width
         denoise.append(Pointwise(2 * rows * width, rows * (2 * width + rows + tokens), 8))

@@ -22,6 +22,11 @@ from vla_edge.policy.spec import PolicySpec
 MOST_STEPS = 100
 
 
+def flow_times(num_steps: int) -> tuple[np.float32, ...]:
+    """At which each of the steps begins."""
+    return tuple(np.float32(1.0 - step / num_steps) for step in range(num_steps))
+
+
 def extrapolation(gap: int, steps: int) -> np.float32:
     """How much of the change between the last two velocities that were asked for, `gap` steps apart, is on average still
     to come in the `steps` steps until the next."""

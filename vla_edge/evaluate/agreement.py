@@ -65,7 +65,9 @@ class AgreementTally:
         self._sums, self._squares = np.zeros((2, joints)), np.zeros((2, joints))
         self._products = np.zeros((joints, joints))
         self._outside, self._states = np.zeros(joints, np.int64), 0
-        self._grippers = [i for i, name in enumerate(spec.joint_names) if any(w in name for w in GRIPPER_WORDS)]
+        self._read = _read_scaling(spec)
+        named = (i for i, name in enumerate(spec.joint_names) if any(w in name for w in GRIPPER_WORDS))
+        self._grippers = [i for i in named if np.isfinite(self._read[0, i])]
         self._same, self._compared = np.zeros(joints), np.zeros(joints)
 
     def add(self, current: np.ndarray, motion: np.ndarray, expected: np.ndarray, truth: np.ndarray) -> None:
@@ -85,14 +87,13 @@ class AgreementTally:
             self._squares[side] += (values**2).sum(axis=0)
         self._products += ours.T @ theirs
         state = self._spec.state
+        offset, scale = self._read
         if state.mode is not NormalizationMode.IDENTITY:
-            offset, scale = state.affine()
             self._outside += np.abs((current - offset) / scale) > FAR.get(state.mode, FAR_OF_BOUNDS)
         self._states += 1
         if self._grippers:
-            middle = np.broadcast_to(state.affine()[0], current.shape)
             seen = np.isfinite(truth)
-            self._same += (seen & ((current + motion > middle) == (truth > middle))).sum(axis=0)
+            self._same += (seen & ((current + motion > offset) == (truth > offset))).sum(axis=0)
             self._compared += seen.sum(axis=0)
 
     def result(self) -> Agreement:
@@ -119,6 +120,13 @@ class AgreementTally:
         variances[variances < STILL_RAD**2] = np.nan
         apart = means[0][:, None] - means[1]
         return 2 * (self._products / count - np.outer(*means)) / (variances[0][:, None] + variances[1] + apart**2)
+
+
+def _read_scaling(spec: PolicySpec) -> np.ndarray:
+    """Offset and scale, (2, J), of the joints that are moved, as the state has them; NaN where it has not."""
+    read = [np.broadcast_to(part, len(spec.read_names)) for part in spec.state.affine()]
+    columns = {name: i for i, name in enumerate(spec.read_names)}
+    return np.array([[part[columns[name]] if name in columns else np.nan for name in spec.joint_names] for part in read])
 
 
 def exchanged_joints(concordance: np.ndarray, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -157,11 +165,11 @@ def compare_normalization(
 def _difference(spec: PolicySpec, reference: PolicySpec, order: list[int]) -> tuple[float, str]:
     worst, where = 0.0, ""
     for feature in ("state", "action"):
-        ours, theirs = getattr(spec, feature).affine(), getattr(reference, feature).affine()
+        ours, theirs = (_read_scaling(s) if feature == "state" else s.action.affine() for s in (spec, reference))
         scale = np.broadcast_to(np.abs(theirs[1]), len(order))
         for kind, a, b in zip(("offset", "scale"), ours, theirs):
             a = np.broadcast_to(a, len(order))[order]
-            difference = np.abs(a - np.broadcast_to(b, len(order))) / scale
+            difference = np.nan_to_num(np.abs(a - np.broadcast_to(b, len(order))) / scale)
             joint = int(np.argmax(difference))
             if difference[joint] > worst:
                 worst, where = float(difference[joint]), f"{feature} {kind} of {reference.joint_names[joint]}"

@@ -134,7 +134,7 @@ class Bag:
     def moments(self, spec: PolicySpec) -> Iterator[Moment]:
         """See `Recording.moments`; a bag is read in one go, so they are decoded already."""
         cameras = tuple(camera.name for camera in spec.cameras)
-        for frame in self.frames(cameras, spec.joint_names, lags=spec.lags, instructed=spec.reads_instruction):
+        for frame in self.frames(cameras, spec.measured_names, lags=spec.lags, instructed=spec.reads_instruction):
             seen = frame.observation
             yield Moment(seen.stamp_ns, seen.instruction, lambda seen=seen: seen)
 

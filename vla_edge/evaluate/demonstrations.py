@@ -35,7 +35,7 @@ class DemonstrationRecording:
 
     def moments(self, spec: PolicySpec) -> Iterator[Moment]:
         """See `Recording.moments`."""
-        wanted = tuple(dict.fromkeys((*spec.joint_names, *spec.read_names)))
+        wanted = spec.measured_names
         lacking = [name for name in wanted if name not in self._names]
         if lacking or len(spec.cameras) != 1:
             raise DemonstrationError(

@@ -125,7 +125,7 @@ class LeRobotDataset:
     def moments(self, spec: PolicySpec) -> Iterator[Moment]:
         """See `Recording.moments`; pictures that were stored cropped are put back into the camera's frame."""
         features = self._features(tuple(camera.name for camera in spec.cameras))
-        for rows, index in self._usable(spec.joint_names, None, spec.reads_instruction):
+        for rows, index in self._usable(spec.measured_names, None, spec.reads_instruction):
             read = partial(self._shown, rows, index, features, spec)
             yield Moment(int(rows.stamps_ns[index]), self._told(rows, index), read)
 
@@ -146,7 +146,7 @@ class LeRobotDataset:
             images = {camera.name: as_delivered(seen.images[camera.name], camera) for camera in spec.cameras}
             return replace(seen, images=images, before=tuple(map(delivered, seen.before)))
 
-        return delivered(self._observation(rows, index, spec.joint_names, features, spec.lags))
+        return delivered(self._observation(rows, index, spec.measured_names, features, spec.lags))
 
     def _observation(
         self, rows: _Rows, index: int, names: tuple[str, ...], features: dict[str, str], lags: Sequence[float] = ()

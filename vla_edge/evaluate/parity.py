@@ -46,7 +46,7 @@ def compare_chunks(
     spec, largest, compared = policy.spec, 0.0, 0
     with Bag(bag, contract) as opened:
         cameras = tuple(camera.name for camera in spec.cameras)
-        for frame in opened.frames(cameras, spec.joint_names, lags=spec.lags, instructed=spec.reads_instruction):
+        for frame in opened.frames(cameras, spec.measured_names, lags=spec.lags, instructed=spec.reads_instruction):
             chunk = given.pop(frame.observation.stamp_ns, None)
             if chunk is not None:
                 expected = policy.infer(frame.observation, seed=seed).chunk

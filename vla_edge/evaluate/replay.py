@@ -131,7 +131,7 @@ def evaluate_bag(
         start_ns, duration_s = opened.start_ns, opened.duration_s
         span_s = max(opened.span_s, 1e-9)
         frames = opened.frames(
-            cameras, spec.joint_names, chosen.rate_hz, spec.chunk_size * spec.dt, spec.lags, spec.reads_instruction
+            cameras, spec.measured_names, chosen.rate_hz, spec.chunk_size * spec.dt, spec.lags, spec.reads_instruction
         )
         # What is read ahead of an early end would be counted as left out.
         for frame in ahead(frames) if chosen.max_frames is None else frames:

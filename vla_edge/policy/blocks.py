@@ -233,14 +233,14 @@ class KeyValue(nn.Module):
     """Key and value projections, kept apart from a layer where they run in another stage than its queries.
 
     Args:
-        width: of the input. kv_heads, head_dim: of the output.
+        width: of the input. kv_heads, head_dim: of the output. bias: whether something is added.
     """
 
-    def __init__(self, width: int, kv_heads: int, head_dim: int):
+    def __init__(self, width: int, kv_heads: int, head_dim: int, bias: bool = False):
         super().__init__()
         self.head_dim = head_dim
-        self.k = nn.Linear(width, kv_heads * head_dim, bias=False)
-        self.v = nn.Linear(width, kv_heads * head_dim, bias=False)
+        self.k = nn.Linear(width, kv_heads * head_dim, bias=bias)
+        self.v = nn.Linear(width, kv_heads * head_dim, bias=bias)
 
     def project(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """(B, P, width) twice -> (B, KVH, P, hd) twice."""
@@ -308,10 +308,11 @@ class EncoderLayer(nn.Module):
         self.mlp_norm = nn.LayerNorm(width, eps=eps)
         self.mlp = MLP(width, hidden, activation)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(B, T, width) -> (B, T, width); `bias` of the attention is additive, as of `attend`."""
         normed = self.attention_norm(x)
         q, k, v = (split_heads(project(normed), self.head_dim) for project in (self.q, self.k, self.v))
-        x = x + self.out(attend(q, k, v)[0])
+        x = x + self.out(attend(q, k, v, bias)[0])
         return x + self.mlp(self.mlp_norm(x))
 
     def folds(self) -> tuple[Fold, ...]:
@@ -376,7 +377,7 @@ class SeeingTower(Chain):
     has seen (`words`)."""
 
     encoder: VisionTransformer
-    WORDS: ClassVar[str]  # the layer that does
+    WORDS: ClassVar[tuple[str, ...]]  # the layers that do
 
     def words(self, seen: Tensor) -> Tensor:
         """(B, grid**2, width of the transformer) -> (B, N, width)."""
@@ -385,7 +386,7 @@ class SeeingTower(Chain):
     def pieces(self) -> tuple[tuple[str, ...], ...]:
         """See `Chain`."""
         *parts, norm = self.encoder.parts("encoder")
-        return *parts, (*norm, self.WORDS)
+        return *parts, (*norm, *self.WORDS)
 
     def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
         """See `Chain`."""

@@ -6,7 +6,7 @@ not known could be arithmetic too, so it is refused rather than skipped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,10 @@ NORMALIZER, UNNORMALIZER, NEW_LINE = "normalizer_processor", "unnormalizer_proce
 NEW_LINES, STATE_PROMPT = {NEW_LINE, "pi0_new_line_processor"}, "pi05_prepare_state_tokenizer_processor_step"
 PI05_PROMPT = "Task: {instruction}, State: {state};\nAction: "
 PI05_STATE_DIMS = 32  # LeRobot does not save what it was made with, and loads this
-_MOVING = {"rename_observations_processor", "to_batch_processor", "device_processor"}
+MOVING = {"rename_observations_processor", "to_batch_processor", "device_processor"}
 _KNOWN = {
-    PREPROCESSOR: _MOVING | NEW_LINES | {NORMALIZER, STATE_PROMPT, "tokenizer_processor"},
-    POSTPROCESSOR: _MOVING | {UNNORMALIZER},
+    PREPROCESSOR: MOVING | NEW_LINES | {NORMALIZER, STATE_PROMPT, "tokenizer_processor"},
+    POSTPROCESSOR: MOVING | {UNNORMALIZER},
 }
 
 
@@ -51,7 +51,7 @@ def read_processing(directory: Path, images: Sequence[str] = ()) -> Processing:
     Raises:
         CheckpointError: a file, an entry or a statistic is missing, or a step is not known.
     """
-    before, after = _steps(directory, PREPROCESSOR), _steps(directory, POSTPROCESSOR)
+    before, after = (read_steps(directory, pipeline, _KNOWN[pipeline]) for pipeline in (PREPROCESSOR, POSTPROCESSOR))
     prompt, text = ("{instruction}\n" if NEW_LINES & before.keys() else "{instruction}"), TextSpec()
     if STATE_PROMPT in before:
         dims = before[STATE_PROMPT].get("config", {}).get("max_state_dim", PI05_STATE_DIMS)
@@ -67,11 +67,16 @@ def read_processing(directory: Path, images: Sequence[str] = ()) -> Processing:
     )
 
 
-def _steps(directory: Path, pipeline: str) -> dict[str, Document]:
+def read_steps(directory: Path, pipeline: str, known: Collection[str]) -> dict[str, Document]:
+    """The steps of a pipeline by name.
+
+    Raises:
+        CheckpointError: the file is missing, or a step is not among those `known`.
+    """
     path = directory / f"{pipeline}.json"
     steps = {step.get("registry_name") or step.get("class"): step for step in read_json(path)["steps"]}
     for name in steps:
-        if name not in _KNOWN[pipeline]:
+        if name not in known:
             raise CheckpointError(
                 f"{path} has a step {name!r}, which this version does not know and so cannot reproduce; "
                 "take it out if it does not change the policy's inputs or outputs"

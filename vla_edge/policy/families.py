@@ -39,12 +39,17 @@ class Description:
 
 @dataclass(frozen=True)
 class Family:
-    """A policy family: its name in `PolicySpec.family`, for people with an article, and where its modules are."""
+    """A policy family: its name in `PolicySpec.family`, for people with an article, and where its modules are.
+
+    Attributes:
+        also: what else a config.json may call it.
+    """
 
     name: str
     title: str
     path: str
     student_path: str | None = None
+    also: tuple[str, ...] = ()
 
     @property
     def module(self) -> ModuleType:
@@ -66,8 +71,14 @@ FAMILIES = {
         Family("openvla", "an OpenVLA", "vla_edge.policy.openvla_checkpoint", "vla_edge.policy.openvla_student"),
         Family("act", "an ACT", "vla_edge.policy.act_checkpoint"),
         Family("diffusion", "a diffusion policy", "vla_edge.policy.diffusion_checkpoint"),
+        Family("groot", "a GR00T N1.5", "vla_edge.policy.groot_checkpoint", also=("gr00t_n1_5",)),
     )
 }
+# known by what a config.json calls them, and not loaded: another backbone, action head or layout
+_RELATIVES = {
+    "gr00t_n1": "a GR00T N1", "Gr00tN1d6": "a GR00T N1.6", "gr00t_n1_6": "a GR00T N1.6", "Gr00tN1d7": "a GR00T N1.7",
+    "gr00t_n1_7": "a GR00T N1.7",
+}  # fmt: skip
 
 
 def family_of(config: Document) -> Family:
@@ -79,7 +90,13 @@ def family_of(config: Document) -> Family:
     name = config.get("type") or config.get("model_type")
     if name is None and {"paligemma_variant", "action_horizon"} <= config.keys():
         name = "pi0"  # or a pi0.5, which its tensors tell
-    if name not in FAMILIES:
+    named = {alias: family for family in FAMILIES.values() for alias in (family.name, *family.also)}
+    if name in _RELATIVES:
+        raise CheckpointError(
+            f"{config.path} is of type {name!r}, {_RELATIVES[name]}, which this version does not load; of the GR00T "
+            f"family it loads {FAMILIES['groot'].title}"
+        )
+    if name not in named:
         known = ", ".join(repr(family) for family in FAMILIES)
         raise CheckpointError(f"{config.path} is of type {name!r}; this version loads {known}")
-    return FAMILIES[name]
+    return named[name]

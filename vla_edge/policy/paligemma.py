@@ -97,7 +97,7 @@ class PrefixCache(NamedTuple):
 class VisionTower(SeeingTower):
     """image (B, 3, H, W) in [-1, 1] -> image_tokens (B, N, text_width)."""
 
-    WORDS = "projector"
+    WORDS = ("projector",)
 
     def __init__(self, c: PiConfig):
         super().__init__()

@@ -71,8 +71,8 @@ class Preprocessor:
             )
         top, left, height, width = camera.crop
         cropped = pixels[top : top + height, left : left + width]
-        if camera.fit in ("stretch", "letterbox"):
-            return (stretch if camera.fit == "stretch" else letterbox)(cropped, camera.height, camera.width)
+        if camera.fit in FITS:
+            return FITS[camera.fit](cropped, camera.height, camera.width)
         return resize_with_pad(cropped, camera.height, camera.width, camera.padding, camera.fit == "centre")
 
     def state(self, joints: JointState) -> np.ndarray:
@@ -184,14 +184,15 @@ def resize_with_pad(
     return out
 
 
-def resample(image: np.ndarray, height: int, width: int, filter: str) -> np.ndarray:
+def resample(image: np.ndarray, height: int, width: int, filter: str, most: int = 2**31) -> np.ndarray:
     """(h, w, 3) uint8 -> (height, width, 3) float64 of whole pixel values, antialiased, across first and then down, as
     Pillow's 8-bit resize.
 
     Args:
         filter: "bilinear" or "bicubic" (Keys, 1981, a = -0.5).
+        most: what a weight in fixed point stays below; 2**15 in PyTorch's resize of whole pixels.
     """
-    across, down = _weights(image.shape[1], width, filter), _weights(image.shape[0], height, filter)
+    across, down = _weights(image.shape[1], width, filter, most), _weights(image.shape[0], height, filter, most)
     wide = _whole(across @ image.astype(np.float64))
     return _whole(np.tensordot(down, wide, 1))
 
@@ -199,6 +200,19 @@ def resample(image: np.ndarray, height: int, width: int, filter: str) -> np.ndar
 def stretch(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """(h, w, 3) uint8 -> (1, 3, height, width) float32 in [-1, 1], whatever the aspect; bicubic, as OpenVLA's."""
     return _seen(resample(image, height, width, "bicubic"))
+
+
+def stretch_torch(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """As `stretch`, by torchvision instead of Pillow."""
+    return _seen(resample(image, height, width, "bicubic", most=2**15))
+
+
+def stretch_linear(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(h, w, 3) uint8 -> (1, 3, height, width) float32 in [-1, 1], whatever the aspect; bilinear and antialiased in
+    floating point, and then cut off to whole pixel values, as Isaac-GR00T's transforms."""
+    across, down = _shares(image.shape[1], width, "bilinear"), _shares(image.shape[0], height, "bilinear")
+    pixels = np.tensordot(down, across @ image.astype(np.float64), 1)
+    return _seen(np.floor(pixels + 1e-4))  # in float32, where a hair is missing, it is made up for
 
 
 def letterbox(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -222,9 +236,17 @@ def _whole(pixels: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=16)
-def _weights(size: int, wanted: int, filter: str) -> np.ndarray:
-    """(wanted, size) weights of each input pixel in each output pixel, wider where the picture shrinks, and in Pillow's
-    fixed point of 22 bits."""
+def _weights(size: int, wanted: int, filter: str, most: int) -> np.ndarray:
+    """(wanted, size) as of `_shares`, in fixed point: of Pillow's 22 bits as many as keep a weight below `most`."""
+    shares, bits = _shares(size, wanted, filter), 22
+    while int(shares.max() * 2**bits + 0.5) >= most:
+        bits -= 1
+    return np.rint(shares * 2**bits) / 2**bits
+
+
+@lru_cache(maxsize=16)
+def _shares(size: int, wanted: int, filter: str) -> np.ndarray:
+    """(wanted, size) weights of each input pixel in each output pixel, wider where the picture shrinks."""
     scale = size / wanted
     reach, support = max(scale, 1.0), 1 if filter == "bilinear" else 2
     centre = (np.arange(wanted) + 0.5) * scale
@@ -238,4 +260,8 @@ def _weights(size: int, wanted: int, filter: str) -> np.ndarray:
         near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
         values = np.where(x < 1, near, np.where(x < 2, far, 0.0))
     weights = values * ((pixel >= first) & (pixel < last))
-    return np.rint(weights / weights.sum(1, keepdims=True) * 2**22) / 2**22
+    return weights / weights.sum(1, keepdims=True)
+
+
+FITS = {"stretch": stretch, "stretch_torch": stretch_torch, "stretch_linear": stretch_linear, "letterbox": letterbox}
+"""`CameraSpec.fit` -> (crop, height, width) -> what the network sees; the others are `resize_with_pad`'s."""

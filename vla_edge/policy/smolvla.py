@@ -149,7 +149,7 @@ class TokenChoice(nn.Module):
 class VisionTower(SeeingTower):
     """image (B, 3, H, W) in [-1, 1] -> image_tokens (B, N, text_width)."""
 
-    WORDS = "connector"
+    WORDS = ("connector",)
 
     def __init__(self, c: SmolVLAConfig):
         super().__init__()

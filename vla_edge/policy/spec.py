@@ -41,15 +41,19 @@ class Normalization:
         statistics: name ("mean", "std", "min", "max", "q01", ...) -> (D,) values, SI units.
         eps: keeps constant dimensions finite.
         clip: normalized values are held within [-1, 1].
+        fixed: a dimension whose bounds are equal is 0 to the network and that bound to the robot, whatever comes (GR00T).
     """
 
     mode: NormalizationMode
     statistics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     eps: float = 1e-8
     clip: bool = False
+    fixed: bool = False
 
     def __post_init__(self):
         needed = {NormalizationMode.IDENTITY: (), NormalizationMode.MEAN_STD: ("mean", "std")}
+        if self.fixed and self.mode not in _BOUNDS:
+            raise ValueError(f"normalization {self.mode.value} has no bounds that could be equal")
         missing = set(needed.get(self.mode) or _BOUNDS.get(self.mode, ())) - set(self.statistics)
         if missing:
             raise ValueError(f"normalization {self.mode.value} lacks {', '.join(sorted(missing))}")
@@ -72,12 +76,20 @@ class Normalization:
         """(..., D) SI -> (..., D) float32 as the network sees it."""
         offset, scale = self.affine()
         scaled = (np.asarray(value, np.float32) - offset) / scale  # the value as LeRobot holds it
+        if self.fixed:
+            scaled = np.where(self._constant(), 0.0, scaled)
         return (np.clip(scaled, -1, 1) if self.clip else scaled).astype(np.float32)
 
     def unnormalize(self, value: np.ndarray) -> np.ndarray:
         """(..., D) network output -> (..., D) float64 SI."""
         offset, scale = self.affine()
-        return np.asarray(value, np.float64) * scale + offset
+        found = np.asarray(value, np.float64) * scale + offset
+        return np.where(self._constant(), self.statistics[_BOUNDS[self.mode][0]], found) if self.fixed else found
+
+    def _constant(self) -> np.ndarray:
+        """(D,) which dimensions have equal bounds."""
+        low, high = (np.asarray(self.statistics[key], np.float64) for key in _BOUNDS[self.mode])
+        return low == high
 
 
 @dataclass(frozen=True)
@@ -91,7 +103,8 @@ class CameraSpec:
         crop: (y, x, height, width) in source pixels, taken before resizing.
         height, width: pixels the network takes.
         fit: "top_left" and "centre" keep the crop's aspect and pad at the top left or around it; "letterbox" is "centre",
-            antialiased; "stretch" keeps no aspect.
+            antialiased; "stretch" keeps no aspect, nor do "stretch_torch", the same as torchvision rounds it, and
+            "stretch_linear", which is that of fractions of full brightness.
         padding: what "top_left" and "centre" pad with, as the network sees it.
         offset, scale: of each channel; the network sees (pixel - offset) / scale of pixels in [0, 1].
     """
@@ -124,6 +137,7 @@ class TextSpec:
     Attributes:
         lower: it is written in lower case.
         plain: underscores and line breaks in it become spaces.
+        listed: it stands in brackets and quotation marks, as Python writes a list of it (GR00T).
         state_dims: so many values of the normalized state, each as one of 256 bins of [-1, 1], stand where the template
             says {state}; 0 where it does not.
         last: ids of tokens that end the prompt, added where the text does not end so by itself.
@@ -133,6 +147,7 @@ class TextSpec:
     plain: bool = False
     state_dims: int = 0
     last: tuple[int, ...] = ()
+    listed: bool = False
 
 
 @dataclass(frozen=True)
@@ -225,6 +240,11 @@ class PolicySpec:
         """Joints of the state."""
         return self.state_names or self.joint_names
 
+    @property
+    def measured_names(self) -> tuple[str, ...]:
+        """Joints that an observation has to have: those of the action, and what else the state has."""
+        return tuple(dict.fromkeys((*self.joint_names, *self.read_names)))
+
     def of_joints(self, names: Sequence[str]) -> PolicySpec:
         """As if the policy had these of its joints alone, and were no wider than they are."""
         columns = [self.joint_names.index(name) for name in names]
@@ -258,6 +278,7 @@ class PolicySpec:
                 "statistics": {name: list(map(float, values)) for name, values in normalization.statistics.items()},
                 "eps": normalization.eps,
                 "clip": normalization.clip,
+                "fixed": normalization.fixed,
             }
         plain["text"] = {**asdict(self.text), "last": list(self.text.last)}
         return plain
@@ -284,6 +305,7 @@ class PolicySpec:
                 {name: tuple(numbers) for name, numbers in entry["statistics"].items()},
                 entry["eps"],
                 entry.get("clip", False),
+                entry.get("fixed", False),
             )
         if "text" in values:
             values["text"] = TextSpec(**{**values["text"], "last": tuple(values["text"]["last"])})

@@ -76,6 +76,8 @@ class InstructionTokenizer:
             raise InstructionError(
                 f"the instruction has {len(text)} characters, more than {MAX_INSTRUCTION_CHARACTERS}; shorten it"
             )
+        if self._text.listed:
+            text = str([text])
         ids = self._tokenizer.encode(self._prompt.format(instruction=text, state=state)).ids
         last = list(self._text.last)
         if ids[len(ids) - len(last) :] != last:

@@ -31,7 +31,9 @@ _SIGNS = (
      "known; give the weights it was made from"),
     (("vlm_with_expert.",), "it is a SmolVLA"),
     (("vision_backbone.featurizer",), "it is an OpenVLA"),
-    (("backbone.eagle_model", "action_head.model.transformer_blocks"), "it is a GR00T"),
+    (("backbone.model.model.visual.",), "it is a GR00T N1.7"),
+    (("backbone.model.vision_model.",), "it is a GR00T N1.6"),
+    (("backbone.eagle_model",), "it is a GR00T N1.5"),
 )  # fmt: skip
 
 
