@@ -2,7 +2,7 @@
 PyTorch names them, and a build of it: for timing and memory, never for a robot. Smaller ones have the same layout.
 
     python -m benchmarks.pi0_shapes DIRECTORY --memory-mb 7500            writes it, builds it in pieces, tells the peak
-    python -m benchmarks.pi0_shapes DIRECTORY --middle --memory-mb 3400   the same with 280 million values
+    python -m benchmarks.pi0_shapes DIRECTORY --middle --memory-mb 3800   the same with 280 million values
 """
 
 from __future__ import annotations

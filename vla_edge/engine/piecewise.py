@@ -207,9 +207,9 @@ class Piecewise:
 
     def _writing(self) -> int:
         """Bytes while a stage is written: what of it is no linear layer, a table of words above all, in the policy, in the
-        graph, and on its way into the file; in one file with the graph, read once more by what checks it."""
+        graph, and on its way into the file; in one file with the graph, twice more with what checks it."""
         sizes = map(_rest_bytes, self.source.policy.stages())
-        return max(size * (3 if size > LARGEST_FILE else 4) for size in sizes)
+        return max(size * (3 if size > LARGEST_FILE else 5) for size in sizes)
 
     def _directory(self, question: list) -> Path:
         """Where this build's files are; those of another are of no use any more."""
