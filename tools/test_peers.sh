@@ -11,7 +11,7 @@ declare -A FILES=([peft]=test/policy/test_merge.py [bitsandbytes]="test/policy/t
     [pinocchio]=test/control/test_gravity.py [dask]=test/evaluate/test_suite.py [openpi]=test/engine/test_remote_openpi.py
     [executorch]=test/engine/test_executorch.py [litert]=test/engine/test_litert.py [mlx]=test/engine/test_mlx.py
     [coreml]=test/engine/test_coreml.py [edge_llm]=test/engine/test_edge_llm.py [mlx_lm]=test/engine/test_llama_directory.py
-    [llama_cpp]=test/engine/test_llama_cpp.py
+    [llama_cpp]=test/engine/test_llama_cpp.py [tensorly]=test/compress/test_factor_peer.py
     [metaworld]="test/sim/test_metaworld.py test/evaluate/test_metaworld_rig.py"
     [tensorrt]="test/engine/test_tensorrt_rtx.py test/engine/test_tensorrt_runtime.py test/engine/test_plan.py test/engine/test_build.py")
 for provider in modelopt llmcompressor torchao nncf neural-compressor; do

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from vla_edge.cli.common import manifest_of
@@ -59,6 +60,7 @@ def _inspect(options):
         f"  verified    on {found['frames']}: action error {1e3 * found['action_error_rad']:.2f} mrad, "
         f"{100 * found['action_error_rel']:.2f} % of the motion, cosine at least {found['cosine_min']:.5f}",
         *_cache_line(manifest),
+        *_factor_lines(manifest.get("factored", {}), options.layers),
         "",
         f"  {'stage':9}{'backend':13}{'weights':22}{'layers':>7}{'kB':>8}{'p50 ms':>8}{'p99 ms':>8}  runs with",
     ]
@@ -107,6 +109,24 @@ def _cache_line(manifest) -> list[str]:
     now, before = manifest["cache"]["bytes"], manifest["cache"]["full_precision_bytes"]
     line = f"  cache       {now / 1e3:.1f} kB from prefix to denoise"
     return [line if now == before else f"{line}, {before / 1e3:.1f} kB in full precision"]
+
+
+def _factor_lines(factored: Mapping[str, Mapping], each: bool) -> list[str]:
+    """What became of the convolutions that a recipe has factored; of every one of them where `each`."""
+    if not factored:
+        return []
+    apart = sum(row["separate"] for row in factored.values())
+    lines = [f"  factors     of {apart} of {len(factored)} convolutions in their place, the others as they were"]
+    for name, row in factored.items() if each else ():
+        told = "no ranks do it with fewer multiplications"
+        if row["ranks"]:
+            time = "not timed" if row["time"] is None else f"{row['time']:.2f} of the time"
+            told = (
+                f"{row['method']} {'+'.join(map(str, row['ranks']))}, {100 * row['energy']:.2f} % of the energy, "
+                f"error {row['error']:.4f}, {row['multiplications']:.2f} of the multiplications, {time}"
+            )
+        lines.append(f"    {name:61}{'factors' if row['separate'] else 'whole':9}{told}")
+    return lines
 
 
 def _profile(options):

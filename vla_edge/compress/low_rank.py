@@ -10,7 +10,7 @@ import numpy as np
 
 from vla_edge.compress.quantize.weights import LowRank
 
-_DAMPING = 1e-4
+DAMPING = 1e-4
 
 
 def factorize(
@@ -28,7 +28,9 @@ def factorize(
         second_moment: (in, in) E[x x^T] of what reaches the layer.
         dtype: the factors are stored in.
     """
-    root, inverse = _roots(weight.shape[1], second_moment)
+    root = inverse = np.eye(weight.shape[1])
+    if second_moment is not None:
+        root, inverse = roots(second_moment)
     left, values, right = np.linalg.svd(weight.astype(np.float64) @ root, full_matrices=False)
     if rank is None:
         kept = np.cumsum(values**2) / max(float((values**2).sum()), 1e-30)
@@ -43,11 +45,9 @@ def saves(shape: tuple[int, int], rank: int) -> bool:
     return rank * sum(shape) < shape[0] * shape[1]
 
 
-def _roots(width: int, second_moment: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """C^(1/2) and its inverse."""
-    if second_moment is None:
-        return np.eye(width), np.eye(width)
+def roots(second_moment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Square root of a second moment C, a little damped, and its inverse."""
     moment = np.asarray(second_moment, np.float64)
     values, vectors = np.linalg.eigh((moment + moment.T) / 2)
-    values = np.sqrt(np.maximum(values, 0) + _DAMPING * max(float(values.mean()), 1e-30))
+    values = np.sqrt(np.maximum(values, 0) + DAMPING * max(float(values.mean()), 1e-30))
     return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T

@@ -8,14 +8,16 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from vla_edge.compress import flow_steps
 from vla_edge.compress.apply import Tell, compress_policy
 from vla_edge.compress.calibrate import CalibrationData, never_reached, watch_inputs
+from vla_edge.compress.factor.replace import FactoredLayer, Race, factor_convolutions
 from vla_edge.compress.importance import weighed_inputs
 from vla_edge.compress.plan import (
+    check_factors,
     check_kind,
     check_order,
     check_shapes,
@@ -37,6 +39,7 @@ from vla_edge.compress.steps import (
     Finetune,
     FixedPoint,
     FlowSteps,
+    Keep,
     KVCache,
     Prune,
     PruneTokens,
@@ -45,7 +48,9 @@ from vla_edge.compress.steps import (
     Storage,
     Training,
     VisionCacheStep,
+    factors_convolutions,
 )
+from vla_edge.files import write_whole
 from vla_edge.types import Observation
 
 _SAVE_EVERY = 50
@@ -60,6 +65,7 @@ class Compressed:
         layers: "stage.path" -> what becomes of each of its linear layers.
         num_steps: flow steps it is meant to take. evaluated: those that ask the network; all when empty.
         vision_cache, most_passes: see `policy.spec.PolicySpec`.
+        factored: convolutions that were to have factors, by the name of their layer.
     """
 
     policy: object
@@ -68,6 +74,7 @@ class Compressed:
     evaluated: tuple[int, ...] = ()
     vision_cache: float = 0.0
     most_passes: int = 0
+    factored: Mapping[str, FactoredLayer] = field(default_factory=dict)
 
 
 def carry_out(
@@ -80,6 +87,7 @@ def carry_out(
     demonstrations: Sequence[str | Path] = (),
     recording: Sequence[Observation] | None = None,
     work: Path | None = None,
+    race: Callable[[object, object, tuple[int, ...], Storage], float] | None = None,
 ) -> Compressed:
     """Everything the recipe says; `policy` itself stays as it is.
 
@@ -90,6 +98,8 @@ def carry_out(
         demonstrations: directories to train on, before those of the recipe.
         recording: observations to train on where there are no demonstrations; those of `data` when None.
         work: where training goes on from when it was interrupted; needed by recipes that train.
+        race: of a convolution, its factors, the size of what they are given and how both are stored: the time of the
+            factors over that of the convolution; None where the engine's device is not here.
 
     Raises:
         RecipeError, CalibrationError, DemonstrationError, TrainingError: what is wrong; what can be known before the
@@ -100,7 +110,7 @@ def carry_out(
 
     check_recipe(recipe, policy, checkpoint)
     original, stored = policy, stored_layers(policy, checkpoint)
-    if stored and any(isinstance(step, Training | Prune | Shrink) for step in recipe.steps):
+    if stored and any(isinstance(step, Training | Prune | Shrink) or factors_convolutions(step) for step in recipe.steps):
         raise RecipeError(
             f"recipe {recipe.name} changes weights, and those of {checkpoint.directory} are rounded already; take such "
             "steps out, or give the weights they were made from"
@@ -114,12 +124,12 @@ def carry_out(
     if recipe.changes_policy:
         policy = copy.deepcopy(policy)
     num_steps, evaluated, vision_cache, most_passes = checkpoint.spec.num_steps, (), 0.0, 0
-    layers, pruned = {}, set()
+    layers, pruned, factored = {}, set(), {}
     others: dict[str, Callable] = {}  # layers that a provider trains through its own rounding
     pending: list = []
     fixed = False  # layers are rounded, and what follows is trained through that
     alone = Shrink | PruneTokens | FlowSteps | Training
-    share = 1.0 / (1 + sum(isinstance(step, alone) for step in recipe.steps))
+    share = 1.0 / (1 + sum(isinstance(step, alone) or factors_convolutions(step) for step in recipe.steps))
     done = 0
 
     def part(fraction: float, what: str) -> None:
@@ -146,6 +156,11 @@ def carry_out(
             _shrink(recipe, step, policy, checkpoint, num_steps, data.observations, part)
         elif isinstance(step, PruneTokens):
             _prune_tokens(step, policy, checkpoint, data.observations, part)
+        elif factors_convolutions(step):
+            runner = Runner.from_policy(policy, checkpoint, num_steps)
+            kept = work / f"{number}-{_question(recipe, checkpoint, number, len(frames))}.json" if recipe.trains else None
+            raced = None if race is None else _raced(race, policy, recipe, number, kept)
+            factored |= factor_convolutions(step, policy, runner, data.observations, part, raced)
         elif isinstance(step, FlowSteps):
             num_steps = step.num_steps or num_steps
             if step.evaluations:
@@ -182,7 +197,7 @@ def carry_out(
         if isinstance(step, KVCache):  # last: nothing that looks at the policy has to see through it
             _round_cache(step, policy)
     policy.requires_grad_(False)
-    return Compressed(policy, layers, num_steps, evaluated, vision_cache, most_passes)
+    return Compressed(policy, layers, num_steps, evaluated, vision_cache, most_passes, factored)
 
 
 def check_recipe(recipe: Recipe, policy, checkpoint) -> dict[str, Storage]:
@@ -200,6 +215,7 @@ def check_recipe(recipe: Recipe, policy, checkpoint) -> dict[str, Storage]:
         if isinstance(step, Quantize) and step.provider:
             get_provider(step)
     plan = plan_layers(recipe, list(policy_layers(policy.stages())))
+    check_factors(recipe, policy)
     plan_pruning(recipe, plan)
     plan_smoothing(recipe, plan)
     return plan
@@ -307,6 +323,30 @@ def _prune_tokens(step: PruneTokens, policy, checkpoint, observations, part) -> 
     policy.prefix.choice = choose_tokens(
         policy, checkpoint, step.after, count, observations, lambda f: part(f, "seeing which image tokens matter")
     )
+
+
+def _raced(race, policy, recipe: Recipe, number: int, file: Path | None) -> Race:
+    """`race` of layers by name, each stored as the steps from `number` on have it.
+
+    Args:
+        file: keeps what was measured: a build that goes on where it was interrupted has the same factors again.
+    """
+    from vla_edge.engine.trace import policy_layers
+
+    names = list(policy_layers(policy.stages()))
+    later = [step for step in still_there(recipe.steps[number:], names) if isinstance(step, Keep | Quantize)]
+    plan = plan_layers(replace(recipe, steps=tuple(later)), names)
+    known = json.loads(file.read_text()) if file is not None and file.is_file() else {}
+
+    def raced(name: str, convolution, factors, size: tuple[int, ...]) -> float:
+        if name not in known:
+            known[name] = race(convolution, factors, size, plan[name])
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(file, json.dumps(known).encode())
+        return known[name]
+
+    return raced
 
 
 def _round_cache(step: KVCache, policy) -> None:

@@ -25,6 +25,7 @@ from vla_edge.compress.steps import (
     Storage,
     Training,
     VisionCacheStep,
+    factors_convolutions,
 )
 from vla_edge.policy.weights import OnDemand
 
@@ -36,7 +37,7 @@ def plan_layers(recipe: Recipe, layers: Sequence[str]) -> dict[str, Storage]:
     """ "stage.path" of every linear layer -> the step that says how it is stored.
 
     A `keep` step takes layers out of `quantize` and `lowrank` steps, as their exception; apart from that a layer may
-    fall under one step only.
+    fall under one step only. Factors of convolutions are layers by then, of which `keep` says how they are stored.
 
     Raises:
         RecipeError: a target matches no layer, two steps want the same layer, or a `keep` leaves another step nothing.
@@ -50,7 +51,7 @@ def plan_layers(recipe: Recipe, layers: Sequence[str]) -> dict[str, Storage]:
         if isinstance(step, Keep):
             _claim(owners, names, number, recipe)
     for number, (step, names) in enumerate(zip(recipe.steps, matched), 1):
-        if isinstance(step, (Quantize, LowRankStep)):
+        if isinstance(step, Quantize | LowRankStep) and not factors_convolutions(step):
             left = [name for name in names if not isinstance(_step(recipe, owners.get(name)), Keep)]
             if names and not left:
                 raise RecipeError(
@@ -72,8 +73,7 @@ def check_order(recipe: Recipe) -> None:
     for number, step in enumerate(recipe.steps, 1):
         where = f"recipe {recipe.name}, step {number} ({step.key})"
         before = recipe.steps[: number - 1]
-        shapes = {Shrink: Shrink | FlowSteps, PruneTokens: Shrink | PruneTokens | FlowSteps}.get(type(step))
-        if shapes and not all(isinstance(earlier, shapes) for earlier in before):
+        if not all(_may_be_before(earlier, step) for earlier in before):
             raise RecipeError(f"{where} changes the shapes that earlier steps work on; put it first")
         if isinstance(step, _ONCE) and any(type(earlier) is type(step) for earlier in before):
             raise RecipeError(f"{where} is there twice; drop one")
@@ -91,10 +91,19 @@ def check_order(recipe: Recipe) -> None:
             raise RecipeError(f"{where} would teach it to take many flow steps again; put it before few_steps")
         if isinstance(step, Training):
             trained = number
-            if any(isinstance(earlier, LowRankStep) for earlier in recipe.steps[:number]):
+            if any(isinstance(e, LowRankStep) and not factors_convolutions(e) for e in recipe.steps[:number]):
                 raise RecipeError(f"{where} does not train the factors of a step before it; put it before that")
-        if isinstance(step, Quantize | LowRankStep):
+        if isinstance(step, Quantize | LowRankStep) and not factors_convolutions(step):
             rounded = rounded or number
+
+
+def _may_be_before(earlier, step) -> bool:
+    """Whether a step that changes shapes leaves an earlier one what it works on."""
+    if isinstance(step, Shrink):
+        return isinstance(earlier, Shrink | FlowSteps)
+    if isinstance(step, PruneTokens) or factors_convolutions(step):
+        return isinstance(earlier, Shrink | PruneTokens | FlowSteps) or factors_convolutions(earlier)
+    return True
 
 
 def check_kind(recipe: Recipe, policy, num_steps: int) -> None:
@@ -174,6 +183,30 @@ def check_shapes(recipe: Recipe, policy) -> None:
                 )
             if step.bits == 4 and config.head_dim % 2:
                 raise RecipeError(f"{where}: heads of {config.head_dim} channels do not fill bytes in 4 bits; take 8")
+
+
+def check_factors(recipe: Recipe, policy) -> None:
+    """Nothing, when every step about convolutions finds some, that no other step factors.
+
+    Raises:
+        RecipeError: it finds none, or another does.
+    """
+    from vla_edge.compress.factor.replace import factorable, meant
+
+    there = list(factorable(policy.stages())) if any(map(factors_convolutions, recipe.steps)) else []
+    for number, step in enumerate(recipe.steps, 1):
+        where = f"recipe {recipe.name}, step {number} (lowrank)"
+        mine = [name for name in there if isinstance(step, LowRankStep) and meant(step, name)]
+        if factors_convolutions(step) and not mine:
+            known = f"there are {there[0]} and {len(there) - 1} more" if there else "this policy has none"
+            raise RecipeError(
+                f"{where}: method {step.method} is for convolutions of more than one tap, and its targets hold none "
+                f"({known}); take method svd where smaller, or other targets"
+            )
+        for other in recipe.steps[: number - 1]:
+            twice = [name for name in mine if isinstance(other, LowRankStep) and meant(other, name)]
+            if twice:
+                raise RecipeError(f"{where} factors {twice[0]}, as another step does; make their targets disjoint")
 
 
 def removable_blocks(step: Shrink, policy) -> list:

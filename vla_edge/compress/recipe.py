@@ -20,7 +20,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
-from vla_edge.compress.steps import STEPS, FixedPoint, KVCache, PruneTokens, Quantize, Shrink, Training
+from vla_edge.compress.steps import (
+    STEPS,
+    FixedPoint,
+    KVCache,
+    PruneTokens,
+    Quantize,
+    Shrink,
+    Training,
+    factors_convolutions,
+)
 from vla_edge.resources import share_directory
 from vla_edge.types import VlaEdgeError
 
@@ -71,7 +80,10 @@ class Recipe:
     @property
     def reshapes(self) -> bool:
         """Whether stages come out of it with tensors of other shapes or types."""
-        return any(isinstance(step, Shrink | PruneTokens | KVCache | FixedPoint) for step in self.steps)
+        return any(
+            isinstance(step, Shrink | PruneTokens | KVCache | FixedPoint) or factors_convolutions(step)
+            for step in self.steps
+        )
 
     @property
     def trains(self) -> bool:

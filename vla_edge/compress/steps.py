@@ -18,6 +18,7 @@ PATTERNS = ("unstructured", "2:4")
 PROVIDERS = (None, "modelopt", "llmcompressor", "torchao", "nncf", "neural-compressor")
 METHODS = ("rtn", "awq", "gptq", "awq+gptq")
 PRUNERS = ("magnitude", "wanda", "sparsegpt")
+DECOMPOSITIONS = ("svd", "tucker", "cp")
 CHANNEL = "channel"
 
 
@@ -107,13 +108,23 @@ class Prune:
 
 @dataclass(frozen=True)
 class LowRankStep:
-    """Put two thin products in the place of layers, where that is fewer multiplications; other layers stay whole.
+    """Put two thin products in the place of layers, or thinner convolutions in the place of convolutions, where that pays;
+    other layers stay whole.
 
     Attributes:
         targets: which layers.
-        energy: share of the output's energy over the data to keep, above 0, to 1; one of energy and rank is given.
-        rank: of the factors.
-        dtype: the factors are stored in: "float32" or "float16".
+        energy: share of the output's energy over the data to keep, above 0, to 1 (of convolutions that about the mean, as
+            a bias mends the mean); one of energy and rank is given.
+        rank: of the factors, of tucker on both sides at most; for tucker also "vbmf", see `factor.vbmf`.
+        method: "svd", of the matrix that any layer is; of the convolutions among the targets that have more than one
+            tap, "tucker" (one tap, all taps, one tap; see `factor.tucker`) or "cp" (one tap, each dimension's taps for
+            every channel by itself, one tap; see `factor.cp`). Factors of convolutions are layers like others: later
+            steps train, prune and round them.
+        dtype: the factors of matrices are stored in: "float32" or "float16".
+        separate: where factors take the layer's place: "smaller", where they are fewer numbers, or "faster", where they
+            were measured to be on the machine of the build (where the engine's device is not there: where they are
+            fewer multiplications). By default "smaller" for svd, "faster" otherwise; svd with "faster" is of
+            convolutions alone (all taps, one tap), as the other methods are.
     """
 
     key: ClassVar[str] = "lowrank"
@@ -122,17 +133,34 @@ class LowRankStep:
     changes_policy: ClassVar[bool] = True
     targets: tuple[str, ...]
     energy: float | None = None
-    rank: int | None = None
+    rank: int | str | None = None
+    method: str = "svd"
     dtype: str = "float32"
+    separate: str | None = None
+
+    @property
+    def factors_convolutions(self) -> bool:
+        """Whether it changes the policy's shapes, rather than how its layers are stored."""
+        return self.method != "svd" or self.separate == "faster"
+
+    @property
+    def separate_where(self) -> str:
+        return self.separate or ("faster" if self.factors_convolutions else "smaller")
 
     def check(self) -> None:
+        _one_of("method", self.method, DECOMPOSITIONS)
         if (self.energy is None) == (self.rank is None):
             raise ValueError("one of energy and rank must be given")
         if self.energy is not None:
             _number("energy", self.energy, 0, 1, "above 0, to 1")
-        else:
-            _whole("rank", self.rank)
+        elif self.rank != "vbmf":
+            _whole("rank", self.rank, ", or vbmf for tucker" * self.factors_convolutions)
+        elif self.method != "tucker":
+            raise ValueError("rank vbmf goes with method tucker")
         _one_of("dtype", self.dtype, ("float32", "float16"))
+        _one_of("separate", self.separate, (None, "smaller", "faster"))
+        if self.factors_convolutions and self.dtype != "float32":
+            raise ValueError("dtype is that of matrices' factors; a keep step stores those of convolutions in 16 bits")
 
 
 @dataclass(frozen=True)
@@ -456,6 +484,11 @@ STEPS = {
         FewSteps, KVCache,
     )  # fmt: skip
 }
+def factors_convolutions(step) -> bool:
+    """Whether a step puts factors in the place of convolutions."""
+    return isinstance(step, LowRankStep) and step.factors_convolutions
+
+
 Storage = Keep | LowRankStep | Quantize
 """What says how a layer is stored; the other steps prepare it."""
 Training = Finetune | FewSteps

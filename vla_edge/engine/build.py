@@ -28,6 +28,7 @@ from vla_edge.engine.backends import AUTO, BackendError, chosen_backends, gain_b
 from vla_edge.engine.bundle import Bundle, BundleError, load_entries, writing
 from vla_edge.engine.compile import STAND_IN, ExportedStage, compile_ahead, compile_stages, export_stages
 from vla_edge.engine.diverge import first_divergence, layer_errors
+from vla_edge.engine.factor_race import FactorRace
 from vla_edge.engine.foreseen import Chunks
 from vla_edge.engine.lockstep import InTurn, infer_together
 from vla_edge.engine.manifest import TOKENIZER, write_manifest
@@ -266,6 +267,7 @@ class _Build:
             "dt": spec.dt,
             "recipe": self.recipe.to_dict(),
             "stages": {entry.interface.name: entry.to_dict() for entry in entries},
+            "factored": {name: layer.to_dict() for name, layer in compressed.factored.items()},
             "cache": {"bytes": cache_bytes(stages), "full_precision_bytes": cache_bytes(subject.original_stages)},
             "calibration": data.to_dict(),
             "verification": {**result.to_dict(), "by": STAND_IN if self.ahead else "the engine itself"},
@@ -292,6 +294,7 @@ class _Build:
         compressed = carry_out(
             self.recipe, policy, checkpoint, data, lambda fraction, step: self.tell(0.05 + 0.25 * fraction, step),
             gain_by_reduced_range(self.backends), self.demonstrations, recording, self.work,
+            None if self.ahead else FactorRace(self.backends),
         )  # fmt: skip
         made = self._as_backends_take_it(compressed.policy)
         inputs: dict = {}

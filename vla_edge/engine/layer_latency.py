@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from vla_edge.compress.apply import Tell, compress_layer
+from vla_edge.compress.quantize.weights import ActivationQuant, CompressedLinear
 from vla_edge.compress.steps import Keep, Quantize, Storage
 from vla_edge.engine.backends import AUTO, StageInterface, chosen_backends, gain_by_reduced_range, get_backend
 from vla_edge.engine.choose import choose
@@ -110,11 +111,9 @@ class _Timer:
     def __call__(self, module, rows: int, step: Storage) -> float:
         from vla_edge.engine.export import export_stage, trace
 
-        copies = min(_MOST_COPIES, -(-_BYTES // (4 * module.weight.numel())))
+        copies = copies_worth(module.weight.numel())
         stage = _stage(module, rows, copies)
-        if isinstance(step, Quantize):  # how values are chosen does not change how long they take
-            step = replace(step, method="rtn")
-        layer = compress_layer("layer", module, step, reduce_range=gain_by_reduced_range(self._backends))
+        layer = timed_layer(module, step, gain_by_reduced_range(self._backends))
         key = (module.in_features, module.out_features, module.bias is not None, rows)
         if key not in self._traced:
             self._traced[key] = trace(stage)
@@ -132,6 +131,24 @@ class _Timer:
             run()
             times.append(time.perf_counter() - begin)
         return 1e3 * float(np.median(times)) / copies
+
+
+def copies_worth(numbers: int) -> int:
+    """Of something that touches so many floats, for `_BYTES` together."""
+    return min(_MOST_COPIES, -(-_BYTES // (4 * numbers)))
+
+
+def timed_layer(module, step: Storage, reduce_range: bool) -> CompressedLinear:
+    """An `nn.Linear` that takes as long as one that `step` has compressed: how values are chosen makes no difference."""
+    if isinstance(step, Quantize):
+        step = replace(
+            step, method="rtn", importance=None, provider=None, low_rank=0, correct_bias=False, at_run_time=False
+        )
+    layer = compress_layer("layer", module, step, reduce_range=reduce_range)
+    if isinstance(step, Quantize) and step.static_activations:
+        zero_point = 128 if step.activations == "int8" else 0
+        layer = replace(layer, activation=ActivationQuant("static", 0.05, zero_point, step.activations))
+    return layer
 
 
 def _stage(module, rows: int, copies: int):

@@ -91,7 +91,7 @@ def _check_complete(model, layers: Mapping[str, CompressedLinear], stage: str) -
         raise ExportError(f"stage {stage!r} needs operators outside the ONNX standard: {', '.join(sorted(foreign))}")
     sizes = {constant.name: int(np.prod(constant.dims)) for constant in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type in ("MatMul", "Gemm", "Conv", "Einsum"):
+        if node.op_type in ("MatMul", "Gemm", "Conv", "Einsum") and not convolutions.is_depthwise(node):
             for operand in node.input:
                 if sizes.get(operand, 0) > LARGEST_ANONYMOUS_CONSTANT:
                     raise ExportError(

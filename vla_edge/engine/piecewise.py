@@ -20,7 +20,17 @@ from vla_edge.compress.piecewise import compress_piecewise
 from vla_edge.compress.pipeline import Compressed, check_recipe
 from vla_edge.compress.quantize.formats import number_format
 from vla_edge.compress.recipe import Recipe, RecipeError
-from vla_edge.compress.steps import STEPS, FixedPoint, Keep, LowRankStep, Prune, Quantize, Smooth, VisionCacheStep
+from vla_edge.compress.steps import (
+    STEPS,
+    FixedPoint,
+    Keep,
+    LowRankStep,
+    Prune,
+    Quantize,
+    Smooth,
+    VisionCacheStep,
+    factors_convolutions,
+)
 from vla_edge.engine.backends import BackendError, get_backend, reads
 from vla_edge.engine.export import LARGEST_FILE
 from vla_edge.engine.foreseen import Foreseen, foresee, is_kept
@@ -66,7 +76,7 @@ def needs_pieces(checkpoint: Checkpoint, recipe: Recipe, memory: int, backends: 
     it does not fit at all."""
     if whole_memory(checkpoint, recipe) <= memory:
         return False
-    possible = all(_obstacle(step) is None for step in recipe.steps)
+    possible = all(obstacle(step) is None for step in recipe.steps)
     possible = possible and not _writes_all(backends) and not Weights(checkpoint.weights).rounded
     return possible or 4 * _values(checkpoint) > memory
 
@@ -256,7 +266,7 @@ def first_inputs(source: PiecewisePolicy, foreseen: Foreseen) -> dict[str, dict[
 def _check_steps(recipe: Recipe, told: str) -> None:
     """Raises RecipeError: a step looks at the whole policy at once."""
     for number, step in enumerate(recipe.steps, 1):
-        reason = _obstacle(step)
+        reason = obstacle(step)
         if reason:
             possible = ", ".join(key for key, kind in STEPS.items() if kind in _POSSIBLE)
             raise RecipeError(
@@ -265,9 +275,9 @@ def _check_steps(recipe: Recipe, told: str) -> None:
             )
 
 
-def _obstacle(step) -> str | None:
+def obstacle(step) -> str | None:
     """Why a step cannot be carried out piece by piece, None where it can."""
-    if not isinstance(step, _POSSIBLE):
+    if not isinstance(step, _POSSIBLE) or factors_convolutions(step):
         return f"{step.key} works on the whole policy at once"
     if isinstance(step, Quantize) and step.importance:
         return f"importance {step.importance} needs gradients through the whole policy"

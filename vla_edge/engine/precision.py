@@ -21,6 +21,7 @@ from vla_edge.compress.steps import (
     Quantize,
     Shrink,
     Storage,
+    factors_convolutions,
 )
 
 FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -89,6 +90,11 @@ def layer_precisions(
         raise RecipeError(
             f"recipe {recipe.name} takes channels out, and which depends on the data; plan the checkpoint that comes "
             "of it"
+        )
+    if any(map(factors_convolutions, recipe.steps)):
+        raise RecipeError(
+            f"recipe {recipe.name} puts factors in the place of convolutions where they are faster, which shapes do not "
+            "tell; leave that step out to plan with"
         )
     plan = plan_layers(recipe, list(shapes))
     return {name: _precision(recipe, step, shapes[name], group) for name, step in plan.items()}

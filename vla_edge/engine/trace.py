@@ -38,6 +38,14 @@ def policy_layers(stages: Iterable[Stage]) -> dict:
     return {f"{stage.name}.{name}": layer for stage in own for name, layer in linear_layers(stage).items()}
 
 
+def convolutions_in(stage: Stage) -> dict:
+    """Name of its layer within the stage -> `Convolution`, in the order of definition."""
+    from vla_edge.policy.convolution import Convolution
+
+    found = stage.module.named_modules()
+    return {f"{name}.linear": module for name, module in found if isinstance(module, Convolution)}
+
+
 def rescalable_norms(module) -> dict:
     """Name -> norm whose output channels can be rescaled, see `policy.blocks.Fold`."""
     from torch import nn
@@ -56,8 +64,6 @@ def trace(stage: Stage):
     """
     import torch
     from torch import nn
-
-    from vla_edge.policy.convolution import Convolution
 
     class Marker(nn.Module):
         def __init__(self, name: str, width: int):
@@ -81,13 +87,15 @@ def trace(stage: Stage):
 
         def forward(self, x):
             places = [
-                (size + 2 * self.padding - taps) // self.stride + 1 for size, taps in zip(x.shape[1:-1], self.kernel)
+                (size + 2 * around - taps) // step + 1
+                for size, taps, step, around in zip(x.shape[1:-1], self.kernel, self.stride, self.padding, strict=True)
             ]
             return torch.onnx.ops.symbolic(
                 f"{MARKER_DOMAIN}::{CONVOLUTION}",
                 (x,),
                 attrs={
-                    "layer": self.name, "kernel": list(self.kernel), "stride": self.stride, "padding": self.padding
+                    "layer": self.name, "kernel": list(self.kernel), "stride": list(self.stride),
+                    "padding": list(self.padding),
                 },
                 dtype=x.dtype,
                 shape=(x.shape[0], *places, self.width),
@@ -95,15 +103,13 @@ def trace(stage: Stage):
             )  # fmt: skip
 
     layers = linear_layers(stage)
-    convolutions = {
-        name: module for name, module in stage.module.named_modules() if isinstance(module, Convolution)
-    }
+    convolutions = convolutions_in(stage)
     norms = rescalable_norms(stage.module)
     rescaled = {f"{name}.{key}" for name, norm in norms.items() for key, _ in norm.named_parameters(recurse=False)}
     # deepcopy copies no weight of a layer, which is replaced through the memo, and none but those that are changed below
     memo = {id(value): value for name, value in stage.module.named_parameters() if name not in rescaled}
     memo |= {id(layer): Marker(name, layer.out_features) for name, layer in layers.items()}
-    memo |= {id(whole): ConvolutionMarker(f"{name}.linear", whole) for name, whole in convolutions.items()}
+    memo |= {id(whole): ConvolutionMarker(name, whole) for name, whole in convolutions.items()}
     module = copy.deepcopy(stage.module, memo).eval()
     # Equal constants become one in the exporter; these have to stay apart until they get their values.
     chance = torch.Generator().manual_seed(0)

@@ -139,11 +139,11 @@ class Scores:
 
 
 class Actions:
-    """Numbers that come at once: their mean absolute difference, the loss that OpenVLA-OFT (arXiv:2502.19645) is trained
-    by."""
+    """Numbers that come at once: their mean absolute difference, the loss that OpenVLA-OFT (arXiv:2502.19645) and ACT
+    (arXiv:2304.13705) are trained by."""
 
     name, tempered = "actions", False
-    outer = ("patch_embedding", "state_in", "head.linear_out")
+    outer = ("patch_embedding", "stem.convolution.linear", "state_in", "head.linear_out", "action_out")
 
     def question(self, actions: Tensor, config, generator) -> None:
         return None

@@ -155,7 +155,7 @@ class Act(nn.Module):
 class ACT(nn.Module):
     """The whole policy, made of its stages."""
 
-    matched = None
+    matched = "actions"
 
     def __init__(self, config: ACTConfig):
         super().__init__()
@@ -166,6 +166,10 @@ class ACT(nn.Module):
     def chunk(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor) -> Tensor:
         """Normalized actions (1, T, A), differentiable; there are no words."""
         return self.act(image_tokens, state)[0]
+
+    def say(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor, **_) -> tuple[Tensor]:
+        """For training (`learn.outputs`): actions (B, T, A). There are no words, and nothing is read again to be compared."""
+        return self.act(image_tokens, state)
 
     def stages(self) -> tuple[Stage, ...]:
         """vision and act; batch 1, static shapes (see `policy.stages`)."""

@@ -7,24 +7,27 @@ costs is that a patch is copied before it is multiplied.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def patches(x: Tensor, kernel: tuple[int, ...], stride: int, padding: int) -> Tensor:
+def patches(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
     """(B, *size, C) -> (B, *smaller, taps * C): what each place of a convolution sees, taps in order, channels inside.
 
     Args:
-        kernel: of one or two dimensions, as `size` has.
+        kernel, stride, padding: of one or two dimensions, as `size` has.
     """
-    if padding:
-        x = F.pad(x, (0, 0) + (padding, padding) * len(kernel))
-    for axis, taps in enumerate(kernel, 1):  # a dimension at a time: fewer slices than one for each tap
-        places = (x.shape[axis] - taps) // stride + 1
-        seen = [x.narrow(axis, tap, (places - 1) * stride + 1) for tap in range(taps)]
-        if stride > 1:
-            seen = [_every(part, axis, stride) for part in seen]
+    if any(padding):
+        x = F.pad(x, (0, 0) + tuple(around for around in reversed(padding) for _ in range(2)))
+    # a dimension at a time: fewer slices than one for each tap
+    for axis, (taps, step) in enumerate(zip(kernel, stride, strict=True), 1):
+        places = (x.shape[axis] - taps) // step + 1
+        seen = [x.narrow(axis, tap, (places - 1) * step + 1) for tap in range(taps)]
+        if step > 1:
+            seen = [_every(part, axis, step) for part in seen]
         x = torch.cat(seen, dim=-1)
     return x
 
@@ -39,21 +42,68 @@ class Convolution(nn.Module):
     """(B, *size, inputs) -> (B, *smaller, outputs), zeros around.
 
     Args:
-        kernel: taps along each dimension.
+        kernel: taps along each dimension. stride, padding: likewise, or one number for all.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: tuple[int, ...], stride: int = 1, padding: int = 0, bias: bool = True
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        bias: bool = True,
     ):
         super().__init__()
-        self.kernel, self.stride, self.padding = kernel, stride, padding
-        taps = 1
-        for size in kernel:
-            taps *= size
-        self.linear = nn.Linear(taps * inputs, outputs, bias)
+        self.kernel, self.stride, self.padding = kernel, _each(stride, kernel), _each(padding, kernel)
+        self.linear = nn.Linear(math.prod(kernel) * inputs, outputs, bias)
+
+    @property
+    def inputs(self) -> int:
+        """Channels."""
+        return self.linear.in_features // math.prod(self.kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(patches(x, self.kernel, self.stride, self.padding))
+
+
+class DepthwiseConvolution(nn.Module):
+    """(B, *size, channels) -> (B, *smaller, channels), each channel by taps of its own; zeros around, no bias.
+
+    A few numbers for each channel, and no product of matrices: nothing that the compressor is for, so that they stay
+    floats, as those of norms do.
+    """
+
+    def __init__(
+        self, channels: int, kernel: tuple[int, ...], stride: int | tuple[int, ...] = 1, padding: int | tuple[int, ...] = 0
+    ):
+        super().__init__()
+        self.kernel, self.stride, self.padding = kernel, _each(stride, kernel), _each(padding, kernel)
+        self.weight = nn.Parameter(torch.zeros(channels, 1, *kernel))
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolve = F.conv1d if len(self.kernel) == 1 else F.conv2d
+        x = convolve(x.movedim(-1, 1), self.weight, None, self.stride, self.padding, groups=len(self.weight))
+        return x.movedim(1, -1)
+
+
+class FactoredConvolution(nn.Module):
+    """Thinner convolutions, one after the other, in the place of one.
+
+    Args:
+        parts: `Convolution`s and `DepthwiseConvolution`s.
+    """
+
+    def __init__(self, *parts: nn.Module):
+        super().__init__()
+        self.linear = nn.Sequential(*parts)  # named as what it stands for: targets of recipes mean what they meant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+def _each(number: int | tuple[int, ...], kernel: tuple[int, ...]) -> tuple[int, ...]:
+    return (number,) * len(kernel) if isinstance(number, int) else tuple(number)
 
 
 def convolution_weight(weight: Tensor) -> Tensor:

@@ -213,11 +213,13 @@ def _one(function: Callable):
 
 
 def _conv(x, attributes):
-    """Those that `engine.convolutions` writes: the same stride and padding along each dimension."""
+    """Those that `engine.convolutions` writes, and depthwise ones: as much padding before as behind."""
     kernel = _tensor(x[1])
-    convolve = F.conv1d if kernel.ndim == 3 else F.conv2d
+    axes = kernel.ndim - 2
+    convolve = F.conv1d if axes == 1 else F.conv2d
     bias = _tensor(x[2]) if len(x) > 2 else None
-    return convolve(_tensor(x[0]), kernel, bias, attributes["strides"][0], attributes["pads"][0])
+    pads, groups = attributes["pads"][:axes], attributes.get("group", 1)
+    return convolve(_tensor(x[0]), kernel, bias, attributes["strides"], pads, groups=groups)
 
 
 def _max_pool(x, attributes):
@@ -225,7 +227,7 @@ def _max_pool(x, attributes):
 
 
 def _pad(x, attributes):
-    before, after = np.split(np.array(_ints(x[1])), 2)
+    before, after = np.split(np.array(ints(x[1])), 2)
     return F.pad(_tensor(x[0]), np.stack([before, after], 1)[::-1].ravel().tolist())
 
 
