@@ -23,6 +23,7 @@ from bench_file import DIRECTORY, Row, table, write, with_earlier  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = ROOT / "benchmarks" / "algorithms_task.py"
+OURS = TASK.with_name("algorithms_ours.py")
 STORE = DIRECTORY / "algorithms"
 NETWORKS = ("minilm", "smollm2", "whisper")
 # method -> (peer, most error relative to the peer's)
@@ -91,7 +92,7 @@ def _ratio(row: str, ours: Outcome, theirs: Outcome, field: str, most: float, pe
 
 def run(python: Path, network: str, method: str, who: str) -> Outcome:
     """One process, unless it has run before."""
-    file = STORE / f"{network}-{method.replace(':', '')}-{who}-{_question()}.json"
+    file = STORE / f"{network}-{method.replace(':', '')}-{who}-{_question(who)}.json"
     if file.is_file():
         return Outcome(**json.loads(file.read_text(encoding="utf-8")))
     print(f"{network}, {method}, {who} ...", file=sys.stderr, flush=True)
@@ -107,10 +108,11 @@ def run(python: Path, network: str, method: str, who: str) -> Outcome:
     return outcome
 
 
-def _question() -> str:
-    """What the results depend on, in short."""
+def _question(who: str) -> str:
+    """What the results depend on, in short; a peer's not on our algorithms, but on the settings our provider gives it."""
     digest = hashlib.sha256(TASK.read_bytes() + (ROOT / "tools" / "peer_environment.sh").read_bytes())
-    for file in sorted((ROOT / "vla_edge" / "compress").rglob("*.py")):
+    compress = ROOT / "vla_edge" / "compress"
+    for file in (OURS, *sorted(compress.rglob("*.py"))) if who == "ours" else (compress / "providers" / "modelopt.py",):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:10]
 

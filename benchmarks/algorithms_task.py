@@ -2,16 +2,20 @@
 
     python benchmarks/algorithms_task.py NETWORK METHOD ours|modelopt|llmcompressor
 
+Ours is in `algorithms_ours.py`, the peers are here.
+
 Runs in an environment that has the peers and transformers, so that both sides have the same torch. Text is Python's own
 documentation, two thirds to calibrate on and the rest to judge by; the error is that of the whole network's answer, to
 its own in full precision. Weights and text are read from installed packages and never written.
 
 Counted is the algorithm alone: libraries are imported and the network has run before the clock starts, time is that of
-the process on the processor, and memory is the peak above what the process held before.
+the process on the processor, and memory is the peak of what is resident above what the process held before, without
+what it had freed.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import json
@@ -21,7 +25,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
 CALIBRATION, EVALUATION, LENGTH = 64, 32, 256
 
@@ -31,12 +35,14 @@ class Network:
     """A real network.
 
     Attributes:
-        model: in full precision. layers: names of the linear layers that are compressed. folds: (producer, readers).
+        model: in full precision. blocks: name of its list of blocks. layers: names of the linear layers that are
+            compressed. folds: (producer, readers).
         calibration, evaluation: keyword arguments of forward.
         group: inputs per scale at 4 bits.
     """
 
     model: object
+    blocks: str
     layers: list[str]
     folds: list
     calibration: list[dict]
@@ -58,7 +64,7 @@ class MiniLM(Network):
         model = AutoModel.from_pretrained(directory).eval()
         texts = windows(AutoTokenizer.from_pretrained(directory), 128)
         layers = linear_names(model, "encoder.")
-        super().__init__(model, layers, [], texts[:CALIBRATION], texts[CALIBRATION:], 128)
+        super().__init__(model, "encoder.layer", layers, [], texts[:CALIBRATION], texts[CALIBRATION:], 128)
 
     def answers(self):
         import torch
@@ -94,7 +100,7 @@ class SmolLM2(Network):
                 (block.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
                 (mlp.up_proj, (mlp.down_proj,)),
             ]
-        super().__init__(model, layers, folds, texts[:CALIBRATION], texts[CALIBRATION:], 64)
+        super().__init__(model, "model.layers", layers, folds, texts[:CALIBRATION], texts[CALIBRATION:], 64)
 
     def answers(self):
         import torch
@@ -155,7 +161,7 @@ class Whisper(Network):
             ]
         texts = windows(_gpt2_tokens, 128)
         layers = linear_names(model, "decoder.layers.")
-        super().__init__(model, layers, folds, texts[:CALIBRATION], texts[CALIBRATION:], 128)
+        super().__init__(model, "decoder.layers", layers, folds, texts[:CALIBRATION], texts[CALIBRATION:], 128)
 
     def answers(self):
         import torch
@@ -217,59 +223,6 @@ def windows(tokenizer, length: int) -> list[dict]:
     return [{"input_ids": piece} for piece in order]
 
 
-def ours(network: Network, method: str) -> None:
-    """Compress in place with this package."""
-    import torch
-
-    from vla_edge.compress.apply import compress_policy
-    from vla_edge.compress.fake import FakeLinear
-    from vla_edge.compress.plan import plan_layers
-    from vla_edge.compress.recipe import parse_recipe
-
-    class Folding(torch.nn.Module):
-        def folds(self):
-            return network.folds
-
-    class Stage:
-        name, module, shares = "network", Folding(), None
-
-    class Runner:
-        num_steps = 1
-
-        def set_num_steps(self, _):
-            pass
-
-        def infer(self, batch):
-            with torch.no_grad():
-                network.model(**batch)
-
-    four = {"quantize": {"targets": ["*"], "weights": "int4", "group_size": network.group}}
-    name, _, pattern = method.partition("-")
-    steps = {
-        "rtn": [four],
-        "awq": [{"quantize": {**four["quantize"], "method": "awq", "at_run_time": True}}],
-        "gptq": [{"quantize": {**four["quantize"], "method": "gptq"}}],
-        "smoothquant": [
-            {"smooth": {"targets": ["*"], "at_run_time": True}},
-            {"quantize": {"targets": ["*"], "weights": "int8", "activations": "int8"}},
-        ],
-    }.get(name) or [{"prune": {"targets": ["*"], "method": name, "pattern": pattern or "unstructured"}}]
-    recipe = parse_recipe({"name": method, "steps": steps})
-    modules = {f"network.{layer}": network.model.get_submodule(layer) for layer in network.layers}
-    plan = plan_layers(recipe, list(modules))
-    layers = compress_policy(recipe, plan, modules, [Stage()], Runner(), network.calibration, lambda *_: None)
-    for name in list(modules):
-        layer, module = layers.pop(name), modules.pop(name)
-        if layer.activation is None:  # in place, as the peers do
-            with torch.no_grad():
-                module.weight.copy_(torch.from_numpy(layer.effective_weight()))
-                if layer.bias is not None:
-                    module.bias.copy_(torch.from_numpy(layer.bias))
-            continue
-        parent, _, own = name.removeprefix("network.").rpartition(".")
-        setattr(network.model.get_submodule(parent), own, FakeLinear(layer))
-
-
 def modelopt(network: Network, method: str) -> None:
     """NVIDIA ModelOpt, simulated in place, with the settings our provider gives it."""
     import modelopt.torch.quantization as mtq
@@ -323,8 +276,15 @@ def llmcompressor(network: Network, method: str) -> None:
         )  # fmt: skip
 
 
+def ours(network: Network, method: str) -> None:
+    """This package, in place."""
+    from algorithms_ours import compress
+
+    compress(network, method)
+
+
 WHO = {
-    "ours": (ours, ("vla_edge.compress.apply", "vla_edge.compress.fake")),
+    "ours": (ours, ("algorithms_ours",)),
     "modelopt": (modelopt, ("modelopt.torch.quantization",)),
     "llmcompressor": (
         llmcompressor,
@@ -343,6 +303,7 @@ def main(name: str, method: str, who: str) -> None:
     compress, libraries = WHO[who]
     for library in libraries:
         importlib.import_module(library)
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or it would be used again without being counted
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew, from what is held now
     before, begin = _memory("VmRSS"), time.process_time()
     compress(network, method)

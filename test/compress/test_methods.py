@@ -11,7 +11,7 @@ from vla_edge.compress.quantize.formats import FP8, INT4, INT8
 from vla_edge.compress.quantize.gptq import gptq
 from vla_edge.compress.quantize.rtn import grid_steps, round_on_grid, round_to_nearest
 from vla_edge.compress.quantize.smoothquant import best_smoothing, smoothing_scale
-from vla_edge.compress.statistics import InputStatistics, output_error
+from vla_edge.compress.statistics import BLOCK, InputStatistics, output_error
 
 
 def error(quantized, weight, inputs) -> float:
@@ -34,6 +34,21 @@ def test_moments_of_a_stream_are_those_of_the_whole(statistics, inputs):
         _ = light.second_moment
     with pytest.raises(ValueError, match="not finite"):
         statistics.update(np.full((1, COLUMNS), np.nan))
+
+
+@pytest.mark.parametrize("factor", [None, np.linspace(0.5, 3, 2 * BLOCK + 40, dtype=np.float32)])
+def test_rows_of_a_second_moment_are_those_of_the_data(factor):
+    inputs = np.random.default_rng(4).normal(size=(60, 2 * BLOCK + 40)).astype(np.float32)
+    statistics = InputStatistics()
+    statistics.update(inputs)
+    if factor is not None:
+        inputs, statistics = inputs * factor, statistics.scaled(factor)
+    wanted, found = inputs.T.astype(float) @ inputs / len(inputs), statistics.moment_by_rows
+    places = np.random.default_rng(5).permutation(len(wanted))[:100]
+    np.testing.assert_allclose(found[places], wanted[places], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[BLOCK - 5 : BLOCK + 5], wanted[BLOCK - 5 : BLOCK + 5], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.diagonal(), wanted.diagonal(), rtol=1e-4)
+    np.testing.assert_allclose(statistics.second_moment, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_the_moments_of_rescaled_vectors_need_no_second_pass(statistics, inputs):

@@ -289,7 +289,7 @@ def prune_weight(weight: np.ndarray, step: Prune, statistics: InputStatistics | 
         return weight * magnitude_mask(weight, step.sparsity, two_of_four)
     if step.method == "wanda":
         return weight * wanda_mask(weight, statistics, step.sparsity, two_of_four)
-    return sparsegpt(weight, statistics.second_moment, step.sparsity, two_of_four, step.damping)
+    return sparsegpt(weight, statistics.moment_by_rows, step.sparsity, two_of_four, step.damping)
 
 
 def weight_grid(step: Quantize, columns: int, reduce_range: bool = False) -> tuple[Format, int | None]:
@@ -310,15 +310,14 @@ def _quantize(
     grid, group = weight_grid(step, weight.shape[1], reduce_range)
     if step.method == "rtn":
         return round_to_nearest(weight, grid, group)
-    moment = statistics.second_moment
+    moment = statistics.moment_by_rows
     steps = clipped_steps(weight, moment, grid, group)
     if step.method == "awq":
         return round_on_grid(weight, steps, grid, group)
     asked = step.damping, step.activation_order
     if asked not in factors:
         factors[asked] = ordered_factor(moment, *asked)
-    del moment  # one of the largest matrices there are
-    return gptq(weight, None, grid, group, steps, *asked, keep, factors[asked])
+    return gptq(weight, moment, grid, group, steps, *asked, keep, factors[asked])
 
 
 def _scale(

@@ -8,6 +8,7 @@ and comes to the same.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -161,6 +162,7 @@ class _Piece:
 
     def __exit__(self, *error) -> None:
         self._stack.close()
+        _give_back()
 
     def record(
         self, watched: Mapping[str, object], observer: Callable[[str], Observer], progress, hands_on: bool
@@ -181,7 +183,7 @@ class _Piece:
                 handed = [() for _ in self._calls(place)] if self.number == 0 else _read(self._given(place))
                 handed = list(self._run(place, handed))
                 if keeps:
-                    _write(partial / f"{place:05}.npz", handed)
+                    _write(partial / f"{place:05}.npy", handed)
                 progress((place + 1) / self.work.observations)
         if keeps:
             os.replace(partial, target)
@@ -203,7 +205,7 @@ class _Piece:
         write_layers(self.work.file(self.number), layers, parameters)
 
     def _given(self, place: int) -> Path:
-        return self.work.handed(self.number) / f"{place:05}.npz"
+        return self.work.handed(self.number) / f"{place:05}.npy"
 
     def _calls(self, place: int) -> list[tuple[Stage, Mapping[str, np.ndarray]]]:
         stages = (self.work.stage, *self.work.others)
@@ -231,17 +233,23 @@ class _Piece:
             yield after
 
 
+def _give_back() -> None:
+    """What was freed goes back to the system, where the C library can: it keeps it in pieces, and the largest matrices of
+    the next piece fit into none of them."""
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
+
+
 def _write(path: Path, handed: Sequence[tuple]) -> None:
-    arrays = {f"{call}.{index}": part.numpy() for call, parts in enumerate(handed) for index, part in enumerate(parts)}
     with path.open("wb") as file:
-        np.savez(file, **arrays)
+        np.save(file, np.array([len(parts) for parts in handed], np.int64))
+        for parts in handed:
+            for part in parts:
+                np.save(file, part.numpy())
 
 
 def _read(path: Path) -> list[tuple]:
     import torch
 
-    found: dict[int, list] = {}
-    with np.load(path) as file:
-        for key in file.files:  # in the order of `_write`
-            found.setdefault(int(key.split(".")[0]), []).append(torch.from_numpy(file[key]))
-    return [tuple(parts) for _, parts in sorted(found.items())]
+    with path.open("rb") as file:
+        return [tuple(torch.from_numpy(np.load(file)) for _ in range(count)) for count in np.load(file)]

@@ -7,6 +7,7 @@ second moment C = E[x x^T]: one matrix for each input stands for every activatio
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -85,21 +86,16 @@ class InputStatistics:
         return (self._squares / self.count).astype(np.float32)
 
     @property
-    def second_moment(self) -> np.ndarray:
-        """(in, in) E[x x^T], by weight; all zero where nothing had any."""
+    def moment_by_rows(self) -> MomentByRows:
+        """E[x x^T], by weight; all zero where nothing had any."""
         if self._products is None:
             raise ValueError("these statistics were taken without products of channels")
-        width = self._products[0].shape[1]
-        moment = np.empty((width, width), np.float32)
-        for number, products in enumerate(self._products):
-            begin = number * BLOCK
-            end = begin + len(products)
-            np.divide(products, np.float32(self._weight or 1.0), out=moment[begin:end, begin:])
-            moment[end:, begin:end] = moment[begin:end, end:].T
-        if self._factor is not None:
-            moment *= self._factor[:, None]
-            moment *= self._factor
-        return moment
+        return MomentByRows(self._products, self._weight or 1.0, self._factor)
+
+    @property
+    def second_moment(self) -> np.ndarray:
+        """(in, in) the same as a whole."""
+        return self.moment_by_rows[:]
 
     def scaled(self, factor: np.ndarray) -> InputStatistics:
         """As if every vector had been multiplied by the positive `factor` (in,); costs no memory to speak of."""
@@ -110,6 +106,42 @@ class InputStatistics:
         other._squares = self._squares * np.square(factor, dtype=np.float64)
         other._factor = factor if self._factor is None else factor * self._factor
         return other
+
+
+class MomentByRows:
+    """A second moment (in, in) of which half is in memory: rows are made when they are asked for, as of an array.
+
+    Args:
+        products: sums of x x^T, of `BLOCK` channels with themselves and all later ones each. weight: of all vectors.
+        factor: (in,) that the vectors are multiplied by, or None.
+    """
+
+    def __init__(self, products: Sequence[np.ndarray], weight: float, factor: np.ndarray | None):
+        self._products, self._weight, self._factor = products, np.float32(weight), factor
+
+    def __len__(self) -> int:
+        return self._products[0].shape[1]
+
+    def diagonal(self) -> np.ndarray:
+        """(in,) E[x^2]."""
+        diagonal = np.concatenate([products.diagonal() for products in self._products]) / self._weight
+        return diagonal if self._factor is None else diagonal * self._factor * self._factor
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """(rows, in) float32, of a slice or of places."""
+        rows = np.arange(len(self))[rows]
+        moment = np.empty((len(rows), len(self)), np.float32)
+        for number, products in enumerate(self._products):
+            begin = number * BLOCK
+            end = begin + len(products)
+            own, later = np.flatnonzero((begin <= rows) & (rows < end)), np.flatnonzero(rows >= end)
+            moment[own, begin:] = products[rows[own] - begin]
+            moment[later, begin:end] = products[:, rows[later] - begin].T
+        moment /= self._weight
+        if self._factor is not None:
+            moment *= self._factor[rows, None]
+            moment *= self._factor
+        return moment
 
 
 def products_size(width: int) -> int:

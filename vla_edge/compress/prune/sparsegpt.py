@@ -8,11 +8,12 @@ import numpy as np
 
 from vla_edge.compress.prune.masks import FOUR, keep_largest
 from vla_edge.compress.quantize.gptq import BLOCK, inverse_factor
+from vla_edge.compress.statistics import MomentByRows
 
 
 def sparsegpt(
     weight: np.ndarray,
-    second_moment: np.ndarray,
+    second_moment: np.ndarray | MomentByRows,
     sparsity: float,
     two_of_four: bool = False,
     damping: float = 0.01,
@@ -20,7 +21,7 @@ def sparsegpt(
     """(out, in) float32 weights with zeros.
 
     Args:
-        second_moment: (in, in) E[x x^T], half the Hessian of the squared output error.
+        second_moment: (in, in) E[x x^T], half the Hessian of the squared output error; an array, or by rows.
         damping: share of the mean of the diagonal that is added to it.
 
     Raises:
@@ -31,7 +32,7 @@ def sparsegpt(
     rows, columns = weight.shape
     if two_of_four and columns % FOUR:
         raise ValueError(f"2:4 needs inputs in fours, and there are {columns}")
-    factor = inverse_factor(torch.from_numpy(np.asarray(second_moment, np.float32)), damping)
+    factor = inverse_factor(second_moment, damping)
     left = torch.from_numpy(np.array(weight.T, np.float32, order="C"))  # (in, out): a row is one input's weights
     scale = factor.diagonal().float()[:, None]
     for begin in range(0, columns, BLOCK):

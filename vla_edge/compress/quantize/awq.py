@@ -12,16 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from vla_edge.compress.quantize.formats import Format
-from vla_edge.compress.quantize.rtn import grid_steps
+from vla_edge.compress.quantize.rtn import CACHED, grid_steps
 from vla_edge.compress.quantize.weights import QuantizedWeight
-from vla_edge.compress.statistics import InputStatistics, output_error
+from vla_edge.compress.statistics import InputStatistics, MomentByRows, output_error
 
 RATIOS = tuple(np.linspace(0.0, 1.0, 21))
 MOST_ROWS, LEAST_ROWS, PRODUCTS = 512, 128, 2**32
 """Outputs of a layer, evenly spread, that stand for all in the search of scales, each for its inputs' products: every output
 errs by itself, so that this many tell the sum to a few percent, and they are the same for every scale that is tried."""
 SHRINKS = tuple(np.linspace(1.0, 0.5, 21))
-_CACHED = 1 << 18  # weights of a layer that are looked at together: as many as a processor's cache holds
 
 
 def search_scale(
@@ -56,7 +55,9 @@ def search_scale(
     return best[1]
 
 
-def clipped_steps(weight: np.ndarray, second_moment: np.ndarray, grid: Format, group: int | None) -> np.ndarray:
+def clipped_steps(
+    weight: np.ndarray, second_moment: np.ndarray | MomentByRows, grid: Format, group: int | None
+) -> np.ndarray:
     """Steps of the grid, (out,) or (out, groups), each shrunk to where its own group errs least at the output.
 
     Args:
@@ -67,10 +68,10 @@ def clipped_steps(weight: np.ndarray, second_moment: np.ndarray, grid: Format, g
     rows, columns = weight.shape
     width = group or columns
     groups = columns // width
-    blocks = np.stack([second_moment[i : i + width, i : i + width] for i in range(0, columns, width)])
+    blocks = np.stack([second_moment[i : i + width][:, i : i + width] for i in range(0, columns, width)])
     whole = grid_steps(weight, grid, group)
     best, found = np.full((rows, groups), np.inf), whole.reshape(rows, groups).copy()
-    some = max(1, _CACHED // columns)
+    some = max(1, CACHED // columns)
 
     def search(begin: int, steps: np.ndarray, seen: np.ndarray) -> None:
         place = slice(begin, begin + some)

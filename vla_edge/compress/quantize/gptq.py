@@ -11,6 +11,7 @@ import numpy as np
 from vla_edge.compress.quantize.formats import Format
 from vla_edge.compress.quantize.rtn import grid_steps
 from vla_edge.compress.quantize.weights import QuantizedWeight
+from vla_edge.compress.statistics import MomentByRows
 
 BLOCK, SMALL = 128, 16
 """Inputs whose corrections are applied to the rest, and to the rest of their block, in one product."""
@@ -19,7 +20,7 @@ PANEL = 1024  # rows of a triangular matrix that are multiplied at once
 
 def gptq(
     weight: np.ndarray,
-    second_moment: np.ndarray,
+    second_moment: np.ndarray | MomentByRows,
     grid: Format,
     group: int | None,
     steps: np.ndarray | None = None,
@@ -31,7 +32,7 @@ def gptq(
     """Symmetric quantization of (out, in) weights.
 
     Args:
-        second_moment: (in, in) E[x x^T], half the Hessian of the squared output error.
+        second_moment: (in, in) E[x x^T], half the Hessian of the squared output error; an array, or by rows.
         group: inputs per scale; must divide them. None for the whole channel.
         steps: of the grid; those of round to nearest when None. They are fixed beforehand, so that the order of
             rounding leaves the groups where they are.
@@ -44,31 +45,31 @@ def gptq(
 
     rows, columns = weight.shape
     order, factor = ordered_factor(second_moment, damping, activation_order) if factor is None else factor
-    del second_moment  # the largest matrices there are
     scales, whole = grid.store_steps(grid_steps(weight, grid, group) if steps is None else steps)
-    seen = scales.astype(np.float32).reshape(rows, -1) * np.float32(whole)
-    steps = torch.from_numpy(np.repeat(seen, group or columns, axis=1).T.copy())
-    left = torch.from_numpy(np.array(weight.T, np.float32, order="C"))  # (in, out): a row is one input's weights
-    left, steps = left[order], steps[order]
+    steps = torch.from_numpy((scales.astype(np.float32).reshape(rows, -1) * np.float32(whole)).T.copy())
+    steps_of = (order // (group or columns)).tolist()
+    # (in, out), a row is one input's weights; those before the one whose turn it is are rounded
+    left = torch.from_numpy(np.array(weight.T, np.float32, order="C"))[order]
     stays = None if keep is None else torch.from_numpy(np.array(keep.T, order="C"))[order]
-    values = torch.empty(columns, rows)
     for begin in range(0, columns, BLOCK):
         end = min(begin + BLOCK, columns)
         errors, lead = torch.empty(end - begin, rows), factor[begin:end].float()
         for small in range(begin, end, SMALL):
             last = min(small + SMALL, end)
             for i in range(small, last):
-                own = lead[i - begin]
-                rounded = torch.from_numpy(grid.nearest((left[i] / steps[i]).numpy()))
-                values[i] = rounded if stays is None else rounded.mul_(stays[i])
-                errors[i - begin] = (left[i] - rounded * steps[i]) / own[i]
+                own, step = lead[i - begin], steps[steps_of[i]]
+                rounded = torch.from_numpy(grid.nearest((left[i] / step).numpy()))
+                if stays is not None:
+                    rounded.mul_(stays[i])
+                errors[i - begin] = (left[i] - rounded * step) / own[i]
+                left[i] = rounded
                 left[i + 1 : last] -= own[i + 1 : last, None] * errors[i - begin]
             inside = slice(small - begin, last - begin)
             left[last:end] -= lead[inside, last:end].T @ errors[inside]
         left[end:] -= lead[:, end:].T @ errors
-    restored = torch.empty_like(values)
-    restored[order] = values
-    return QuantizedWeight(restored.T.contiguous().numpy(), scales, grid.name, group, whole)
+    values = torch.empty(rows, columns)
+    values.T[order] = left
+    return QuantizedWeight(values.numpy(), scales, grid.name, group, whole)
 
 
 class OrderedFactor(NamedTuple):
@@ -78,16 +79,16 @@ class OrderedFactor(NamedTuple):
     factor: object
 
 
-def ordered_factor(second_moment: np.ndarray, damping: float, activation_order: bool) -> OrderedFactor:
+def ordered_factor(second_moment: np.ndarray | MomentByRows, damping: float, activation_order: bool) -> OrderedFactor:
     """What layers that read the same inputs share of `gptq`; the arguments are its."""
     import torch
 
-    moment = torch.from_numpy(np.asarray(second_moment, np.float32))
-    order = torch.argsort(moment.diagonal(), descending=True, stable=True) if activation_order else torch.arange(len(moment))
-    return OrderedFactor(order, inverse_factor(moment, damping, order))
+    energy = torch.from_numpy(np.array(second_moment.diagonal(), np.float32))
+    order = torch.argsort(energy, descending=True, stable=True) if activation_order else torch.arange(len(energy))
+    return OrderedFactor(order, inverse_factor(second_moment, damping, order))
 
 
-def inverse_factor(moment, damping: float, order=None):
+def inverse_factor(moment: np.ndarray | MomentByRows, damping: float, order=None):
     """Upper Cholesky factor U of the inverse of (in, in) `moment`, U^T U, in float64, made in one matrix. Silent inputs get
     the mean of the diagonal; damping is raised until the matrix is positive definite.
 
@@ -101,14 +102,14 @@ def inverse_factor(moment, damping: float, order=None):
 
     columns = len(moment)
     turned = torch.arange(columns).flip(0) if order is None else order.flip(0)
-    energy = moment.diagonal()[turned].double()
+    energy = torch.from_numpy(np.array(moment.diagonal(), np.float32))[turned].double()
     mean, silent = energy.mean().clamp_min(1e-30), energy <= 0
     # one input's products lie side by side, as LAPACK wants them: nothing is copied, and all is symmetric
     factor, failed = torch.empty(columns, columns, dtype=torch.float64).T, torch.empty((), dtype=torch.int32)
     while True:
         for begin in range(0, columns, BLOCK):
-            some = turned[begin : begin + BLOCK]
-            factor[:, begin : begin + BLOCK] = moment[some][:, turned].T
+            some = torch.from_numpy(np.asarray(moment[turned[begin : begin + BLOCK].numpy()], np.float32))
+            factor[:, begin : begin + BLOCK] = some[:, turned].T
         factor.diagonal()[silent] = mean
         factor.diagonal().add_(damping * mean)
         torch.linalg.cholesky_ex(factor, out=(factor, failed))

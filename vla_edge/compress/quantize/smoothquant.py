@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from vla_edge.compress.quantize.rtn import CACHED
 from vla_edge.compress.quantize.weights import QuantizedWeight
 from vla_edge.compress.statistics import InputStatistics
 
@@ -54,18 +55,25 @@ def best_smoothing(
         points: of the grid that x is rounded to. group: channels of x that share a step; all of them when None.
     """
     best, largest, columns = None, statistics.largest, _peaks(weights)
+    some = max(1, CACHED // len(largest))  # outputs are apart from each other
+    parts = [
+        (weight[begin : begin + some], quantize)
+        for weight, quantize in zip(weights, quantizers)
+        for begin in range(0, len(weight), some)
+    ]
     for alpha in (None, *STRENGTHS):
         scale = np.ones(len(largest), np.float32) if alpha is None else _traded(largest, columns, alpha)
         smooth = statistics.scaled(1 / scale)
         width = group or len(scale)
-        steps = np.repeat(2 * smooth.largest.reshape(-1, width).max(1) / points, width)
+        noise = np.square(np.repeat(2 * smooth.largest.reshape(-1, width).max(1) / points, width)) / 12
+        energy = smooth.energy
         error = 0.0
-        for weight, quantize in zip(weights, quantizers):
-            scaled = weight * scale
+        for part, quantize in parts:
+            scaled = part * scale
             seen = quantize(scaled).dequantize()
-            error += float(np.einsum("oi,oi->i", seen, seen) @ np.square(steps) / 12)
+            error += float(np.einsum("oi,oi->i", seen, seen) @ noise)
             seen -= scaled
-            error += float(np.einsum("oi,oi->i", seen, seen) @ smooth.energy)
+            error += float(np.einsum("oi,oi->i", seen, seen) @ energy)
         if best is None or error < best[0]:
             best = error, scale, alpha
     return best[1], best[2]

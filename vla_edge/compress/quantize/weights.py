@@ -34,7 +34,7 @@ class QuantizedWeight:
     def __post_init__(self):
         grid = number_format(self.format)
         values = np.asarray(self.values)
-        seen = values.astype(np.float32)
+        seen = values.astype(np.float32, copy=False)
         smallest, largest = float(seen.min(initial=0)), float(seen.max(initial=0))
         lowest = grid.smallest - grid.is_integer
         if not (lowest <= smallest and largest <= grid.largest):
