@@ -141,6 +141,7 @@ class Whisper(Network):
         class Decoder(PreTrainedModel):
             config_class = WhisperConfig
             _supports_sdpa = True
+            _no_split_modules = ["WhisperDecoderLayer"]  # which LLM Compressor takes one after the other
 
             def __init__(self, config):
                 super().__init__(config)
