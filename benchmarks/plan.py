@@ -22,6 +22,7 @@ from bench_file import DIRECTORY, Row, table, write  # noqa: E402
 LIMITED = ("agx-orin-64gb", "agx-orin-32gb", "rtx-4090")
 RECIPES = ("fp32", "int8", "int4-rtn")
 STAGES = ("vision", "prefix", "denoise")
+RUNTIME = "onnxruntime"  # that a local plan is of
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,7 +67,7 @@ def published_rows() -> list[Row]:
 def local_rows(checkpoint: Path, bundles: Mapping[str, Path]) -> list[Row]:
     """The error of every stage of `checkpoint` on this computer, with one thread; blocks and stages timed in turns."""
     from vla_edge.compress.recipe import load_recipe
-    from vla_edge.engine.architecture_files import architecture_of
+    from vla_edge.engine.checkpoint_shapes import architecture_of
     from vla_edge.engine.calibrate_device import ROUNDS, calibrate, device_from
     from vla_edge.engine.plan import predict
     from vla_edge.progress import Bar
@@ -74,7 +75,8 @@ def local_rows(checkpoint: Path, bundles: Mapping[str, Path]) -> list[Row]:
     bar = Bar()
     found, measured = calibrate(bar, stage_calls(checkpoint, bundles))
     bar.close()
-    architecture, device, rows = architecture_of(checkpoint), device_from(found), []
+    one = {**found, "seconds_per": {"1": found["seconds_per"]["1"]}}  # what is timed has one thread, so what is predicted
+    architecture, device, rows = architecture_of(checkpoint), device_from(one), []
     for recipe in bundles:
         plan = predict(architecture, load_recipe(recipe), device)
         for stage in STAGES:
@@ -113,7 +115,7 @@ def built(checkpoint: Path, output: Path) -> dict[str, Path]:
 
     bar, traced = Bar(), {}
     found = {
-        recipe: build(checkpoint, recipe, output=output / "bundles" / recipe, traced=traced, progress=bar)
+        recipe: build(checkpoint, recipe, RUNTIME, output=output / "bundles" / recipe, traced=traced, progress=bar)
         for recipe in RECIPES
     }
     bar.close()

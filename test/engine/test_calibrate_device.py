@@ -10,10 +10,10 @@ import pytest
 from scipy.optimize import nnls
 
 from vla_edge.compress.recipe import load_recipe
-from vla_edge.engine.architecture_files import architecture_of
+from vla_edge.engine.checkpoint_shapes import architecture_of
 from vla_edge.engine.calibrate_device import device_from, fit_costs, read_calibration
-from vla_edge.engine.calibration_blocks import BLOCKS, PRECISIONS, Block, block_stage
-from vla_edge.engine.cost import LABELS, MeasuredSum, features
+from vla_edge.engine.calibration_blocks import BLOCKS, VARIANTS, Block, block_stage
+from vla_edge.engine.cost import LABELS, PACKED, ROUNDED, UNPACKED, MeasuredSum, features
 from vla_edge.engine.devices import DeviceError
 from vla_edge.engine.operations import Attention, Pointwise, Product, StageWork
 from vla_edge.engine.plan import predict
@@ -33,8 +33,8 @@ def test_what_a_call_does_is_counted():
     # 320 numbers of queries, 320 that come out and 640 of keys and values are copied; 7 kernels of attention
     base = {"attention": 25_600, "scores": 800, "curved": 100, "copied": 300 + 2 * 1280, "kernels": 1 + 7 + 3, "call": 1}
 
-    def counted(precision, cache=1e6, unpacked=False):
-        found = features(work, {"a": precision}, cache, unpacked)
+    def counted(precision, cache=1e6, way=PACKED):
+        found = features(work, {"a": precision}, cache, way)
         return {name: amount for name, amount in found.items() if amount}
 
     products = 2 * 10 * 64 * 32
@@ -46,7 +46,12 @@ def test_what_a_call_does_is_counted():
     assert counted(LayerPrecision("int8")) == counted(LayerPrecision("float32"))
     packed = LayerPrecision("int4", group=32)
     assert counted(packed) == {**base, "int4": products, "unpacked": 64 * 32, "cached": 64 * 16 + 2 * 64 * 32 // 32}
-    assert counted(packed, unpacked=True) == counted(LayerPrecision("float32"))
+    assert counted(packed, way=UNPACKED) == counted(LayerPrecision("float32"))
+    bytes_ = 64 * 16 + 2 * 64 * 32 // 32
+    assert counted(packed, way=ROUNDED) == {**base, "int4 rounded": products, "rounded": 640, "cached": bytes_}
+    row = StageWork("decode", 1, "token", (Product("a", 1, 64, 32),))
+    found = features(row, {"a": packed}, 1e6)
+    assert found["int4 row"] == 64 * 32 and not found["int4"] and not found["unpacked"]
 
 
 def test_costs_are_the_non_negative_least_squares_that_scipy_finds():
@@ -68,9 +73,9 @@ def test_costs_of_a_known_computer_are_found_again_and_predict_a_policy_it_did_n
     rows, seconds = [], []
     for block in BLOCKS:
         work = block.work()
-        for precision in PRECISIONS.values():
-            precisions = {product.layer: precision for product in work.products}
-            counted = features(work, precisions, 1e6)
+        for variant in map(VARIANTS.get, block.variants):
+            precisions = {product.layer: variant.precision for product in work.products}
+            counted = features(work, precisions, 1e6, variant.way)
             rows.append([counted[name] for name in LABELS])
             seconds.append(sum(counted[name] * true[name] for name in LABELS))
     found = MeasuredSum({1: dict(zip(LABELS, fit_costs(np.array(rows), np.array(seconds))))}, 1e6)

@@ -12,11 +12,11 @@ from vla_edge.compress.recipe import RecipeError, load_recipe, parse_recipe
 from vla_edge.engine.architecture_files import (
     ArchitectureError,
     architecture_names,
-    architecture_of,
     load_architecture,
     parse_architecture,
 )
 from vla_edge.engine.bottleneck import DECODING, FLOW_STEPS, LEVERS
+from vla_edge.engine.checkpoint_shapes import architecture_of
 from vla_edge.engine.cost import CACHE, COMPUTE, LABELS, SCHEDULING, WEIGHTS, CostError, Roofline
 from vla_edge.engine.devices import load_device
 from vla_edge.engine.operations import Attention, Pointwise, Product, Rotation, StageWork, layer_shapes

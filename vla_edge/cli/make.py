@@ -163,7 +163,8 @@ def _build_to(options):
 
 def _plan(options):
     from vla_edge.compress.recipe import load_recipe
-    from vla_edge.engine.architecture_files import architecture_of, load_architecture
+    from vla_edge.engine.architecture_files import load_architecture
+    from vla_edge.engine.checkpoint_shapes import architecture_of
     from vla_edge.engine.devices import load_device
     from vla_edge.engine.plan import predict
     from vla_edge.engine.plan_report import plan_dict, plan_text, search_dict, search_text

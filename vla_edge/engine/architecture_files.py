@@ -1,4 +1,4 @@
-"""Where shapes come from: a published policy by name (config/architectures), or a checkpoint directory."""
+"""The shapes of published policies, by name (config/architectures)."""
 
 from __future__ import annotations
 
@@ -63,56 +63,6 @@ def parse_architecture(plain: Mapping, where: str) -> Architecture:
             raise ArchitectureError(f"{where}, expert: cross is {expert['cross']!r}, allowed is even, odd or nothing")
         values["expert"] = Expert(**{**expert, "cross": sides[expert.get("cross")]})
     return Architecture(**values)
-
-
-def architecture_of(checkpoint: str | Path) -> Architecture:
-    """The shapes of a checkpoint in LeRobot's layout.
-
-    Raises:
-        CheckpointError: it cannot be read, or is of a family that is not supported.
-    """
-    from vla_edge.policy.checkpoint import load_checkpoint
-    from vla_edge.policy.smolvla_shapes import smolvla_config
-
-    loaded = load_checkpoint(checkpoint)
-    c = smolvla_config(loaded)
-    grid = c.image_size // c.patch_size
-    expert_layers = range(len(c.expert_layers))
-    width = c.expert_width
-    return Architecture(
-        name=loaded.directory.parent.name or loaded.directory.name,
-        kind="flow",
-        source=str(loaded.directory),
-        towers={
-            "encoder": Tower(
-                c.vision_layers, c.vision_width, c.vision_hidden, c.vision_heads, grid**2, 3 * c.patch_size**2
-            )
-        },
-        connector=((c.vision_width * c.scale_factor**2, c.text_width),),
-        image_tokens=c.image_tokens,
-        language=Decoder(c.text_width, c.text_hidden, c.heads, c.kv_heads, c.head_dim),
-        language_layers=c.text_layers,
-        vocabulary=c.vocabulary,
-        cameras=c.cameras,
-        prompt_tokens=c.language_length,
-        chunk=c.chunk_size,
-        action_dim=len(loaded.spec.joint_names),
-        steps=loaded.spec.num_steps,
-        marker_tokens=len(c.image_start_ids) + len(c.image_end_ids),
-        state_tokens=1,
-        state_inputs=c.max_state_dim,
-        every=c.expert_every,
-        expert=Expert(
-            Decoder(width, c.expert_hidden, c.heads, c.kv_heads, c.head_dim),
-            len(expert_layers),
-            cross=tuple(i for i in expert_layers if c.is_cross(c.expert_layers[i])),
-            inputs={
-                "action_in": (c.max_action_dim, width), "mlp_in": (width, width), "mlp_out": (width, width),
-            },
-            outputs={"action_out": (width, c.max_action_dim)},
-            time={"mlp_in": (width, width)},
-        ),
-    )  # fmt: skip
 
 
 def _directory() -> Path:

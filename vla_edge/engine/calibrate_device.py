@@ -1,4 +1,4 @@
-"""What things cost on this computer: blocks of transformer layers, run through the real exporter and runtime.
+"""What things cost on this computer: blocks of layers, run through the real exporter and runtime.
 
 Each block (`calibration_blocks`) is a few layers of one size, in float32, INT8 and INT4, with one thread and with all.
 How long a call takes is laid out on what the call does (`cost.features`) by least squares with no cost below zero. The
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 import time
@@ -17,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_edge.engine.calibration_blocks import BLOCKS, PRECISIONS, block_layers, block_stage
+from vla_edge.engine.calibration_blocks import BLOCKS, VARIANTS, block_layers, block_stage
 from vla_edge.engine.cost import LABELS, MeasuredSum, features
 from vla_edge.engine.devices import LOCAL, Device, DeviceError, Efficiency
 
-ROUNDS = 11
+ROUNDS, TURN_S = 15, 0.012
+_LEAST_CALLS = 4
 _STEPS = 20_000  # of coordinate descent; it stops when nothing moves
 
 
@@ -51,7 +53,7 @@ def calibration_path() -> Path:
     processor = next(
         (line for line in _cpuinfo().splitlines() if line.startswith(("model name", "CPU part"))), "unknown"
     )
-    key = f"{processor} {len(os.sched_getaffinity(0))} {onnxruntime.__version__} {BLOCKS}"
+    key = f"{processor} {len(os.sched_getaffinity(0))} {onnxruntime.__version__} {BLOCKS} {VARIANTS}"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "vla_edge" / f"device-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
@@ -172,45 +174,48 @@ def _prepared(directory: Path, threads: Sequence[int], cache: float, tell):
         stage = block_stage(block)
         traced = trace(stage)
         interface = StageInterface(stage.name, stage.inputs, stage.outputs)
-        for name in PRECISIONS if block.hidden else ("float32",):
-            precision = PRECISIONS[name]
+        work = block.work()
+        for name in block.variants:
+            variant = VARIANTS[name]
             place = directory / f"{index}-{name}"
             place.mkdir()
             file = export_stage(stage, block_layers(stage.module, name, runtime), place / "block.onnx", traced)
-            work = block.work()
-            precisions = {product.layer: precision for product in work.products}
+            precisions = {product.layer: variant.precision for product in work.products}
             for number in threads:
-                built = runtime.build(file, place, interface, {"threads": number, "fold_weights": False})
+                built = runtime.build(file, place, interface, {"threads": number, **dict(variant.options)})
                 loaded = runtime.load(place / built.file, interface, built.options)
                 inputs = {spec.name: np.random.default_rng(0).standard_normal(spec.shape, np.float32)
                           for spec in stage.inputs}  # fmt: skip
                 outputs = {spec.name: spec.zeros() for spec in stage.outputs}
                 runs[index, name, number] = loaded.bind(inputs, outputs)
-                counted[index, name, number] = features(work, precisions, cache)
+                counted[index, name, number] = features(work, precisions, cache, variant.way)
     return runs, counted
 
 
 def _timed(runs: Mapping, tell) -> dict:
     """Seconds of each call, taken in turn so that other load on the machine meets all alike.
 
-    Other programs only ever lengthen a call, so it is a quick turn that tells.
+    A prediction is of a computer that does nothing else, and other programs only ever lengthen a call: it is the quickest
+    that tells (Chen and Revels, 2016, arXiv:1608.04295).
     """
-    times: dict = {key: [] for key in runs}
+    times = dict.fromkeys(runs, math.inf)
     for number in range(ROUNDS):
         tell(0.8 + 0.2 * number / ROUNDS, "timing blocks in turn")
         for key, run in runs.items():
-            times[key].append(quickest(run, key[2]))
-    return {key: float(np.percentile(values, 20)) for key, values in times.items()}
+            times[key] = min(times[key], quickest(run, key[2]))
+    return times
 
 
-def quickest(run, threads: int, calls: int = 6) -> float:
-    """Seconds of the quickest of some calls in a row: caches are warm, as between the steps of a flow, and other
-    programs' turns fall into the others."""
-    return min(seconds_of(run, threads) for _ in range(calls))
+def quickest(run, threads: int) -> float:
+    """Seconds of the quickest of as many calls in a row as fill a turn: caches are warm, as between the steps of a flow."""
+    found = seconds_of(run, threads)
+    for _ in range(max(_LEAST_CALLS, math.ceil(TURN_S / found))):
+        found = min(found, seconds_of(run, threads))
+    return found
 
 
 def seconds_of(run, threads: int) -> float:
-    """Of one call. With one thread it is that thread's processor time, which other programs do not lengthen."""
+    """Of one call. With one thread it is that thread's processor time, which other programs do not lengthen by their turns."""
     clock = time.thread_time if threads == 1 else time.perf_counter
     begin = clock()
     run()

@@ -28,6 +28,27 @@ class Product:
         """How many the layer has."""
         return self.inputs * self.outputs
 
+    @property
+    def moved(self) -> int:
+        """Numbers that come in and go out."""
+        return self.rows * (self.inputs + self.outputs)
+
+
+@dataclass(frozen=True)
+class Convolution(Product):
+    """The product that a convolution is: every place's patch, (rows, taps * channels), times the layer.
+
+    Attributes:
+        kernel: taps along each dimension. seen: numbers that it slides over.
+    """
+
+    kernel: tuple[int, ...]
+    seen: int
+
+    @property
+    def moved(self) -> int:
+        return self.seen + self.rows * self.outputs
+
 
 @dataclass(frozen=True)
 class Attention:
