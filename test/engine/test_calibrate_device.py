@@ -23,7 +23,7 @@ from vla_edge.engine.workload import Workload
 
 def calibration(**costs) -> dict:
     return {
-        "processor": "test", "measured": "2026-11-25", "cache_bytes": 1e6, "memory_gb": 8.0, "host_ms_per_camera": 0.5,
+        "processor": "test", "measured": "2026-11-25", "cache_bytes": [1e6, 4e6], "memory_gb": 8.0, "host_ms_per_camera": 0.5,
         "seconds_per": {"1": dict.fromkeys(LABELS, 0.0) | costs}, "blocks": {},
     }  # fmt: skip
 
@@ -33,13 +33,14 @@ def test_what_a_call_does_is_counted():
     # 320 numbers of queries, 320 that come out and 640 of keys and values are copied; 7 kernels of attention
     base = {"attention": 25_600, "scores": 800, "curved": 100, "copied": 300 + 2 * 1280, "kernels": 1 + 7 + 3, "call": 1}
 
-    def counted(precision, cache=1e6, way=PACKED):
-        found = features(work, {"a": precision}, cache, way)
+    def counted(precision, caches=(1e6, 4e6), way=PACKED):
+        found = features(work, {"a": precision}, caches, way)
         return {name: amount for name, amount in found.items() if amount}
 
     products = 2 * 10 * 64 * 32
     assert counted(LayerPrecision("float32")) == {**base, "float32": products, "cached": 4 * 64 * 32}
-    assert counted(LayerPrecision("float32"), cache=1e3) == {**base, "float32": products, "loaded": 4 * 64 * 32}
+    assert counted(LayerPrecision("float32"), caches=(1e3, 2e3)) == {**base, "float32": products, "loaded": 4 * 64 * 32}
+    assert counted(LayerPrecision("float32"), caches=(1e3, 1e4)) == {**base, "float32": products, "shared": 4 * 64 * 32}
     dynamic = LayerPrecision("int8", "int8-dynamic")
     assert counted(dynamic) == {**base, "int8": products, "cached": 64 * 32 + 4 * 32, "rounded": 640}
     # stored in 8 bits and multiplied as floats: unpacked when the file is loaded
@@ -48,9 +49,9 @@ def test_what_a_call_does_is_counted():
     assert counted(packed) == {**base, "int4": products, "unpacked": 64 * 32, "cached": 64 * 16 + 2 * 64 * 32 // 32}
     assert counted(packed, way=UNPACKED) == counted(LayerPrecision("float32"))
     bytes_ = 64 * 16 + 2 * 64 * 32 // 32
-    assert counted(packed, way=ROUNDED) == {**base, "int4 rounded": products, "rounded": 640, "cached": bytes_}
+    assert counted(packed, way=ROUNDED) == {**base, "int4 rounded": products, "int4 inputs": 640, "cached": bytes_}
     row = StageWork("decode", 1, "token", (Product("a", 1, 64, 32),))
-    found = features(row, {"a": packed}, 1e6)
+    found = features(row, {"a": packed}, (1e6, 4e6))
     assert found["int4 row"] == 64 * 32 and not found["int4"] and not found["unpacked"]
 
 
@@ -69,16 +70,16 @@ def test_costs_are_the_non_negative_least_squares_that_scipy_finds():
 def test_costs_of_a_known_computer_are_found_again_and_predict_a_policy_it_did_not_see(checkpoint):
     rng = np.random.default_rng(1)
     true = dict(zip(LABELS, 10.0 ** rng.uniform(-12, -8, len(LABELS)))) | {"kernels": 3e-6, "call": 2e-5}
-    known = MeasuredSum({1: true}, 1e6)
+    known = MeasuredSum({1: true}, (8e6, 32e6))
     rows, seconds = [], []
     for block in BLOCKS:
         work = block.work()
         for variant in map(VARIANTS.get, block.variants):
             precisions = {product.layer: variant.precision for product in work.products}
-            counted = features(work, precisions, 1e6, variant.way)
+            counted = features(work, precisions, (8e6, 32e6), variant.way)
             rows.append([counted[name] for name in LABELS])
             seconds.append(sum(counted[name] * true[name] for name in LABELS))
-    found = MeasuredSum({1: dict(zip(LABELS, fit_costs(np.array(rows), np.array(seconds))))}, 1e6)
+    found = MeasuredSum({1: dict(zip(LABELS, fit_costs(np.array(rows), np.array(seconds))))}, (8e6, 32e6))
     architecture = architecture_of(checkpoint)
     for recipe in ("fp32", "int8", "int4-rtn"):
         plans = [

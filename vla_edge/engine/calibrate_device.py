@@ -68,7 +68,8 @@ def read_calibration(path: Path) -> dict:
         plain = json.loads(path.read_text(encoding="utf-8"))
         costs = plain["seconds_per"]
         wrong = not costs or any(set(entry) != set(LABELS) or min(entry.values()) < 0 for entry in costs.values())
-        if wrong or not 0 < plain["cache_bytes"] or not 0 < plain["memory_gb"]:
+        own, whole = plain["cache_bytes"]
+        if wrong or not 0 < own <= whole or not 0 < plain["memory_gb"]:
             raise ValueError("a cost is missing or below 0")
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DeviceError(f"the calibration {path} is damaged ({error}); measure again with --calibrate") from error
@@ -92,7 +93,7 @@ def device_from(calibration: Mapping, path: Path | None = None) -> Device:
         reserved_gb=min(2.0, calibration["memory_gb"] / 4),
         host_ms_per_camera=calibration["host_ms_per_camera"],
         sources=(f"measured here, {calibration['measured']}: {path}",),
-        measured=MeasuredSum(costs, calibration["cache_bytes"]),
+        measured=MeasuredSum(costs, tuple(calibration["cache_bytes"])),
     )
 
 
@@ -114,10 +115,10 @@ def calibrate(tell, beside: Mapping | None = None) -> tuple[dict, dict]:
         ) from error
     from vla_edge.engine.build import torch_threads
 
-    cache = _cache_bytes()
+    caches = _caches()
     threads = sorted({1, min(len(os.sched_getaffinity(0)), 8)})
     with tempfile.TemporaryDirectory() as directory, torch_threads(0):
-        runs, counted = _prepared(Path(directory), threads, cache, tell)
+        runs, counted = _prepared(Path(directory), threads, caches, tell)
         keys = {("beside", key, 1): call for key, call in (beside or {}).items()}
         timed = _timed({**runs, **keys}, tell)
     seconds = {key: timed[key] for key in runs}
@@ -126,12 +127,12 @@ def calibrate(tell, beside: Mapping | None = None) -> tuple[dict, dict]:
         mine = [key for key in counted if key[2] == number]
         rows = np.array([[counted[key][name] for name in LABELS] for key in mine])
         found = fit_costs(rows, np.array([seconds[key] for key in mine]))
-        costs[str(number)] = dict(zip(LABELS, map(float, found)))
+        costs[str(number)] = _ordered(dict(zip(LABELS, map(float, found))))
     result = {
         "processor": _processor(),
         "measured": time.strftime("%Y-%m-%d"),
         "seconds_per": costs,
-        "cache_bytes": cache,
+        "cache_bytes": list(caches),
         "memory_gb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9,
         "host_ms_per_camera": _host_ms(),
         "blocks": {f"{i} {precision} {n}": 1e3 * seconds[i, precision, n] for i, precision, n in seconds},
@@ -162,7 +163,13 @@ def fit_costs(rows: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     return costs
 
 
-def _prepared(directory: Path, threads: Sequence[int], cache: float, tell):
+def _ordered(costs: dict[str, float]) -> dict[str, float]:
+    """`costs` where weights from farther away cost no less than from nearer, as where no block's leave a large cache."""
+    shared = max(costs["cached"], costs["shared"])
+    return {**costs, "shared": shared, "loaded": max(shared, costs["loaded"])}
+
+
+def _prepared(directory: Path, threads: Sequence[int], caches: tuple[float, float], tell):
     """(block, precision, threads) -> a call, and -> what it counts."""
     from vla_edge.engine.backends import StageInterface, get_backend
     from vla_edge.engine.export import export_stage, trace
@@ -188,7 +195,7 @@ def _prepared(directory: Path, threads: Sequence[int], cache: float, tell):
                           for spec in stage.inputs}  # fmt: skip
                 outputs = {spec.name: spec.zeros() for spec in stage.outputs}
                 runs[index, name, number] = loaded.bind(inputs, outputs)
-                counted[index, name, number] = features(work, precisions, cache, variant.way)
+                counted[index, name, number] = features(work, precisions, caches, variant.way)
     return runs, counted
 
 
@@ -249,12 +256,13 @@ def _processor() -> str:
     return f"this computer, {len(os.sched_getaffinity(0))} cores"
 
 
-def _cache_bytes() -> int:
-    """That stay cached between calls: a quarter of the last level, which other stages and programs share; 2 MB where
-    the system does not tell."""
+def _caches() -> tuple[float, float]:
+    """Bytes of weights that stay near a processor between calls, a quarter of the last level, which other stages and
+    programs share; and all of it. 2 and 8 MB where the system does not tell."""
     found = 0
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text(encoding="utf-8").strip()
         if text[:-1].isdigit() and text[-1] in "KM":
             found = max(found, int(text[:-1]) * (2**10 if text[-1] == "K" else 2**20))
-    return found // 4 or 2 * 2**20
+    whole = found or 8 * 2**20
+    return whole / 4, float(whole)

@@ -26,6 +26,7 @@ VARIANTS = {
     "int4": Variant(LayerPrecision("int4", group=64)),
     "int4 rounded": Variant(LayerPrecision("int4", group=64), ROUNDED, (("fold_weights", False), ("dynamic", True))),
 }
+LARGE = 5e7  # weights
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Block:
     Attributes:
         kind: "encoder" or "decoder"; "products" alone, some with more bytes than caches hold; "pointwise" (norm,
             activation, residual) or "attention" alone, which tell apart what layers always have together; "residual" of
-            a ResNet, over as many places as a square of `rows` has; "part" of a U-Net over time.
+            a ResNet, over as many places as a square of `rows` has, or "grouped" with group normalization; "part" of a
+            U-Net over time.
     """
 
     kind: str
@@ -52,18 +54,22 @@ class Block:
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """That it is run in; convolutions stay what they are in float32 alone, and become products else."""
-        return tuple(VARIANTS) if self.kind in ("encoder", "decoder", "products") else ("float32",)
+        """That it is run in: convolutions stay what they are in float32 alone, and become products else; blocks that are
+        there to hold more weights in 4 bits than caches do would be too large in more."""
+        if self.kind not in ("encoder", "decoder", "products"):
+            return ("float32",)
+        large = 2 * self.layers * self.width * self.hidden > LARGE
+        return tuple(name for name, variant in VARIANTS.items() if not large or variant.precision.weights == "int4")
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of its input."""
         side = math.isqrt(self.rows)
-        return (1, side, side, self.width) if self.kind == "residual" else (1, self.rows, self.width)
+        return (1, side, side, self.width) if self.kind in ("residual", "grouped") else (1, self.rows, self.width)
 
     def work(self) -> StageWork:
         """What one call computes."""
-        if self.kind in ("residual", "part"):
+        if self.kind in ("residual", "grouped", "part"):
             return StageWork("block", 1, "call", count_stage(block_stage(self), named=False))
         operations: list[Operation] = []
         size = self.rows * self.width
@@ -97,8 +103,10 @@ BLOCKS = (
     Block("decoder", 2, 24, 256, 512, 8, 4),
     Block("decoder", 1, 128, 384, 1024, 6, 2),
     Block("products", 3, 36, 192, 448),
+    Block("products", 2, 1, 448, 1536),
     Block("products", 1, 1, 2048, 8192),
-    Block("products", 1, 7, 1536, 6144),
+    Block("products", 2, 1, 3072, 8192),
+    Block("products", 2, 5, 3072, 8192),
     Block("products", 1, 72, 1280, 3840),
     Block("pointwise", 3, 90, 320, 0),
     Block("pointwise", 6, 20, 112, 0),
@@ -106,6 +114,8 @@ BLOCKS = (
     Block("attention", 3, 48, 96, 0, 2, 2),
     Block("residual", 2, 24 * 24, 48, 0),
     Block("residual", 1, 12 * 12, 160, 0),
+    Block("grouped", 1, 30 * 30, 48, 0),
+    Block("grouped", 1, 10 * 10, 144, 0),
     Block("part", 2, 24, 96, 0),
     Block("part", 1, 12, 320, 0),
 )
@@ -158,6 +168,7 @@ def block_stage(block: Block):
                 "pointwise": lambda: nn.Sequential(nn.LayerNorm(block.width), nn.GELU(approximate="tanh")),
                 "attention": nn.Identity,
                 "residual": lambda: BasicBlock(block.width, block.width, 1, grouped=False),
+                "grouped": lambda: BasicBlock(block.width, block.width, 1, grouped=True),
                 "part": lambda: Part(block.width, block.width, 5, groups=8),
             }[block.kind]
             self.layers = nn.ModuleList(make() for _ in range(block.layers))

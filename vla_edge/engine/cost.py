@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vla_edge.engine.choose import SAVING_BY_ROUNDING, SAVING_PER_DOUBLING
-from vla_edge.engine.operations import Attention, Convolution, Pointwise, Product, Rotation, StageWork
+from vla_edge.engine.operations import Attention, Convolution, GroupNorm, Pointwise, Product, Rotation, StageWork
 from vla_edge.engine.precision import FLOAT_BYTES, LayerPrecision
 from vla_edge.types import VlaEdgeError
 
@@ -20,6 +20,7 @@ WEIGHTS, COMPUTE, ATTENTION, CACHE, POINTWISE, SCHEDULING, HOST = (
 )  # fmt: skip
 _ATTENTION_KERNELS = 7  # two products, a softmax, four copies of heads
 _ROTATION = 8  # operators that a rotation is in ONNX: split, four products, difference, sum, concatenation
+_GROUP_NORM = 10  # operators that one is in ONNX
 _TILE = 16  # rows that tensor cores multiply at least
 
 
@@ -70,6 +71,9 @@ class Roofline:
                 kernels += 1
             elif isinstance(operation, Attention):
                 label, seconds = self._attention(operation, (kv_bits or 8 * width) / 8, width)
+                kernels += 1
+            elif isinstance(operation, GroupNorm):
+                label, seconds = POINTWISE, 3 * operation.numbers * width / speed  # means are taken before they are used
                 kernels += 1
             else:
                 # a kernel that rotates reads and writes each number
@@ -122,11 +126,12 @@ class MeasuredSum:
 
     Attributes:
         seconds_per: threads -> feature of `features` -> s.
-        cache_bytes: that stay cached from one call to the next; weights of a stage that are more come from memory.
+        caches: bytes of weights that stay near a processor from one call to the next, and that the last level holds;
+            those of a stage that are more come from memory.
     """
 
     seconds_per: Mapping[int, Mapping[str, float]]
-    cache_bytes: float = 8e6
+    caches: tuple[float, float] = (8e6, 32e6)
 
     def call_seconds(
         self, work: StageWork, precisions: Mapping[str, LayerPrecision], kv_bits: int | None
@@ -134,7 +139,7 @@ class MeasuredSum:
         best: tuple[float, dict[str, float]] | None = None
         for threads, costs in self.seconds_per.items():
             for way in WAYS:
-                counted = features(work, precisions, self.cache_bytes, way)
+                counted = features(work, precisions, self.caches, way)
                 spent: dict[str, float] = {}
                 for name, amount in counted.items():
                     label = LABELS[name]
@@ -158,14 +163,17 @@ LABELS = {
     "int4 row": COMPUTE,
     "unpacked": COMPUTE,
     "int4 rounded": COMPUTE,
+    "int4 inputs": COMPUTE,
     "convolved": COMPUTE,
     "slid": COMPUTE,
     "cached": WEIGHTS,
+    "shared": WEIGHTS,
     "loaded": WEIGHTS,
     "rounded": POINTWISE,
     "attention": ATTENTION,
     "scores": ATTENTION,
     "curved": POINTWISE,
+    "grouped": POINTWISE,
     "copied": POINTWISE,
     "kernels": SCHEDULING,
     "call": SCHEDULING,
@@ -174,9 +182,9 @@ LABELS = {
 
 
 def features(
-    work: StageWork, precisions: Mapping[str, LayerPrecision], cache_bytes: float, way: str = PACKED
+    work: StageWork, precisions: Mapping[str, LayerPrecision], caches: tuple[float, float], way: str = PACKED
 ) -> dict[str, float]:
-    """What one call of a stage does on a CPU, counted.
+    """What one call of a stage does on a CPU, counted. `caches` as in `MeasuredSum`.
 
     ONNX Runtime multiplies integers only where 8-bit weights meet 8-bit inputs without groups; other weights are
     unpacked when a file is loaded, and 4-bit ones as `way` (of `WAYS`) says.
@@ -197,10 +205,14 @@ def features(
             counted["curved"] += operation.curved
             counted["copied"] += operation.copied
             counted["kernels"] += operation.kernels
+        elif isinstance(operation, GroupNorm):
+            counted["grouped"] += operation.numbers
+            counted["kernels"] += _GROUP_NORM
         elif isinstance(operation, Rotation):
             counted["copied"] += _ROTATION * operation.numbers
             counted["kernels"] += _ROTATION * operation.tensors
-    counted["loaded" if weights > cache_bytes else "cached"] += weights
+    own, whole = caches
+    counted["cached" if weights <= own else "shared" if weights <= whole else "loaded"] += weights
     return counted
 
 
@@ -221,7 +233,7 @@ def _count_product(counted: dict[str, float], product: Product, precision: Layer
         kind, loaded = "int8", packed
     elif precision.weights == "int4" and way == ROUNDED:
         kind, loaded = "int4 rounded", packed
-        counted["rounded"] += product.rows * product.inputs
+        counted["int4 inputs"] += product.rows * product.inputs
     elif precision.weights == "int4" and way == PACKED:
         loaded = packed
         if product.rows == 1:  # has a kernel of its own, that holds nothing unpacked

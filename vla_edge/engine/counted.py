@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from vla_edge.engine.operations import Attention, Convolution, Operation, Pointwise, Product, StageWork
+from vla_edge.engine.operations import Attention, Convolution, GroupNorm, Operation, Pointwise, Product, StageWork
 from vla_edge.engine.workload import Workload, WorkloadError
 
 # Operators that go number by number through a function; of all others what is counted is what they read and write.
@@ -126,7 +126,10 @@ class _Counter:
 
         from vla_edge.policy import act, convolution
 
-        counts = {nn.Linear: self._layer, convolution.Convolution: self._convolution, act.Attention: self._attention}
+        counts = {
+            nn.Linear: self._layer, convolution.Convolution: self._convolution, convolution.GroupNorm: self._group_norm,
+            act.Attention: self._attention,
+        }  # fmt: skip
         hooks = []
         for name, child in module.named_modules():
             if type(child) in counts:
@@ -177,6 +180,9 @@ class _Counter:
         self.found.append(
             Convolution(f"{name}.linear", rows, layer.in_features, layer.out_features, module.kernel, x.numel())
         )
+
+    def _group_norm(self, name: str, module, x) -> None:
+        self.found.append(GroupNorm(x.numel()))
 
     def _attention(self, name: str, module, query, key, value) -> None:
         rows, keys = query.shape[1], key.shape[1]

@@ -106,7 +106,14 @@ class Rotation:
     tensors: int
 
 
-Operation = Product | Attention | Pointwise | Rotation
+@dataclass(frozen=True)
+class GroupNorm:
+    """Group normalization of `numbers` numbers, which PyTorch and TensorRT do in one kernel and ONNX in ten operators."""
+
+    numbers: int
+
+
+Operation = Product | Attention | Pointwise | Rotation | GroupNorm
 
 
 @dataclass(frozen=True)
