@@ -11,11 +11,11 @@ from scipy.optimize import nnls
 
 from vla_edge.compress.recipe import load_recipe
 from vla_edge.engine.checkpoint_shapes import architecture_of
-from vla_edge.engine.calibrate_device import device_from, fit_costs, read_calibration
+from vla_edge.engine.calibrate_device import _ordered, device_from, fit_costs, read_calibration
 from vla_edge.engine.calibration_blocks import BLOCKS, VARIANTS, Block, block_stage
 from vla_edge.engine.cost import LABELS, PACKED, ROUNDED, UNPACKED, MeasuredSum, features
 from vla_edge.engine.devices import DeviceError
-from vla_edge.engine.operations import Attention, Pointwise, Product, StageWork
+from vla_edge.engine.operations import Attention, Convolution, GroupNorm, Pointwise, Product, StageWork
 from vla_edge.engine.plan import predict
 from vla_edge.engine.precision import LayerPrecision
 from vla_edge.engine.workload import Workload
@@ -53,6 +53,28 @@ def test_what_a_call_does_is_counted():
     row = StageWork("decode", 1, "token", (Product("a", 1, 64, 32),))
     found = features(row, {"a": packed}, (1e6, 4e6))
     assert found["int4 row"] == 64 * 32 and not found["int4"] and not found["unpacked"]
+    # its weights come in a stream
+    assert features(row, {"a": LayerPrecision("float32")}, (1e3, 1e4))["shared row"] == 4 * 64 * 32
+
+
+def test_a_convolution_is_one_in_float32_and_a_product_of_patches_in_int8():
+    work = StageWork("vision", 1, "camera", (Convolution("a", 9, 36, 8, (3, 3), 144), GroupNorm(72)))
+    products, base = 2 * 9 * 36 * 8, {"grouped": 72, "call": 1}
+
+    def counted(precision):
+        return {name: amount for name, amount in features(work, {"a": precision}, (1e6, 4e6)).items() if amount}
+
+    assert counted(LayerPrecision("float32")) == {**base, "convolved": products, "cached": 4 * 36 * 8, "kernels": 11}
+    # of the first dimension 144 numbers become 324, as many as all patches have, and so do they of the second
+    patches = {"copied": 2 * 4 * 324, "kernels": 11 + 2 * 4}
+    rounded = {"int8": products, "rounded": 9 * 36, "cached": 36 * 8 + 4 * 8}
+    assert counted(LayerPrecision("int8", "int8-dynamic")) == {**base, **patches, **rounded}
+
+
+def test_weights_from_farther_away_cost_no_less():
+    costs = dict.fromkeys(LABELS, 0.0) | {"cached": 2.0, "shared row": 3.0, "loaded": 1.0}
+    found = _ordered(costs)
+    assert [found[name] for name in ("cached", "shared", "loaded", "shared row", "loaded row")] == [2, 2, 2, 3, 3]
 
 
 def test_costs_are_the_non_negative_least_squares_that_scipy_finds():
@@ -111,11 +133,11 @@ def test_no_block_has_a_product_of_a_shipped_policy():
     assert not shipped & {(p.rows, p.inputs, p.outputs) for block in BLOCKS for p in block.work().products}
 
 
-@pytest.mark.parametrize("kind", ["encoder", "decoder", "products"])
+@pytest.mark.parametrize("kind", ["encoder", "decoder", "products", "residual", "grouped", "part"])
 def test_a_block_counts_the_products_that_its_module_has(kind):
     from torch import nn
 
-    block = Block(kind, 2, 5, 16, 24, 2, 1)
+    block = Block(kind, 2, 16, 16, 24, 2, 1)
     linear = {name: (m.in_features, m.out_features) for name, m in block_stage(block).module.named_modules()
               if isinstance(m, nn.Linear)}  # fmt: skip
     assert {p.layer: (p.inputs, p.outputs) for p in block.work().products} == linear

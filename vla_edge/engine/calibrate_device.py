@@ -80,7 +80,7 @@ def device_from(calibration: Mapping, path: Path | None = None) -> Device:
     """The device that a calibration describes."""
     costs = {int(threads): entry for threads, entry in calibration["seconds_per"].items()}
     one = costs[min(costs)]
-    bandwidth = 1e-9 / one["loaded"] if one["loaded"] else 0.0
+    bandwidth = 1e-9 / one["loaded row"] if one["loaded row"] else 0.0
     return Device(
         name=LOCAL,
         title=calibration["processor"],
@@ -165,8 +165,11 @@ def fit_costs(rows: np.ndarray, seconds: np.ndarray) -> np.ndarray:
 
 def _ordered(costs: dict[str, float]) -> dict[str, float]:
     """`costs` where weights from farther away cost no less than from nearer, as where no block's leave a large cache."""
-    shared = max(costs["cached"], costs["shared"])
-    return {**costs, "shared": shared, "loaded": max(shared, costs["loaded"])}
+    found = dict(costs)
+    for kind in ("", " row"):
+        found[f"shared{kind}"] = max(found["cached"], found[f"shared{kind}"])
+        found[f"loaded{kind}"] = max(found[f"shared{kind}"], found[f"loaded{kind}"])
+    return found
 
 
 def _prepared(directory: Path, threads: Sequence[int], caches: tuple[float, float], tell):

@@ -169,6 +169,8 @@ LABELS = {
     "cached": WEIGHTS,
     "shared": WEIGHTS,
     "loaded": WEIGHTS,
+    "shared row": WEIGHTS,
+    "loaded row": WEIGHTS,
     "rounded": POINTWISE,
     "attention": ATTENTION,
     "scores": ATTENTION,
@@ -190,10 +192,12 @@ def features(
     unpacked when a file is loaded, and 4-bit ones as `way` (of `WAYS`) says.
     """
     counted = dict.fromkeys(LABELS, 0.0) | {"call": 1.0}
-    weights = 0
+    # a product of one row reads its weights in a stream; those of several wait for theirs
+    weights = {"": 0, " row": 0}
     for operation in work.operations:
         if isinstance(operation, Product):
-            weights += _count_product(counted, operation, precisions[operation.layer], way)
+            read = _count_product(counted, operation, precisions[operation.layer], way)
+            weights[" row" if operation.rows == 1 else ""] += read
         elif isinstance(operation, Attention):
             counted["attention"] += operation.flops
             counted["scores"] += operation.scores
@@ -212,7 +216,9 @@ def features(
             counted["copied"] += _ROTATION * operation.numbers
             counted["kernels"] += _ROTATION * operation.tensors
     own, whole = caches
-    counted["cached" if weights <= own else "shared" if weights <= whole else "loaded"] += weights
+    total = sum(weights.values())
+    for kind, read in weights.items():
+        counted["cached" if total <= own else f"shared{kind}" if total <= whole else f"loaded{kind}"] += read
     return counted
 
 
