@@ -13,7 +13,7 @@ from vla_edge.compress.recipe import load_recipe
 from vla_edge.engine.checkpoint_shapes import architecture_of
 from vla_edge.engine.calibrate_device import _ordered, device_from, fit_costs, read_calibration
 from vla_edge.engine.calibration_blocks import BLOCKS, VARIANTS, Block, block_stage
-from vla_edge.engine.cost import LABELS, PACKED, ROUNDED, UNPACKED, MeasuredSum, features
+from vla_edge.engine.cost import LABELS, PACKED, ROUNDED, SCHEDULING, UNPACKED, WEIGHTS, MeasuredSum, features
 from vla_edge.engine.devices import DeviceError
 from vla_edge.engine.operations import Attention, Convolution, GroupNorm, Pointwise, Product, StageWork
 from vla_edge.engine.plan import predict
@@ -23,7 +23,7 @@ from vla_edge.engine.workload import Workload
 
 def calibration(**costs) -> dict:
     return {
-        "processor": "test", "measured": "2026-11-25", "cache_bytes": [1e6, 4e6], "memory_gb": 8.0, "host_ms_per_camera": 0.5,
+        "processor": "test", "measured": "2026-11-25", "cache_bytes": [1e6, 4e6], "read_bytes_per_s": {"1": 1e10}, "memory_gb": 8.0, "host_ms_per_camera": 0.5,
         "seconds_per": {"1": dict.fromkeys(LABELS, 0.0) | costs}, "blocks": {},
     }  # fmt: skip
 
@@ -110,6 +110,14 @@ def test_costs_of_a_known_computer_are_found_again_and_predict_a_policy_it_did_n
         ]
         for stage in plans[0].stages:
             assert plans[1].stage(stage.name).ms == pytest.approx(stage.ms, rel=0.05), (recipe, stage.name)
+
+
+def test_memory_gives_no_more_than_it_can():
+    work = StageWork("decode", 1, "token", (Product("a", 1, 64, 32),))
+    model = MeasuredSum({1: dict.fromkeys(LABELS, 0.0) | {"call": 1.0}}, (1e3, 2e3), {1: 4 * 64 * 32 / 3})
+    spent = model.call_seconds(work, {"a": LayerPrecision("float32")}, None)
+    assert {label: seconds for label, seconds in spent.items() if seconds} == {SCHEDULING: 1.0, WEIGHTS: 2.0}
+    assert sum(replace(model, caches=(1e3, 1e6)).call_seconds(work, {"a": LayerPrecision("float32")}, None).values()) == 1
 
 
 def test_twice_the_threads_are_taken_where_they_save_enough():

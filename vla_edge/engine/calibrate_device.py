@@ -21,9 +21,11 @@ import numpy as np
 from vla_edge.engine.calibration_blocks import BLOCKS, VARIANTS, block_layers, block_stage
 from vla_edge.engine.cost import LABELS, MeasuredSum, features
 from vla_edge.engine.devices import LOCAL, Device, DeviceError, Efficiency
+from vla_edge.engine.roofline import read_speed
 
 ROUNDS, TURN_S = 15, 0.012
 _LEAST_CALLS = 4
+_UNCACHED = 3  # times what caches hold: of so much they give little
 _STEPS = 20_000  # of coordinate descent; it stops when nothing moves
 
 
@@ -69,6 +71,7 @@ def read_calibration(path: Path) -> dict:
         costs = plain["seconds_per"]
         wrong = not costs or any(set(entry) != set(LABELS) or min(entry.values()) < 0 for entry in costs.values())
         own, whole = plain["cache_bytes"]
+        wrong |= set(plain["read_bytes_per_s"]) != set(costs) or min(plain["read_bytes_per_s"].values()) <= 0
         if wrong or not 0 < own <= whole or not 0 < plain["memory_gb"]:
             raise ValueError("a cost is missing or below 0")
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -79,13 +82,13 @@ def read_calibration(path: Path) -> dict:
 def device_from(calibration: Mapping, path: Path | None = None) -> Device:
     """The device that a calibration describes."""
     costs = {int(threads): entry for threads, entry in calibration["seconds_per"].items()}
+    read = {int(threads): speed for threads, speed in calibration["read_bytes_per_s"].items()}
     one = costs[min(costs)]
-    bandwidth = 1e-9 / one["loaded row"] if one["loaded row"] else 0.0
     return Device(
         name=LOCAL,
         title=calibration["processor"],
         peak_tera={kind: 1e-12 / one[kind] for kind in ("float32", "int8") if one[kind]},
-        bandwidth_gb_s=bandwidth,
+        bandwidth_gb_s=1e-9 * max(read.values()),
         memory_gb=calibration["memory_gb"],
         floats="float32",
         runtime="onnxruntime",
@@ -93,7 +96,7 @@ def device_from(calibration: Mapping, path: Path | None = None) -> Device:
         reserved_gb=min(2.0, calibration["memory_gb"] / 4),
         host_ms_per_camera=calibration["host_ms_per_camera"],
         sources=(f"measured here, {calibration['measured']}: {path}",),
-        measured=MeasuredSum(costs, tuple(calibration["cache_bytes"])),
+        measured=MeasuredSum(costs, tuple(calibration["cache_bytes"]), read),
     )
 
 
@@ -133,6 +136,7 @@ def calibrate(tell, beside: Mapping | None = None) -> tuple[dict, dict]:
         "measured": time.strftime("%Y-%m-%d"),
         "seconds_per": costs,
         "cache_bytes": list(caches),
+        "read_bytes_per_s": {str(number): _read_speed(number, counted, seconds, caches) for number in threads},
         "memory_gb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9,
         "host_ms_per_camera": _host_ms(),
         "blocks": {f"{i} {precision} {n}": 1e3 * seconds[i, precision, n] for i, precision, n in seconds},
@@ -161,6 +165,16 @@ def fit_costs(rows: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     costs = np.zeros(rows.shape[1])
     costs[used] = x / scale[used]
     return costs
+
+
+def _read_speed(threads: int, counted: Mapping, seconds: Mapping, caches: tuple[float, float]) -> float:
+    """Bytes per second that memory gives: what was read at most, by dot products or by a block that caches hold little of."""
+    blocks = [
+        (counted[key]["loaded"] + counted[key]["loaded row"]) / seconds[key]
+        for key in counted
+        if key[2] == threads and counted[key]["loaded"] + counted[key]["loaded row"] > _UNCACHED * caches[1]
+    ]
+    return max([read_speed(threads), *blocks])
 
 
 def _ordered(costs: dict[str, float]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from vla_edge.engine.choose import SAVING_BY_ROUNDING, SAVING_PER_DOUBLING
@@ -128,10 +128,12 @@ class MeasuredSum:
         seconds_per: threads -> feature of `features` -> s.
         caches: bytes of weights that stay near a processor from one call to the next, and that the last level holds;
             those of a stage that are more come from memory.
+        bytes_per_s: threads -> that memory gives at most, whatever else goes on meanwhile; unlimited where not told.
     """
 
     seconds_per: Mapping[int, Mapping[str, float]]
     caches: tuple[float, float] = (8e6, 32e6)
+    bytes_per_s: Mapping[int, float] = field(default_factory=dict)
 
     def call_seconds(
         self, work: StageWork, precisions: Mapping[str, LayerPrecision], kv_bits: int | None
@@ -144,6 +146,8 @@ class MeasuredSum:
                 for name, amount in counted.items():
                     label = LABELS[name]
                     spent[label] = spent.get(label, 0.0) + amount * costs.get(name, 0.0)
+                least = (counted["loaded"] + counted["loaded row"]) / self.bytes_per_s.get(threads, math.inf)
+                spent[WEIGHTS] = spent.get(WEIGHTS, 0.0) + max(0.0, least - sum(spent.values()))
                 # the rules by which the backend takes more threads, and more rounding than a file asks for
                 price = sum(spent.values()) / (1 - SAVING_PER_DOUBLING) ** math.log2(threads)
                 price /= 1 - SAVING_BY_ROUNDING if way == ROUNDED else 1
