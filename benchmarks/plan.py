@@ -3,8 +3,8 @@
     python -m benchmarks.plan
 
 Published rows that decided an efficiency are stated; those held out are limited to 25 % on Orin and RTX 4090. Of this
-computer, the shipped policy is built in three precisions and each stage is timed in turns with a fresh calibration, limited
-to 15 %. Writes out/bench/plan.json.
+computer, the shipped policy is built in three precisions, an ACT and a diffusion policy are exported, and each stage is
+timed in turns with a fresh calibration, limited to 15 %. Writes out/bench/plan.json.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def local_rows(checkpoint: Path, bundles: Mapping[str, Path]) -> list[Row]:
     bar = Bar()
     with tempfile.TemporaryDirectory() as directory:
         convolutional = convolution_calls(Path(directory))
-        calls = {**stage_calls(checkpoint, bundles), **{(*key, "as built"): call for key, (call, _) in convolutional.items()}}
+        calls = stage_calls(checkpoint, bundles)
+        calls |= {(*key, "as built"): call for key, (call, _) in convolutional.items()}
         found, measured = calibrate(bar, calls)
     bar.close()
     one = {**found, "seconds_per": {"1": found["seconds_per"]["1"]}}  # what is timed has one thread, so what is predicted
@@ -151,8 +152,8 @@ def convolution_calls(directory: Path) -> dict:
 
 
 def stage_calls(checkpoint: Path, bundles: Mapping[str, Path]) -> dict:
-    """(recipe, stage, way) -> a call of it on what a real observation brings, with one thread. A way is how 4-bit weights are
-    multiplied: as built, and with weights unpacked or not, the other of the two that round no more than the file asks for."""
+    """(recipe, stage, way) -> a call of it on what a real observation brings, with one thread. A way is how 4-bit weights
+    are multiplied: as built, and the other of the two that round no more than the file asks for, unpacked or packed."""
     from vla_edge.compress.calibrate import load_calibration
     from vla_edge.engine.backends import get_backend
     from vla_edge.engine.bundle import Bundle
@@ -176,7 +177,8 @@ def stage_calls(checkpoint: Path, bundles: Mapping[str, Path]) -> dict:
                 ways["other"] = {**entry.options, "fold_weights": not entry.options["fold_weights"]}
             for way, options in ways.items():
                 loaded = get_backend(RUNTIME).load(bundle.directory / entry.file, interface, options, 1)
-                calls[recipe, interface.name, way] = loaded.bind(given, {spec.name: spec.zeros() for spec in interface.outputs})
+                taken = {spec.name: spec.zeros() for spec in interface.outputs}
+                calls[recipe, interface.name, way] = loaded.bind(given, taken)
     return calls
 
 

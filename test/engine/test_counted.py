@@ -9,11 +9,11 @@ import pytest
 
 from vla_edge.compress.recipe import load_recipe
 from vla_edge.engine.checkpoint_shapes import architecture_of
-from vla_edge.engine.cost import LABELS, MeasuredSum
+from vla_edge.engine.cost import LABELS, SCHEDULING, MeasuredSum, Roofline
 from vla_edge.engine.counted import count_stage
 from vla_edge.engine.devices import load_device
 from vla_edge.engine.engine_plan import engine_plan, engine_schemes
-from vla_edge.engine.operations import Attention, Convolution, GroupNorm, Pointwise, Product, layer_shapes
+from vla_edge.engine.operations import Attention, Convolution, GroupNorm, Pointwise, Product, StageWork, layer_shapes
 from vla_edge.engine.plan import predict
 from vla_edge.engine.precision import layer_precisions
 from vla_edge.engine.workload import Workload, WorkloadError
@@ -79,11 +79,20 @@ def test_operations_by_hand():
     assert count_stage(stage) == (
         Convolution("s.convolution.linear", 9, 36, 8, (3, 3), 144),
         GroupNorm(72),
-        Pointwise(0, 3 * 72, 1),
-        Pointwise(72, 0, 1),
+        Pointwise(0, 3 * 72, 1, True),
+        Pointwise(72, 0, 1, True),
         Product("s.out", 9, 8, 2),
     )
     assert not stage.module.out.weight.is_meta, "only a copy has no values"
+
+
+def test_a_compiler_for_a_gpu_joins_work_on_each_number_and_eager_launches_each():
+    work = StageWork("s", 1, "call", (Pointwise(0, 1, 1, True), Pointwise(1, 0, 1, True), GroupNorm(1), Pointwise(1, 0, 1, True)))
+
+    def kernels(**launch):
+        return Roofline({"float32": 1e30}, {"float32": 1.0}, 1e30, 1.0, "float32", **launch).call_seconds(work, {}, None)
+
+    assert kernels(kernel_s=1.0)[SCHEDULING] == 3 and kernels(dispatch_s=1.0)[SCHEDULING] == pytest.approx(4)
 
 
 def test_an_encoder_and_a_decoder_attend_to_what_they_are_given():

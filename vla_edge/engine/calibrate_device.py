@@ -168,7 +168,8 @@ def fit_costs(rows: np.ndarray, seconds: np.ndarray) -> np.ndarray:
 
 
 def _read_speed(threads: int, counted: Mapping, seconds: Mapping, caches: tuple[float, float]) -> float:
-    """Bytes per second that memory gives: what was read at most, by dot products or by a block that caches hold little of."""
+    """Bytes per second that memory gives: the most that was read, by dot products or by a block that caches hold little
+    of."""
     blocks = [
         (counted[key]["loaded"] + counted[key]["loaded row"]) / seconds[key]
         for key in counted
@@ -239,7 +240,7 @@ def quickest(run, threads: int) -> float:
 
 
 def seconds_of(run, threads: int) -> float:
-    """Of one call. With one thread it is that thread's processor time, which other programs do not lengthen by their turns."""
+    """Of one call. With one thread it is its processor time, which other programs do not lengthen by their turns."""
     clock = time.thread_time if threads == 1 else time.perf_counter
     begin = clock()
     run()

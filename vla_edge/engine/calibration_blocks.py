@@ -98,6 +98,7 @@ BLOCKS = (
     Block("encoder", 3, 100, 96, 288, 3),
     Block("encoder", 2, 256, 160, 640, 5),
     Block("encoder", 1, 196, 384, 1152, 6),
+    Block("encoder", 2, 52, 480, 1344, 8),
     Block("decoder", 1, 80, 224, 448, 7, 7),
     Block("decoder", 4, 40, 128, 256, 4, 2),
     Block("decoder", 2, 24, 256, 512, 8, 4),

@@ -63,7 +63,7 @@ class Roofline:
         self, work: StageWork, precisions: Mapping[str, LayerPrecision], kv_bits: int | None
     ) -> dict[str, float]:
         spent: dict[str, float] = {}
-        kernels, width = 0, FLOAT_BYTES[self.floats]
+        kernels, width, before = 0, FLOAT_BYTES[self.floats], None
         speed = self.bytes_per_s * self.bandwidth
         for operation in work.operations:
             if isinstance(operation, Product):
@@ -80,7 +80,9 @@ class Roofline:
                 rotates = isinstance(operation, Rotation)
                 numbers = 2 * operation.numbers if rotates else operation.numbers
                 label, seconds = POINTWISE, numbers * width / speed
-                kernels += operation.tensors if rotates else operation.kernels
+                joined = not rotates and operation.joins and isinstance(before, Pointwise) and not self.dispatch_s
+                kernels += operation.tensors if rotates else 0 if joined else operation.kernels
+            before = operation
             spent[label] = spent.get(label, 0.0) + seconds
         busy = sum(spent.values()) + kernels * self.kernel_s
         waiting = max(0.0, kernels * self.dispatch_s - busy)

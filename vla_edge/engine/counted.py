@@ -203,9 +203,10 @@ class _Counter:
             return
         numbers = results[0].numel()
         if name in _CURVED:
-            self.found.append(Pointwise(numbers, 0, 1))
+            self.found.append(Pointwise(numbers, 0, 1, joins=True))
         else:
-            self.found.append(Pointwise(0, numbers + sum(tensor.numel() for tensor in _tensors(arguments)), 1))
+            moved = numbers + sum(tensor.numel() for tensor in _tensors(arguments))
+            self.found.append(Pointwise(0, moved, 1, joins=True))
 
 
 def _tensors(values) -> Iterator:

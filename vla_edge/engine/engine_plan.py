@@ -1,4 +1,4 @@
-"""Plans from what a user has in hand: a checkpoint or the name of a published policy, a recipe or a bundle, a device's name."""
+"""Plans from what a user has in hand: a checkpoint or a published policy's name, a recipe or a bundle, a device's name."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def engine_plan(
     """What an engine will do.
 
     Args:
-        policy: as `policy_shapes`. recipe: as `recipe_of`. device: as `load_device`, or loaded; this computer is measured at
-            its first plan.
+        policy: as `policy_shapes`. recipe: as `recipe_of`.
+        device: as `load_device`, or loaded; this computer is measured at its first plan.
         runtime, group, check_memory: as `predict`. asked: of the inference, by the fields of `Workload`, such as
             decoding="fixed-point", iterations=3.
 

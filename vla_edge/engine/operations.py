@@ -86,11 +86,13 @@ class Attention:
 @dataclass(frozen=True)
 class Pointwise:
     """Work on each number: `curved` go through norms and activations, `copied` are read or written by residuals, masks
-    and copies. By `kernels` kernels."""
+    and copies. By `kernels` kernels; where it `joins`, by that of the work on each number before it, in runtimes that
+    compile for a GPU."""
 
     curved: float
     copied: float
     kernels: int
+    joins: bool = False
 
     @property
     def numbers(self) -> float:
