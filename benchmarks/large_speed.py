@@ -97,7 +97,7 @@ def plan_rows(name: str, checkpoint: Path, seconds: dict[str, float]) -> list[Ro
         seconds: way of decoding -> measured.
     """
     from vla_edge.compress.recipe import load_recipe
-    from vla_edge.engine.architecture_files import architecture_of
+    from vla_edge.engine.checkpoint_shapes import architecture_of
     from vla_edge.engine.devices import load_device
     from vla_edge.engine.plan import predict
     from vla_edge.engine.workload import Workload

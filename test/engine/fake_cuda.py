@@ -92,6 +92,9 @@ class FakeTensorRt:
     class ILogger:
         ERROR, INTERNAL_ERROR = 1, 0
 
+    class IProfiler:
+        pass
+
     def __init__(self, api: FakeRuntimeApi, tensors: dict[str, tuple[str, tuple[int, ...]]]):
         self.api, self.tensors, self.enqueued = api, tensors, 0
 
@@ -126,10 +129,14 @@ class FakeTensorRt:
             assert handle == 7 and set(addresses) == set(self.tensors)
             self.enqueued += 1
             kernel() if self.api.recording is None else self.api.recording.append(kernel)
+            if context.profiler is not None:
+                context.profiler.report_layer_time("double", 0.25)
             return True
 
-        return SimpleNamespace(
+        context = SimpleNamespace(
             set_input_shape=lambda name, shape: True,
             set_tensor_address=addresses.__setitem__,
             execute_async_v3=enqueue,
+            profiler=None,
         )
+        return context

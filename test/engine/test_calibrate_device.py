@@ -10,12 +10,12 @@ import pytest
 from scipy.optimize import nnls
 
 from vla_edge.compress.recipe import load_recipe
-from vla_edge.engine.architecture_files import architecture_of
-from vla_edge.engine.calibrate_device import device_from, fit_costs, read_calibration
-from vla_edge.engine.calibration_blocks import BLOCKS, PRECISIONS, Block, block_stage
-from vla_edge.engine.cost import LABELS, MeasuredSum, features
+from vla_edge.engine.checkpoint_shapes import architecture_of
+from vla_edge.engine.calibrate_device import _ordered, device_from, fit_costs, read_calibration
+from vla_edge.engine.calibration_blocks import BLOCKS, VARIANTS, Block, block_stage
+from vla_edge.engine.cost import LABELS, PACKED, ROUNDED, SCHEDULING, UNPACKED, WEIGHTS, MeasuredSum, features
 from vla_edge.engine.devices import DeviceError
-from vla_edge.engine.operations import Attention, Pointwise, Product, StageWork
+from vla_edge.engine.operations import Attention, Convolution, GroupNorm, Pointwise, Product, StageWork
 from vla_edge.engine.plan import predict
 from vla_edge.engine.precision import LayerPrecision
 from vla_edge.engine.workload import Workload
@@ -23,7 +23,7 @@ from vla_edge.engine.workload import Workload
 
 def calibration(**costs) -> dict:
     return {
-        "processor": "test", "measured": "2026-11-25", "cache_bytes": 1e6, "memory_gb": 8.0, "host_ms_per_camera": 0.5,
+        "processor": "test", "measured": "2026-11-25", "cache_bytes": [1e6, 4e6], "read_bytes_per_s": {"1": 1e10}, "memory_gb": 8.0, "host_ms_per_camera": 0.5,
         "seconds_per": {"1": dict.fromkeys(LABELS, 0.0) | costs}, "blocks": {},
     }  # fmt: skip
 
@@ -33,20 +33,48 @@ def test_what_a_call_does_is_counted():
     # 320 numbers of queries, 320 that come out and 640 of keys and values are copied; 7 kernels of attention
     base = {"attention": 25_600, "scores": 800, "curved": 100, "copied": 300 + 2 * 1280, "kernels": 1 + 7 + 3, "call": 1}
 
-    def counted(precision, cache=1e6, unpacked=False):
-        found = features(work, {"a": precision}, cache, unpacked)
+    def counted(precision, caches=(1e6, 4e6), way=PACKED):
+        found = features(work, {"a": precision}, caches, way)
         return {name: amount for name, amount in found.items() if amount}
 
     products = 2 * 10 * 64 * 32
     assert counted(LayerPrecision("float32")) == {**base, "float32": products, "cached": 4 * 64 * 32}
-    assert counted(LayerPrecision("float32"), cache=1e3) == {**base, "float32": products, "loaded": 4 * 64 * 32}
+    assert counted(LayerPrecision("float32"), caches=(1e3, 2e3)) == {**base, "float32": products, "loaded": 4 * 64 * 32}
+    assert counted(LayerPrecision("float32"), caches=(1e3, 1e4)) == {**base, "float32": products, "shared": 4 * 64 * 32}
     dynamic = LayerPrecision("int8", "int8-dynamic")
     assert counted(dynamic) == {**base, "int8": products, "cached": 64 * 32 + 4 * 32, "rounded": 640}
     # stored in 8 bits and multiplied as floats: unpacked when the file is loaded
     assert counted(LayerPrecision("int8")) == counted(LayerPrecision("float32"))
     packed = LayerPrecision("int4", group=32)
     assert counted(packed) == {**base, "int4": products, "unpacked": 64 * 32, "cached": 64 * 16 + 2 * 64 * 32 // 32}
-    assert counted(packed, unpacked=True) == counted(LayerPrecision("float32"))
+    assert counted(packed, way=UNPACKED) == counted(LayerPrecision("float32"))
+    bytes_ = 64 * 16 + 2 * 64 * 32 // 32
+    assert counted(packed, way=ROUNDED) == {**base, "int4 rounded": products, "int4 inputs": 640, "cached": bytes_}
+    row = StageWork("decode", 1, "token", (Product("a", 1, 64, 32),))
+    found = features(row, {"a": packed}, (1e6, 4e6))
+    assert found["int4 row"] == 64 * 32 and not found["int4"] and not found["unpacked"]
+    # its weights come in a stream
+    assert features(row, {"a": LayerPrecision("float32")}, (1e3, 1e4))["shared row"] == 4 * 64 * 32
+
+
+def test_a_convolution_is_one_in_float32_and_a_product_of_patches_in_int8():
+    work = StageWork("vision", 1, "camera", (Convolution("a", 9, 36, 8, (3, 3), 144), GroupNorm(72)))
+    products, base = 2 * 9 * 36 * 8, {"grouped": 72, "call": 1}
+
+    def counted(precision):
+        return {name: amount for name, amount in features(work, {"a": precision}, (1e6, 4e6)).items() if amount}
+
+    assert counted(LayerPrecision("float32")) == {**base, "convolved": products, "cached": 4 * 36 * 8, "kernels": 11}
+    # of the first dimension 144 numbers become 324, as many as all patches have, and so do they of the second
+    patches = {"copied": 2 * 4 * 324, "kernels": 11 + 2 * 4}
+    rounded = {"int8": products, "rounded": 9 * 36, "cached": 36 * 8 + 4 * 8}
+    assert counted(LayerPrecision("int8", "int8-dynamic")) == {**base, **patches, **rounded}
+
+
+def test_weights_from_farther_away_cost_no_less():
+    costs = dict.fromkeys(LABELS, 0.0) | {"cached": 2.0, "shared row": 3.0, "loaded": 1.0}
+    found = _ordered(costs)
+    assert [found[name] for name in ("cached", "shared", "loaded", "shared row", "loaded row")] == [2, 2, 2, 3, 3]
 
 
 def test_costs_are_the_non_negative_least_squares_that_scipy_finds():
@@ -64,16 +92,16 @@ def test_costs_are_the_non_negative_least_squares_that_scipy_finds():
 def test_costs_of_a_known_computer_are_found_again_and_predict_a_policy_it_did_not_see(checkpoint):
     rng = np.random.default_rng(1)
     true = dict(zip(LABELS, 10.0 ** rng.uniform(-12, -8, len(LABELS)))) | {"kernels": 3e-6, "call": 2e-5}
-    known = MeasuredSum({1: true}, 1e6)
+    known = MeasuredSum({1: true}, (8e6, 32e6))
     rows, seconds = [], []
     for block in BLOCKS:
         work = block.work()
-        for precision in PRECISIONS.values():
-            precisions = {product.layer: precision for product in work.products}
-            counted = features(work, precisions, 1e6)
+        for variant in map(VARIANTS.get, block.variants):
+            precisions = {product.layer: variant.precision for product in work.products}
+            counted = features(work, precisions, (8e6, 32e6), variant.way)
             rows.append([counted[name] for name in LABELS])
             seconds.append(sum(counted[name] * true[name] for name in LABELS))
-    found = MeasuredSum({1: dict(zip(LABELS, fit_costs(np.array(rows), np.array(seconds))))}, 1e6)
+    found = MeasuredSum({1: dict(zip(LABELS, fit_costs(np.array(rows), np.array(seconds))))}, (8e6, 32e6))
     architecture = architecture_of(checkpoint)
     for recipe in ("fp32", "int8", "int4-rtn"):
         plans = [
@@ -82,6 +110,14 @@ def test_costs_of_a_known_computer_are_found_again_and_predict_a_policy_it_did_n
         ]
         for stage in plans[0].stages:
             assert plans[1].stage(stage.name).ms == pytest.approx(stage.ms, rel=0.05), (recipe, stage.name)
+
+
+def test_memory_gives_no_more_than_it_can():
+    work = StageWork("decode", 1, "token", (Product("a", 1, 64, 32),))
+    model = MeasuredSum({1: dict.fromkeys(LABELS, 0.0) | {"call": 1.0}}, (1e3, 2e3), {1: 4 * 64 * 32 / 3})
+    spent = model.call_seconds(work, {"a": LayerPrecision("float32")}, None)
+    assert {label: seconds for label, seconds in spent.items() if seconds} == {SCHEDULING: 1.0, WEIGHTS: 2.0}
+    assert sum(replace(model, caches=(1e3, 1e6)).call_seconds(work, {"a": LayerPrecision("float32")}, None).values()) == 1
 
 
 def test_twice_the_threads_are_taken_where_they_save_enough():
@@ -105,11 +141,11 @@ def test_no_block_has_a_product_of_a_shipped_policy():
     assert not shipped & {(p.rows, p.inputs, p.outputs) for block in BLOCKS for p in block.work().products}
 
 
-@pytest.mark.parametrize("kind", ["encoder", "decoder", "products"])
+@pytest.mark.parametrize("kind", ["encoder", "decoder", "products", "residual", "grouped", "part"])
 def test_a_block_counts_the_products_that_its_module_has(kind):
     from torch import nn
 
-    block = Block(kind, 2, 5, 16, 24, 2, 1)
+    block = Block(kind, 2, 16, 16, 24, 2, 1)
     linear = {name: (m.in_features, m.out_features) for name, m in block_stage(block).module.named_modules()
               if isinstance(m, nn.Linear)}  # fmt: skip
     assert {p.layer: (p.inputs, p.outputs) for p in block.work().products} == linear

@@ -14,11 +14,11 @@ from vla_edge.compress.recipe import RecipeError, load_recipe, parse_recipe
 from vla_edge.engine.architecture_files import (
     ArchitectureError,
     architecture_names,
-    architecture_of,
     load_architecture,
     parse_architecture,
 )
 from vla_edge.engine.bottleneck import DECODING, FLOW_STEPS, LEVERS
+from vla_edge.engine.checkpoint_shapes import architecture_of
 from vla_edge.engine.cost import CACHE, COMPUTE, LABELS, SCHEDULING, WEIGHTS, CostError, Roofline
 from vla_edge.engine.devices import load_device
 from vla_edge.engine.operations import Attention, Pointwise, Product, Rotation, StageWork, layer_shapes
@@ -153,11 +153,6 @@ def test_layers_are_those_of_the_policy_itself_with_rows_and_calls_as_it_runs(re
     for stage in works:
         for product in stage.products:
             assert seen[product.layer] == (product.rows if stage.calls else 0, stage.calls), product.layer
-
-
-def test_a_checkpoint_of_a_family_without_shapes_is_told():
-    with pytest.raises(ArchitectureError, match="is a pi0, whose shapes can be planned by name alone; checkpoints of groot"):
-        architecture_of(PARITY / "pi" / "pi0" / "checkpoint")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from fake_cuda import FakeRuntimeApi, FakeTensorRt
 from vla_edge.engine.backends import BackendError, StageInterface
 from vla_edge.engine.backends.cuda import CudaError, CudaPython, PyCuda
 from vla_edge.engine.backends.tensorrt_common import TensorRt
+from vla_edge.engine.kernels import KERNELS, Kernel, kernels_beside
 from vla_edge.policy.stages import TensorSpec
 
 SHAPE = (1, 6)
@@ -79,16 +80,15 @@ def test_a_damaged_plan_or_one_with_other_tensors_is_a_backend_error(plan):
         backend(FakeRuntimeApi())[1].load(plan, STAGE, OPTIONS)
 
 
-def test_the_kernels_of_a_plan_are_told_as_its_inspector_gives_them(plan):
-    from vla_edge.cli.look import _kernel_lines
-    from vla_edge.engine.backends.tensorrt_common import KERNELS
-
-    runtime = backend(FakeRuntimeApi())[1]
-    assert _kernel_lines(plan) == []
-    plan.with_suffix(KERNELS).write_text(runtime.kernels(plan.read_bytes()))
-    assert [line.split() for line in _kernel_lines(plan)] == [["double", "PointWise", "twice_f32"], ["last"]]
+def test_the_kernels_of_a_plan_are_told_and_timed(plan):
+    api = FakeRuntimeApi()
+    runtime = backend(api)[1]
+    assert kernels_beside(plan) == ()
+    plan.with_suffix(KERNELS).write_text(runtime.kernels(plan.read_bytes(), STAGE))
+    assert kernels_beside(plan) == (Kernel("double", "PointWise", "twice_f32", ms=0.25), Kernel("last"))
+    assert not api.memory, "the memory it was timed in is given back"
     with pytest.raises(BackendError, match="cannot load the plan"):
-        runtime.kernels(b"nothing")
+        runtime.kernels(b"nothing", STAGE)
 
 
 @pytest.mark.peers

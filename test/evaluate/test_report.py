@@ -3,12 +3,11 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from browser import browse, needs_browser
 from conftest import SPEC, Oracle, recording
 
 from vla_edge.evaluate.bag_writer import write_bag
@@ -145,26 +144,6 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     write_json(target, {"value": math.nan})
     assert json.loads(target.read_text()) == {"value": None}
     assert list(tmp_path.iterdir()) == [target]
-
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-def browse(page, tmp_path, *arguments: str, query: str = "") -> subprocess.CompletedProcess:
-    """A headless Chromium opens the page; what it complains about is an error of the page."""
-    quiet = ("background-networking", "component-update", "sync")
-    done = subprocess.run(
-        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars",
-         *(f"--disable-{name}" for name in quiet), f"--user-data-dir={tmp_path / 'profile'}",
-         "--window-size=1200,2600", "--virtual-time-budget=4000", "--enable-logging=stderr", *arguments,
-         f"{page.as_uri()}{query}"],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert "CONSOLE" not in done.stderr, done.stderr
-    return done
-
-
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs a Chromium to look at the page with")
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,15 +82,14 @@ def _inspect(options):
 
 
 def _kernel_lines(file: Path) -> list[str]:
-    """Of a plan of TensorRT: what runs, in order, as its inspector told when it was built."""
-    inspected = file.with_suffix(".kernels.json")
-    if not inspected.is_file():
-        return []
-    rows = json.loads(inspected.read_text()).get("Layers", [])
-    # without its details a layer is its name alone
-    rows = [row if isinstance(row, dict) else {"Name": row} for row in rows]
-    told = [(row["Name"][:60], row.get("LayerType", ""), row.get("TacticName", "")) for row in rows]
-    return [f"    {name:61}{kind}  {tactic}".rstrip() for name, kind, tactic in told]
+    """Of a plan of TensorRT: what runs, in order, and how long it took where the plan was built."""
+    from vla_edge.engine.kernels import kernels_beside
+
+    return [
+        f"    {kernel.name[:60]:61}{'' if kernel.ms is None else f'{kernel.ms:.4f} ms':>11}  "
+        f"{kernel.precision}  {kernel.kind}  {kernel.tactic}".rstrip()
+        for kernel in kernels_beside(file)
+    ]
 
 
 def _steps(spec) -> str:
@@ -132,6 +130,7 @@ def _factor_lines(factored: Mapping[str, Mapping], each: bool) -> list[str]:
 def _profile(options):
     from vla_edge.compress.calibrate import load_calibration
     from vla_edge.engine.bundle import Bundle
+    from vla_edge.engine.kernels import kernels_of
     from vla_edge.engine.profile import profile_bundle
     from vla_edge.evaluate.profile_report import summary, write_profile_report
 
@@ -139,7 +138,8 @@ def _profile(options):
     observations = load_calibration(options.bag or _recording_beside(bundle.directory), bundle.spec).held_out
     found = profile_bundle(bundle, observations, options.repeats, options.threads)
     name = bundle.manifest["name"]
-    written = [str(write_profile_report(found, options.report, name))] if options.report else []
+    kernels = kernels_of(bundle)
+    written = [str(write_profile_report(found, options.report, name, kernels))] if options.report else []
     return {**found.to_dict(), "reports": written}, 0, "\n".join([summary(found), *written])
 
 

@@ -50,7 +50,7 @@ def add(command) -> None:
 
     sub = command("plan", _plan, "predict time, rates and memory of an engine on a device, before anything is built")
     sub.add_argument("policy", help="checkpoint directory, or a published architecture such as pi0.5 or openvla-7b")
-    sub.add_argument("--recipe", default="int8", help="name of a shipped recipe, or a YAML file")
+    sub.add_argument("--recipe", default="int8", help="name of a shipped recipe, a YAML file, or a bundle built by one")
     sub.add_argument("--device", default="local", help="name of a shipped device, a YAML file, or this computer")
     sub.add_argument("--runtime", help="of the device: how well kernels use it; by default what vla-edge builds for it")
     sub.add_argument("--cameras", type=int, help="pictures of an observation")
@@ -192,18 +192,15 @@ def _export(options):
 
 
 def _plan(options):
-    from vla_edge.compress.recipe import load_recipe
-    from vla_edge.engine.architecture_files import architecture_of, load_architecture
     from vla_edge.engine.devices import load_device
+    from vla_edge.engine.engine_plan import policy_shapes, recipe_of
     from vla_edge.engine.plan import predict
     from vla_edge.engine.plan_report import plan_dict, plan_text, search_dict, search_text
     from vla_edge.engine.plan_search import candidates
     from vla_edge.engine.precision import asked_of_workload
     from vla_edge.engine.workload import Workload
 
-    is_directory = Path(options.policy).expanduser().is_dir()
-    architecture = architecture_of(options.policy) if is_directory else load_architecture(options.policy)
-    recipe, bar = load_recipe(options.recipe), Bar()
+    architecture, recipe, bar = policy_shapes(options.policy), recipe_of(options.recipe), Bar()
     try:
         device = load_device(options.device, options.calibrate, bar)
     finally:

@@ -64,7 +64,7 @@ class Architecture:
     Attributes:
         name: of it. kind: "flow" or "tokens". source: where the shapes are published.
         towers: name -> vision transformer, each sees every camera.
-        connector: (inputs, outputs) of the products that each of `image_tokens` goes through.
+        connector: (inputs, outputs) of the products that each of `image_tokens` goes through. connector_name: of them.
         image_tokens: of one camera as the language model sees them. marker_tokens: around each camera's.
         language, language_layers, vocabulary: of the language model.
         every: an expert layer stands beside every n-th language layer.
@@ -75,6 +75,9 @@ class Architecture:
         action_dim: numbers of one action, and tokens of one in policies of kind "tokens".
         parallel: whether all action tokens are predicted in one pass, as OpenVLA-OFT is trained to.
         head: products after the language model, by name; each runs on the rows of one action, `chunk` times.
+        state: products of one row that make a token of the state, by name, beside that of `state_inputs`.
+        reader: what the stage of the language model is called there. scored: words of which it gives scores; the whole
+            vocabulary when None.
         expert: of flow policies.
     """
 
@@ -100,11 +103,32 @@ class Architecture:
     parallel: bool = False
     adapter: tuple[int, int, int, int] | None = None
     head: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    state: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    reader: str = "prefill"
+    scored: int | None = None
+    connector_name: str = "connector"
     expert: Expert | None = None
+
+    prunes_vision = True
 
     @property
     def is_flow(self) -> bool:
         return self.kind == "flow"
+
+    @property
+    def decodes(self) -> bool:
+        """Whether its actions are tokens."""
+        return self.kind == "tokens"
+
+    @property
+    def embedding_numbers(self) -> int:
+        """Of the table of words."""
+        return self.vocabulary * self.language.width
+
+    @property
+    def language_weights(self) -> int:
+        """Of the language model's feed-forwards, which are most of it."""
+        return self.language_layers * self.language.width * self.language.hidden * (3 if self.language.gated else 2)
 
     def works(self, workload: Workload) -> tuple[StageWork, ...]:
         """Every stage of one inference."""
@@ -140,7 +164,7 @@ class Architecture:
             pixels = tower.tokens * tower.patch_inputs
             operations.append(Pointwise(tower.tokens * tower.width, 2 * pixels + 3 * tower.tokens * tower.width, 4))
         for index, (inputs, outputs) in enumerate(self.connector):
-            name = "vision.connector" if len(self.connector) == 1 else f"vision.connector.{index}"
+            name = f"vision.{self.connector_name}" + (f".{index}" if len(self.connector) > 1 else "")
             operations += [
                 Product(name, self.image_tokens, inputs, outputs), Pointwise(0, 2 * self.image_tokens * inputs, 1)
             ]  # fmt: skip
@@ -192,9 +216,13 @@ class Architecture:
         scheme, actions = workload.scheme(self), workload.action_tokens(self)
         tokens = self.prefix_tokens(workload)
         seen = tokens + (actions if scheme.in_prefill else 0)
-        head = tuple(Product(f"prefill.{name}", workload.chunk, *shape) for name, shape in self.head.items())
+        head = tuple(
+            Product(f"{self.reader}.{name}", rows, *shape)
+            for rows, layers in ((workload.chunk, self.head), (1, self.state))
+            for name, shape in layers.items()
+        )
         prefill = self._pass(seen, seen, actions if scheme.in_prefill else 1)
-        stages = [StageWork("prefill", 1, "observation", (*prefill, *head))]
+        stages = [StageWork(self.reader, 1, "observation", (*prefill, *head))]
         if scheme.passes:
             keys = tokens + actions / 2  # on average, as the cache grows
             stages.append(
@@ -209,9 +237,20 @@ class Architecture:
         layers = [
             operation
             for index in range(self.language_layers)
-            for operation in self.language.layer(f"prefill.layers.{index}", rows, keys)
+            for operation in self.language.layer(f"{self.reader}.layers.{index}", rows, keys)
         ]
-        return (*layers, *((self._logits(logits),) if self.vocabulary else ()))
+        return (*layers, *((self._logits(logits),) if self._scored else ()))
+
+    @property
+    def _scored(self) -> int:
+        return self.vocabulary if self.scored is None else self.scored
 
     def _logits(self, rows: int) -> Product:
-        return Product("prefill.head", rows, self.language.width, self.vocabulary)
+        return Product(f"{self.reader}.head", rows, self.language.width, self._scored)
+
+    def part(self, layer: str) -> str:
+        """Of the engine that a layer belongs to: "vision", "language body", "action head" or "draft"."""
+        stage, _, rest = layer.partition(".")
+        if stage in ("denoise", "time") or stage == self.reader and rest in self.head:
+            return "action head"
+        return stage if stage in ("vision", "draft") else "language body"

@@ -14,6 +14,7 @@ from vla_edge.engine.backends import AUTO, BackendError, chosen_backends, runs_h
 from vla_edge.engine.build import Progress, build, build_key, calibration_source, default_output
 from vla_edge.engine.bundle import Bundle, writing
 from vla_edge.engine.export import ExportError
+from vla_edge.engine.kernels import kernels_of
 from vla_edge.engine.manifest import MANIFEST, write_manifest
 from vla_edge.engine.profile import profile_bundle
 from vla_edge.engine.roofline import measure_roofline
@@ -98,7 +99,9 @@ def build_to(
         shutil.rmtree(work / loser.draft.name, ignore_errors=True)
 
     outcome = pursue(target, max(1, loaded.spec.num_steps), attempt, drop, most)
-    write_target_report(outcome, report_path(output), output.name)
+    engine = work / outcome.best.draft.name if outcome.best else None
+    kernels = kernels_of(Bundle.load(engine)) if engine and engine.is_dir() else {}
+    write_target_report(outcome, report_path(output), output.name, kernels)
     if not outcome.reached:
         return outcome, None
     best = built(outcome.best.draft)  # there already, unless the attempt was recorded before and its engine dropped

@@ -1,4 +1,4 @@
-"""What things cost on this computer: blocks of transformer layers, run through the real exporter and runtime.
+"""What things cost on this computer: blocks of layers, run through the real exporter and runtime.
 
 Each block (`calibration_blocks`) is a few layers of one size, in float32, INT8 and INT4, with one thread and with all.
 How long a call takes is laid out on what the call does (`cost.features`) by least squares with no cost below zero. The
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 import time
@@ -17,11 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_edge.engine.calibration_blocks import BLOCKS, PRECISIONS, block_layers, block_stage
+from vla_edge.engine.calibration_blocks import BLOCKS, VARIANTS, block_layers, block_stage
 from vla_edge.engine.cost import LABELS, MeasuredSum, features
 from vla_edge.engine.devices import LOCAL, Device, DeviceError, Efficiency
+from vla_edge.engine.roofline import read_speed
 
-ROUNDS = 11
+ROUNDS, TURN_S = 15, 0.012
+_LEAST_CALLS = 4
+_UNCACHED = 3  # times what caches hold: of so much they give little
 _STEPS = 20_000  # of coordinate descent; it stops when nothing moves
 
 
@@ -51,7 +55,7 @@ def calibration_path() -> Path:
     processor = next(
         (line for line in _cpuinfo().splitlines() if line.startswith(("model name", "CPU part"))), "unknown"
     )
-    key = f"{processor} {len(os.sched_getaffinity(0))} {onnxruntime.__version__} {BLOCKS}"
+    key = f"{processor} {len(os.sched_getaffinity(0))} {onnxruntime.__version__} {BLOCKS} {VARIANTS}"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "vla_edge" / f"device-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
@@ -66,7 +70,9 @@ def read_calibration(path: Path) -> dict:
         plain = json.loads(path.read_text(encoding="utf-8"))
         costs = plain["seconds_per"]
         wrong = not costs or any(set(entry) != set(LABELS) or min(entry.values()) < 0 for entry in costs.values())
-        if wrong or not 0 < plain["cache_bytes"] or not 0 < plain["memory_gb"]:
+        own, whole = plain["cache_bytes"]
+        wrong |= set(plain["read_bytes_per_s"]) != set(costs) or min(plain["read_bytes_per_s"].values()) <= 0
+        if wrong or not 0 < own <= whole or not 0 < plain["memory_gb"]:
             raise ValueError("a cost is missing or below 0")
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DeviceError(f"the calibration {path} is damaged ({error}); measure again with --calibrate") from error
@@ -76,13 +82,13 @@ def read_calibration(path: Path) -> dict:
 def device_from(calibration: Mapping, path: Path | None = None) -> Device:
     """The device that a calibration describes."""
     costs = {int(threads): entry for threads, entry in calibration["seconds_per"].items()}
+    read = {int(threads): speed for threads, speed in calibration["read_bytes_per_s"].items()}
     one = costs[min(costs)]
-    bandwidth = 1e-9 / one["loaded"] if one["loaded"] else 0.0
     return Device(
         name=LOCAL,
         title=calibration["processor"],
         peak_tera={kind: 1e-12 / one[kind] for kind in ("float32", "int8") if one[kind]},
-        bandwidth_gb_s=bandwidth,
+        bandwidth_gb_s=1e-9 * max(read.values()),
         memory_gb=calibration["memory_gb"],
         floats="float32",
         runtime="onnxruntime",
@@ -90,7 +96,7 @@ def device_from(calibration: Mapping, path: Path | None = None) -> Device:
         reserved_gb=min(2.0, calibration["memory_gb"] / 4),
         host_ms_per_camera=calibration["host_ms_per_camera"],
         sources=(f"measured here, {calibration['measured']}: {path}",),
-        measured=MeasuredSum(costs, calibration["cache_bytes"]),
+        measured=MeasuredSum(costs, tuple(calibration["cache_bytes"]), read),
     )
 
 
@@ -112,10 +118,10 @@ def calibrate(tell, beside: Mapping | None = None) -> tuple[dict, dict]:
         ) from error
     from vla_edge.engine.build import torch_threads
 
-    cache = _cache_bytes()
+    caches = _caches()
     threads = sorted({1, min(len(os.sched_getaffinity(0)), 8)})
     with tempfile.TemporaryDirectory() as directory, torch_threads(0):
-        runs, counted = _prepared(Path(directory), threads, cache, tell)
+        runs, counted = _prepared(Path(directory), threads, caches, tell)
         keys = {("beside", key, 1): call for key, call in (beside or {}).items()}
         timed = _timed({**runs, **keys}, tell)
     seconds = {key: timed[key] for key in runs}
@@ -124,12 +130,13 @@ def calibrate(tell, beside: Mapping | None = None) -> tuple[dict, dict]:
         mine = [key for key in counted if key[2] == number]
         rows = np.array([[counted[key][name] for name in LABELS] for key in mine])
         found = fit_costs(rows, np.array([seconds[key] for key in mine]))
-        costs[str(number)] = dict(zip(LABELS, map(float, found)))
+        costs[str(number)] = _ordered(dict(zip(LABELS, map(float, found))))
     result = {
         "processor": _processor(),
         "measured": time.strftime("%Y-%m-%d"),
         "seconds_per": costs,
-        "cache_bytes": cache,
+        "cache_bytes": list(caches),
+        "read_bytes_per_s": {str(number): _read_speed(number, counted, seconds, caches) for number in threads},
         "memory_gb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9,
         "host_ms_per_camera": _host_ms(),
         "blocks": {f"{i} {precision} {n}": 1e3 * seconds[i, precision, n] for i, precision, n in seconds},
@@ -160,7 +167,27 @@ def fit_costs(rows: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     return costs
 
 
-def _prepared(directory: Path, threads: Sequence[int], cache: float, tell):
+def _read_speed(threads: int, counted: Mapping, seconds: Mapping, caches: tuple[float, float]) -> float:
+    """Bytes per second that memory gives: the most that was read, by dot products or by a block that caches hold little
+    of."""
+    blocks = [
+        (counted[key]["loaded"] + counted[key]["loaded row"]) / seconds[key]
+        for key in counted
+        if key[2] == threads and counted[key]["loaded"] + counted[key]["loaded row"] > _UNCACHED * caches[1]
+    ]
+    return max([read_speed(threads), *blocks])
+
+
+def _ordered(costs: dict[str, float]) -> dict[str, float]:
+    """`costs` where weights from farther away cost no less than from nearer, as where no block's leave a large cache."""
+    found = dict(costs)
+    for kind in ("", " row"):
+        found[f"shared{kind}"] = max(found["cached"], found[f"shared{kind}"])
+        found[f"loaded{kind}"] = max(found[f"shared{kind}"], found[f"loaded{kind}"])
+    return found
+
+
+def _prepared(directory: Path, threads: Sequence[int], caches: tuple[float, float], tell):
     """(block, precision, threads) -> a call, and -> what it counts."""
     from vla_edge.engine.backends import StageInterface, get_backend
     from vla_edge.engine.export import export_stage, trace
@@ -172,45 +199,48 @@ def _prepared(directory: Path, threads: Sequence[int], cache: float, tell):
         stage = block_stage(block)
         traced = trace(stage)
         interface = StageInterface(stage.name, stage.inputs, stage.outputs)
-        for name in PRECISIONS if block.hidden else ("float32",):
-            precision = PRECISIONS[name]
+        work = block.work()
+        for name in block.variants:
+            variant = VARIANTS[name]
             place = directory / f"{index}-{name}"
             place.mkdir()
             file = export_stage(stage, block_layers(stage.module, name, runtime), place / "block.onnx", traced)
-            work = block.work()
-            precisions = {product.layer: precision for product in work.products}
+            precisions = {product.layer: variant.precision for product in work.products}
             for number in threads:
-                built = runtime.build(file, place, interface, {"threads": number, "fold_weights": False})
+                built = runtime.build(file, place, interface, {"threads": number, **dict(variant.options)})
                 loaded = runtime.load(place / built.file, interface, built.options)
                 inputs = {spec.name: np.random.default_rng(0).standard_normal(spec.shape, np.float32)
                           for spec in stage.inputs}  # fmt: skip
                 outputs = {spec.name: spec.zeros() for spec in stage.outputs}
                 runs[index, name, number] = loaded.bind(inputs, outputs)
-                counted[index, name, number] = features(work, precisions, cache)
+                counted[index, name, number] = features(work, precisions, caches, variant.way)
     return runs, counted
 
 
 def _timed(runs: Mapping, tell) -> dict:
     """Seconds of each call, taken in turn so that other load on the machine meets all alike.
 
-    Other programs only ever lengthen a call, so it is a quick turn that tells.
+    A prediction is of a computer that does nothing else, and other programs only ever lengthen a call: it is the quickest
+    that tells (Chen and Revels, 2016, arXiv:1608.04295).
     """
-    times: dict = {key: [] for key in runs}
+    times = dict.fromkeys(runs, math.inf)
     for number in range(ROUNDS):
         tell(0.8 + 0.2 * number / ROUNDS, "timing blocks in turn")
         for key, run in runs.items():
-            times[key].append(quickest(run, key[2]))
-    return {key: float(np.percentile(values, 20)) for key, values in times.items()}
+            times[key] = min(times[key], quickest(run, key[2]))
+    return times
 
 
-def quickest(run, threads: int, calls: int = 6) -> float:
-    """Seconds of the quickest of some calls in a row: caches are warm, as between the steps of a flow, and other
-    programs' turns fall into the others."""
-    return min(seconds_of(run, threads) for _ in range(calls))
+def quickest(run, threads: int) -> float:
+    """Seconds of the quickest of as many calls in a row as fill a turn: caches are warm, as between the steps of a flow."""
+    found = seconds_of(run, threads)
+    for _ in range(max(_LEAST_CALLS, math.ceil(TURN_S / found))):
+        found = min(found, seconds_of(run, threads))
+    return found
 
 
 def seconds_of(run, threads: int) -> float:
-    """Of one call. With one thread it is that thread's processor time, which other programs do not lengthen."""
+    """Of one call. With one thread it is its processor time, which other programs do not lengthen by their turns."""
     clock = time.thread_time if threads == 1 else time.perf_counter
     begin = clock()
     run()
@@ -244,12 +274,13 @@ def _processor() -> str:
     return f"this computer, {len(os.sched_getaffinity(0))} cores"
 
 
-def _cache_bytes() -> int:
-    """That stay cached between calls: a quarter of the last level, which other stages and programs share; 2 MB where
-    the system does not tell."""
+def _caches() -> tuple[float, float]:
+    """Bytes of weights that stay near a processor between calls, a quarter of the last level, which other stages and
+    programs share; and all of it. 2 and 8 MB where the system does not tell."""
     found = 0
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text(encoding="utf-8").strip()
         if text[:-1].isdigit() and text[-1] in "KM":
             found = max(found, int(text[:-1]) * (2**10 if text[-1] == "K" else 2**20))
-    return found // 4 or 2 * 2**20
+    whole = found or 8 * 2**20
+    return whole / 4, float(whole)

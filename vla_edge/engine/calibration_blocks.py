@@ -1,17 +1,32 @@
-"""Blocks of transformer layers that tell what things cost on a computer. None has a product of a shipped policy."""
+"""Blocks of layers that tell what things cost on a computer. None has a product of a shipped policy."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from vla_edge.engine.counted import count_stage
 from vla_edge.engine.operations import Attention, Decoder, Operation, Pointwise, Product, StageWork, encoder_layer
+from vla_edge.engine.cost import PACKED, ROUNDED
 from vla_edge.engine.precision import LayerPrecision
 
-PRECISIONS = {
-    "float32": LayerPrecision("float32"),
-    "int8": LayerPrecision("int8", "int8-dynamic"),
-    "int4": LayerPrecision("int4", group=64),
+
+@dataclass(frozen=True)
+class Variant:
+    """How a block is stored, and how ONNX Runtime is told to multiply that: `options`, which `way` is the name of."""
+
+    precision: LayerPrecision
+    way: str = PACKED
+    options: tuple[tuple[str, object], ...] = (("fold_weights", False),)
+
+
+VARIANTS = {
+    "float32": Variant(LayerPrecision("float32")),
+    "int8": Variant(LayerPrecision("int8", "int8-dynamic")),
+    "int4": Variant(LayerPrecision("int4", group=64)),
+    "int4 rounded": Variant(LayerPrecision("int4", group=64), ROUNDED, (("fold_weights", False), ("dynamic", True))),
 }
+LARGE = 5e7  # weights
 
 
 @dataclass(frozen=True)
@@ -19,8 +34,10 @@ class Block:
     """Layers of one size.
 
     Attributes:
-        kind: "encoder" or "decoder"; "products" alone, with more bytes than caches hold; "pointwise" (norm, activation,
-            residual) or "attention" alone, which tell apart what layers always have together.
+        kind: "encoder" or "decoder"; "products" alone, some with more bytes than caches hold; "pointwise" (norm,
+            activation, residual) or "attention" alone, which tell apart what layers always have together; "residual" of
+            a ResNet, over as many places as a square of `rows` has, or "grouped" with group normalization; "part" of a
+            U-Net over time.
     """
 
     kind: str
@@ -35,8 +52,25 @@ class Block:
     def decoder(self) -> Decoder:
         return Decoder(self.width, self.hidden, self.heads, self.kv_heads, self.width // self.heads)
 
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """That it is run in: convolutions stay what they are in float32 alone, and become products else; blocks that are
+        there to hold more weights in 4 bits than caches do would be too large in more."""
+        if self.kind not in ("encoder", "decoder", "products"):
+            return ("float32",)
+        large = 2 * self.layers * self.width * self.hidden > LARGE
+        return tuple(name for name, variant in VARIANTS.items() if not large or variant.precision.weights == "int4")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of its input."""
+        side = math.isqrt(self.rows)
+        return (1, side, side, self.width) if self.kind in ("residual", "grouped") else (1, self.rows, self.width)
+
     def work(self) -> StageWork:
         """What one call computes."""
+        if self.kind in ("residual", "grouped", "part"):
+            return StageWork("block", 1, "call", count_stage(block_stage(self), named=False))
         operations: list[Operation] = []
         size = self.rows * self.width
         for index in range(self.layers):
@@ -64,20 +98,33 @@ BLOCKS = (
     Block("encoder", 3, 100, 96, 288, 3),
     Block("encoder", 2, 256, 160, 640, 5),
     Block("encoder", 1, 196, 384, 1152, 6),
+    Block("encoder", 2, 52, 480, 1344, 8),
     Block("decoder", 1, 80, 224, 448, 7, 7),
     Block("decoder", 4, 40, 128, 256, 4, 2),
     Block("decoder", 2, 24, 256, 512, 8, 4),
     Block("decoder", 1, 128, 384, 1024, 6, 2),
-    Block("products", 3, 36, 176, 440),
+    Block("products", 3, 36, 192, 448),
+    Block("products", 2, 1, 448, 1536),
     Block("products", 1, 1, 2048, 8192),
+    Block("products", 2, 1, 3072, 8192),
+    Block("products", 2, 5, 3072, 8192),
+    Block("products", 3, 44, 640, 1088),
+    Block("products", 1, 72, 1280, 3840),
+    Block("products", 1, 20, 1536, 4608),
     Block("pointwise", 3, 90, 320, 0),
     Block("pointwise", 6, 20, 112, 0),
     Block("attention", 2, 112, 192, 0, 6, 6),
     Block("attention", 3, 48, 96, 0, 2, 2),
+    Block("residual", 2, 24 * 24, 48, 0),
+    Block("residual", 1, 12 * 12, 160, 0),
+    Block("grouped", 1, 30 * 30, 48, 0),
+    Block("grouped", 1, 10 * 10, 144, 0),
+    Block("part", 2, 24, 96, 0),
+    Block("part", 1, 12, 320, 0),
 )
 
 
-def block_layers(module, precision: str, runtime) -> dict:
+def block_layers(module, variant: str, runtime) -> dict:
     """Layer -> what is exported for it."""
     from torch import nn
 
@@ -88,7 +135,7 @@ def block_layers(module, precision: str, runtime) -> dict:
         "float32": Keep(("*",)),
         "int8": Quantize(("*",), "int8", "int8-dynamic", reduce_range="auto"),
         "int4": Quantize(("*",), "int4", group_size=64),
-    }[precision]
+    }[variant.partition(" ")[0]]
     reduced = runtime.gains_by_reduced_range()
     return {
         name: compress_layer(name, layer, step, reduce_range=reduced)
@@ -103,6 +150,8 @@ def block_stage(block: Block):
     from torch import nn
 
     from vla_edge.policy.blocks import MASKED, DecoderLayer, EncoderLayer, attend, rotary, rotate, split_heads
+    from vla_edge.policy.diffusion import Part
+    from vla_edge.policy.resnet import BasicBlock
     from vla_edge.policy.stages import Stage, TensorSpec
 
     torch.manual_seed(0)
@@ -121,6 +170,9 @@ def block_stage(block: Block):
                 ),
                 "pointwise": lambda: nn.Sequential(nn.LayerNorm(block.width), nn.GELU(approximate="tanh")),
                 "attention": nn.Identity,
+                "residual": lambda: BasicBlock(block.width, block.width, 1, grouped=False),
+                "grouped": lambda: BasicBlock(block.width, block.width, 1, grouped=True),
+                "part": lambda: Part(block.width, block.width, 5, groups=8),
             }[block.kind]
             self.layers = nn.ModuleList(make() for _ in range(block.layers))
             cos, sin = rotary(torch.arange(block.rows)[None], shape.head_dim)
@@ -146,5 +198,4 @@ def block_stage(block: Block):
             q, k = (rotate(tensor, self.cos, self.sin) for tensor in (layer.queries(normed), k))
             return layer.finish(x, attend(q, k, v, self.mask)[0])
 
-    spec = (1, block.rows, block.width)
-    return Stage("block", Layers().eval(), (TensorSpec("x", spec),), (TensorSpec("y", spec),))
+    return Stage("block", Layers().eval(), (TensorSpec("x", block.shape),), (TensorSpec("y", block.shape),))

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from vla_edge.engine.operations import Attention, Pointwise, Product, Rotation, StageWork
+from vla_edge.engine.choose import SAVING_BY_ROUNDING, SAVING_PER_DOUBLING
+from vla_edge.engine.operations import Attention, Convolution, GroupNorm, Pointwise, Product, Rotation, StageWork
 from vla_edge.engine.precision import FLOAT_BYTES, LayerPrecision
 from vla_edge.types import VlaEdgeError
 
 WEIGHTS, COMPUTE, ATTENTION, CACHE, POINTWISE, SCHEDULING, HOST = (
     "weight bandwidth", "compute", "attention", "kv cache", "pointwise", "scheduling", "host work",
 )  # fmt: skip
-# A share of time that twice the threads have to save before they are taken, as `backends.onnxruntime` decides.
-SAVING_PER_DOUBLING = 0.2
 _ATTENTION_KERNELS = 7  # two products, a softmax, four copies of heads
 _ROTATION = 8  # operators that a rotation is in ONNX: split, four products, difference, sum, concatenation
+_GROUP_NORM = 10  # operators that one is in ONNX
 _TILE = 16  # rows that tensor cores multiply at least
 
 
@@ -63,7 +63,7 @@ class Roofline:
         self, work: StageWork, precisions: Mapping[str, LayerPrecision], kv_bits: int | None
     ) -> dict[str, float]:
         spent: dict[str, float] = {}
-        kernels, width = 0, FLOAT_BYTES[self.floats]
+        kernels, width, before = 0, FLOAT_BYTES[self.floats], None
         speed = self.bytes_per_s * self.bandwidth
         for operation in work.operations:
             if isinstance(operation, Product):
@@ -72,12 +72,17 @@ class Roofline:
             elif isinstance(operation, Attention):
                 label, seconds = self._attention(operation, (kv_bits or 8 * width) / 8, width)
                 kernels += 1
+            elif isinstance(operation, GroupNorm):
+                label, seconds = POINTWISE, 3 * operation.numbers * width / speed  # means are taken before they are used
+                kernels += 1
             else:
                 # a kernel that rotates reads and writes each number
                 rotates = isinstance(operation, Rotation)
                 numbers = 2 * operation.numbers if rotates else operation.numbers
                 label, seconds = POINTWISE, numbers * width / speed
-                kernels += operation.tensors if rotates else operation.kernels
+                joined = not rotates and operation.joins and isinstance(before, Pointwise) and not self.dispatch_s
+                kernels += operation.tensors if rotates else 0 if joined else operation.kernels
+            before = operation
             spent[label] = spent.get(label, 0.0) + seconds
         busy = sum(spent.values()) + kernels * self.kernel_s
         waiting = max(0.0, kernels * self.dispatch_s - busy)
@@ -101,9 +106,7 @@ class Roofline:
             rate *= self.weight_only
         rows = math.ceil(product.rows / _TILE) * _TILE
         multiplied = precision.flops(rows, product.inputs, product.outputs) / rate
-        moved = precision.nbytes(product.inputs, product.outputs) + width * product.rows * (
-            product.inputs + product.outputs
-        )
+        moved = precision.nbytes(product.inputs, product.outputs) + width * product.moved
         loaded = moved / (self.bytes_per_s * self.bandwidth)
         return (COMPUTE, multiplied) if multiplied >= loaded else (WEIGHTS, loaded)
 
@@ -125,41 +128,60 @@ class MeasuredSum:
 
     Attributes:
         seconds_per: threads -> feature of `features` -> s.
-        cache_bytes: that stay cached from one call to the next; weights of a stage that are more come from memory.
+        caches: bytes of weights that stay near a processor from one call to the next, and that the last level holds;
+            those of a stage that are more come from memory.
+        bytes_per_s: threads -> that memory gives at most, whatever else goes on meanwhile; unlimited where not told.
     """
 
     seconds_per: Mapping[int, Mapping[str, float]]
-    cache_bytes: float = 8e6
+    caches: tuple[float, float] = (8e6, 32e6)
+    bytes_per_s: Mapping[int, float] = field(default_factory=dict)
 
     def call_seconds(
         self, work: StageWork, precisions: Mapping[str, LayerPrecision], kv_bits: int | None
     ) -> dict[str, float]:
         best: tuple[float, dict[str, float]] | None = None
         for threads, costs in self.seconds_per.items():
-            for unpacked in (False, True):
-                counted = features(work, precisions, self.cache_bytes, unpacked)
+            for way in WAYS:
+                counted = features(work, precisions, self.caches, way)
                 spent: dict[str, float] = {}
                 for name, amount in counted.items():
                     label = LABELS[name]
                     spent[label] = spent.get(label, 0.0) + amount * costs.get(name, 0.0)
-                # the rule by which the backend takes more threads
+                least = (counted["loaded"] + counted["loaded row"]) / self.bytes_per_s.get(threads, math.inf)
+                spent[WEIGHTS] = spent.get(WEIGHTS, 0.0) + max(0.0, least - sum(spent.values()))
+                # the rules by which the backend takes more threads, and more rounding than a file asks for
                 price = sum(spent.values()) / (1 - SAVING_PER_DOUBLING) ** math.log2(threads)
+                price /= 1 - SAVING_BY_ROUNDING if way == ROUNDED else 1
                 if best is None or price < best[0]:
                     best = price, spent
         return best[1]
 
 
+PACKED, UNPACKED, ROUNDED = WAYS = ("packed", "unpacked", "rounded")
+"""How ONNX Runtime multiplies 4-bit weights with float inputs: unpacked in passing; unpacked when the file is loaded; as
+integers with inputs that are rounded to 8 bits."""
+
 LABELS = {
     "float32": COMPUTE,
     "int8": COMPUTE,
     "int4": COMPUTE,
+    "int4 row": COMPUTE,
     "unpacked": COMPUTE,
+    "int4 rounded": COMPUTE,
+    "int4 inputs": COMPUTE,
+    "convolved": COMPUTE,
+    "slid": COMPUTE,
     "cached": WEIGHTS,
+    "shared": WEIGHTS,
     "loaded": WEIGHTS,
+    "shared row": WEIGHTS,
+    "loaded row": WEIGHTS,
     "rounded": POINTWISE,
     "attention": ATTENTION,
     "scores": ATTENTION,
     "curved": POINTWISE,
+    "grouped": POINTWISE,
     "copied": POINTWISE,
     "kernels": SCHEDULING,
     "call": SCHEDULING,
@@ -168,18 +190,20 @@ LABELS = {
 
 
 def features(
-    work: StageWork, precisions: Mapping[str, LayerPrecision], cache_bytes: float, unpacked: bool = False
+    work: StageWork, precisions: Mapping[str, LayerPrecision], caches: tuple[float, float], way: str = PACKED
 ) -> dict[str, float]:
-    """What one call of a stage does on a CPU, counted.
+    """What one call of a stage does on a CPU, counted. `caches` as in `MeasuredSum`.
 
     ONNX Runtime multiplies integers only where 8-bit weights meet 8-bit inputs without groups; other weights are
-    unpacked when a file is loaded, and 4-bit ones where that is faster (`unpacked`).
+    unpacked when a file is loaded, and 4-bit ones as `way` (of `WAYS`) says.
     """
     counted = dict.fromkeys(LABELS, 0.0) | {"call": 1.0}
-    weights = 0
+    # a product of one row reads its weights in a stream; those of several wait for theirs
+    weights = {"": 0, " row": 0}
     for operation in work.operations:
         if isinstance(operation, Product):
-            weights += _count_product(counted, operation, precisions[operation.layer], unpacked)
+            read = _count_product(counted, operation, precisions[operation.layer], way)
+            weights[" row" if operation.rows == 1 else ""] += read
         elif isinstance(operation, Attention):
             counted["attention"] += operation.flops
             counted["scores"] += operation.scores
@@ -191,27 +215,60 @@ def features(
             counted["curved"] += operation.curved
             counted["copied"] += operation.copied
             counted["kernels"] += operation.kernels
+        elif isinstance(operation, GroupNorm):
+            counted["grouped"] += operation.numbers
+            counted["kernels"] += _GROUP_NORM
         elif isinstance(operation, Rotation):
             counted["copied"] += _ROTATION * operation.numbers
             counted["kernels"] += _ROTATION * operation.tensors
-    counted["loaded" if weights > cache_bytes else "cached"] += weights
+    own, whole = caches
+    total = sum(weights.values())
+    for kind, read in weights.items():
+        counted["cached" if total <= own else f"shared{kind}" if total <= whole else f"loaded{kind}"] += read
     return counted
 
 
-def _count_product(
-    counted: dict[str, float], product: Product, precision: LayerPrecision, unpacked: bool
-) -> int:
+def _count_product(counted: dict[str, float], product: Product, precision: LayerPrecision, way: str) -> int:
     """Adds a product; returns the bytes of its weights as they are multiplied."""
     size = (product.inputs, product.outputs)
+    flops, packed = precision.flops(product.rows, *size), precision.nbytes(*size)
     counted["kernels"] += 1
-    if precision.inputs in ("int8", "int8-dynamic") and precision.weights == "int8" and precision.group is None:
-        kind, loaded = "int8", precision.nbytes(*size)
-    elif precision.weights == "int4" and not unpacked:
-        kind, loaded = "int4", precision.nbytes(*size)
-        counted["unpacked"] += product.weights
-    else:
-        kind, loaded = "float32", 4 * product.inputs * product.outputs
+    kind, loaded = "float32", 4 * product.weights
+    if isinstance(product, Convolution):
+        if _stays(precision):
+            kind = "convolved" if len(product.kernel) > 1 else "slid"
+        else:
+            _count_patches(counted, product)
     if precision.inputs is not None:
         counted["rounded"] += product.rows * product.inputs
-    counted[kind] += precision.flops(product.rows, *size)
+    if precision.inputs in ("int8", "int8-dynamic") and precision.weights == "int8" and precision.group is None:
+        kind, loaded = "int8", packed
+    elif precision.weights == "int4" and way == ROUNDED:
+        kind, loaded = "int4 rounded", packed
+        counted["int4 inputs"] += product.rows * product.inputs
+    elif precision.weights == "int4" and way == PACKED:
+        loaded = packed
+        if product.rows == 1:  # has a kernel of its own, that holds nothing unpacked
+            kind, flops = "int4 row", product.weights
+        else:
+            kind = "int4"
+            counted["unpacked"] += product.weights
+    counted[kind] += flops
     return loaded
+
+
+def _stays(precision: LayerPrecision) -> bool:
+    """Whether a convolution is one in the file, as `engine.convolutions.is_direct` has it."""
+    rounded = precision.weights not in FLOAT_BYTES
+    return precision.inputs is None and not precision.rank and (
+        not rounded or precision.weights == "int8" and precision.group is None
+    )  # fmt: skip
+
+
+def _count_patches(counted: dict[str, float], product: Convolution) -> None:
+    """What it takes to lay patches out, one dimension after the other: of each a slice for every tap, and all joined."""
+    made = product.seen
+    for taps in product.kernel:
+        made = min(made * taps, product.rows * product.inputs)
+        counted["copied"] += 4 * made  # slices are written and read again
+        counted["kernels"] += taps + 1

@@ -28,6 +28,27 @@ class Product:
         """How many the layer has."""
         return self.inputs * self.outputs
 
+    @property
+    def moved(self) -> int:
+        """Numbers that come in and go out."""
+        return self.rows * (self.inputs + self.outputs)
+
+
+@dataclass(frozen=True)
+class Convolution(Product):
+    """The product that a convolution is: every place's patch, (rows, taps * channels), times the layer.
+
+    Attributes:
+        kernel: taps along each dimension. seen: numbers that it slides over.
+    """
+
+    kernel: tuple[int, ...]
+    seen: int
+
+    @property
+    def moved(self) -> int:
+        return self.seen + self.rows * self.outputs
+
 
 @dataclass(frozen=True)
 class Attention:
@@ -65,11 +86,13 @@ class Attention:
 @dataclass(frozen=True)
 class Pointwise:
     """Work on each number: `curved` go through norms and activations, `copied` are read or written by residuals, masks
-    and copies. By `kernels` kernels."""
+    and copies. By `kernels` kernels; where it `joins`, by that of the work on each number before it, in runtimes that
+    compile for a GPU."""
 
     curved: float
     copied: float
     kernels: int
+    joins: bool = False
 
     @property
     def numbers(self) -> float:
@@ -85,7 +108,14 @@ class Rotation:
     tensors: int
 
 
-Operation = Product | Attention | Pointwise | Rotation
+@dataclass(frozen=True)
+class GroupNorm:
+    """Group normalization of `numbers` numbers, which PyTorch and TensorRT do in one kernel and ONNX in ten operators."""
+
+    numbers: int
+
+
+Operation = Product | Attention | Pointwise | Rotation | GroupNorm
 
 
 @dataclass(frozen=True)

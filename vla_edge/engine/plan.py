@@ -24,8 +24,6 @@ from vla_edge.engine.refusals import cautions, refuse
 from vla_edge.engine.workload import KV_BITS, Workload
 from vla_edge.types import VlaEdgeError
 
-PARTS = {"vision": "vision", "prefix": "language body", "prefill": "language body", "draft": "draft"}
-
 
 class PlanError(VlaEdgeError):
     """An engine that the device cannot run, with the reason."""
@@ -202,11 +200,10 @@ def _memory(
     width = FLOAT_BYTES[device.floats]
     weights: dict[str, int] = {}
     for layer, shape in layer_shapes(works).items():
-        stage, _, rest = layer.partition(".")
-        head = stage in ("denoise", "time") or stage == "prefill" and rest in architecture.head
-        part = "action head" if head else PARTS[stage]
+        part = architecture.part(layer)
         weights[part] = weights.get(part, 0) + precisions[layer].nbytes(*shape)
-    weights["embeddings"] = architecture.vocabulary * architecture.language.width * width
+    if architecture.embedding_numbers:
+        weights["embeddings"] = architecture.embedding_numbers * width
     bits = KV_BITS[workload.kv] if workload.kv else 8 * width
     cache = architecture.cache_numbers(workload) * bits // 8
     return MemoryPlan(weights, cache, max(map(_widest, works)) * width, device.bytes_for_engines)
@@ -217,7 +214,7 @@ def _widest(work: StageWork) -> int:
     sizes = [0]
     for operation in work.operations:
         if isinstance(operation, Product):
-            sizes.append(operation.rows * (2 * operation.inputs + operation.outputs))
+            sizes.append(operation.rows * operation.inputs + operation.moved)
         elif isinstance(operation, Attention):
             sizes.append(int(4 * operation.queries + 2 * operation.scores))
     return max(sizes)

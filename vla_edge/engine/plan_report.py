@@ -126,7 +126,9 @@ def _reasons(found: Sequence[Candidate]) -> list[str]:
 def _way(plan: Plan) -> str:
     workload = plan.workload
     denoise = [stage for stage in plan.stages if stage.name == "denoise"]
-    words = f"{workload.steps} flow step{'s' if workload.steps > 1 else ''}" if denoise else workload.decoding
+    decodes = workload.decoding != "autoregressive" or any(stage.name == "decode" for stage in plan.stages)
+    one_pass = workload.decoding if decodes else "one pass"
+    words = f"{workload.steps} {denoise[0].per}{'s' if workload.steps > 1 else ''}" if denoise else one_pass
     words += " (after training for it)" if any(TRAINING in caution for caution in plan.cautions) else ""
     return words + (f", {100 * workload.keep_vision:.0f} % of vision tokens" if workload.keep_vision < 1 else "")
 

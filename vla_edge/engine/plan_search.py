@@ -47,7 +47,8 @@ def candidates(
     """
     for name in recipes:
         recipe = name if isinstance(name, Recipe) else load_recipe(name)
-        for kept in sorted({workload.keep_vision, *(k for k in KEPT if k < workload.keep_vision)}, reverse=True):
+        fewer = [k for k in KEPT if k < workload.keep_vision] if architecture.prunes_vision else []
+        for kept in (workload.keep_vision, *fewer):
             for changed in _variants(architecture, workload, kept):
                 try:
                     plan = predict(architecture, recipe, device, changed, runtime, group)
@@ -64,6 +65,8 @@ def _variants(architecture: Architecture, workload: Workload, kept: float) -> It
         while steps:
             yield replace(base, steps=steps)
             steps //= 2
+    elif not architecture.decodes:
+        yield base
     else:
         for decoding in ("parallel",) if architecture.parallel else DECODINGS:
             yield replace(base, decoding=decoding)

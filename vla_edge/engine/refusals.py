@@ -103,9 +103,7 @@ def cautions(
         if device.capability == 87:
             yield _QDQ
     stage = "prefix" if architecture.is_flow else "prefill"
-    language = architecture.language
-    size = architecture.language_layers * language.width * language.hidden * (3 if language.gated else 2)
-    if device.tensorrt == "10.3" and stage in built and size > LARGE_LANGUAGE:
+    if device.tensorrt == "10.3" and stage in built and architecture.language_weights > LARGE_LANGUAGE:
         yield _LANGUAGE.format(stage=stage)
     floats = sum(p.computes(device.floats) == "float32" for p in precisions.values())
     if device.capability and floats:

@@ -52,9 +52,10 @@ def measure_roofline(backends: tuple[str, ...] | None = None) -> Roofline:
     return Roofline(read_speed(), {precision: _multiply(precision, names) for precision in ("float32", "int8")})
 
 
-def read_speed() -> float:
-    """Bytes per second of dot products over arrays larger than the caches."""
-    threads = len(os.sched_getaffinity(0))
+def read_speed(threads: int | None = None) -> float:
+    """Bytes per second of dot products over arrays larger than the caches, with every processor of this process or with so
+    many threads."""
+    threads = threads or len(os.sched_getaffinity(0))
     arrays = [np.ones(READ_BYTES // 4 // threads, np.float32) for _ in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
         best = min(timed(lambda: list(pool.map(lambda a: np.dot(a, a), arrays))) for _ in range(REPEATS))

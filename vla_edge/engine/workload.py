@@ -87,8 +87,9 @@ class Workload:
             value = getattr(self, name)
             if value is None and name == "iterations":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 100_000:
-                raise WorkloadError(f"{name} is {value!r}, allowed is a whole number of at least 1")
+            least = min(1, getattr(architecture, name, 1))  # of words some policies read none
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 100_000:
+                raise WorkloadError(f"{name} is {value!r}, allowed is a whole number of at least {least}")
         for name, low in (("keep_vision", 0), ("acceptance", 0)):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not low < value <= 1:
@@ -98,12 +99,12 @@ class Workload:
         if self.decoding not in DECODINGS:
             nearest = difflib.get_close_matches(str(self.decoding), DECODINGS, n=1, cutoff=0.0)[0]
             raise WorkloadError(f"there is no decoding {self.decoding!r}; did you mean {nearest!r}?")
-        if architecture.is_flow and self.decoding != "autoregressive":
-            raise WorkloadError(
-                f"{architecture.name} makes its chunk in flow steps and decodes no tokens; leave decoding out"
-            )
+        if not architecture.decodes and self.decoding != "autoregressive":
+            made = "in flow steps" if architecture.is_flow else "in one pass"
+            raise WorkloadError(f"{architecture.name} makes its chunk {made} and decodes no tokens; leave decoding out")
         if not architecture.is_flow and self.steps != 1:
-            raise WorkloadError(f"{architecture.name} decodes tokens and has no flow; leave steps out")
+            made = "decodes tokens" if architecture.decodes else "makes its chunk in one pass"
+            raise WorkloadError(f"{architecture.name} {made} and has no flow; leave steps out")
         if architecture.parallel and self.decoding != "parallel":
             raise WorkloadError(
                 f"{architecture.name} is trained to give all its actions in one pass; decoding is parallel"

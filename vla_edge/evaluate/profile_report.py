@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+from vla_edge.engine.kernels import Kernel
 from vla_edge.engine.profile import Profile
+from vla_edge.evaluate.kernels_report import add_kernels
 from vla_edge.evaluate.page import Page, table, write_json
 
 FOOTER = (
@@ -33,8 +37,10 @@ def summary(profile: Profile) -> str:
     return "\n".join(lines)
 
 
-def write_profile_report(profile: Profile, path: str | Path, name: str) -> Path:
-    """Writes `path` and the same as JSON beside it."""
+def write_profile_report(
+    profile: Profile, path: str | Path, name: str, kernels: Mapping[str, Sequence[Kernel]] | None = None
+) -> Path:
+    """Writes `path` and the same as JSON beside it. `kernels`: stage -> those of its plan."""
     total = profile.parts["total"]
     page = Page(f"{name}: profile", f"{total['n']} inferences")
     page.cards(
@@ -57,7 +63,9 @@ def write_profile_report(profile: Profile, path: str | Path, name: str) -> Path:
     columns = ("Part", "p50 ms", "p95 ms", "p99 ms", "GFLOP/s", "GB/s", "% of roofline", "Held back by")
     page.section("Where the time goes", "The mark is the 95th percentile.", bars)
     page.section("Every part", "", table(columns, rows, numeric=range(1, 7)))
-    write_json(Path(path).with_suffix(".json"), profile.to_dict())
+    add_kernels(page, kernels or {})
+    told = {stage: [asdict(kernel) for kernel in found] for stage, found in (kernels or {}).items()}
+    write_json(Path(path).with_suffix(".json"), {**profile.to_dict(), "kernels": told})
     return page.write(path, FOOTER)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vla_edge.engine.kernels import Kernel
 from vla_edge.engine.target import Attempt, Outcome, Target
+from vla_edge.evaluate.kernels_report import add_kernels
 from vla_edge.evaluate.page import Page, subheading, table, two, write_json
 
 FOOTER = (
@@ -55,8 +58,10 @@ def summary(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def write_target_report(outcome: Outcome, path: str | Path, name: str) -> Path:
-    """Writes the page and the same as JSON beside it."""
+def write_target_report(
+    outcome: Outcome, path: str | Path, name: str, kernels: Mapping[str, Sequence[Kernel]] | None = None
+) -> Path:
+    """Writes the page and the same as JSON beside it. `kernels`: stage -> those of the best engine's plan."""
     built = [a for a in outcome.attempts if not a.failure]
     page = Page(f"{name}: towards {asked(outcome.target)}", f"{len(outcome.attempts)} engines tried")
     best = outcome.best
@@ -93,6 +98,7 @@ def write_target_report(outcome: Outcome, path: str | Path, name: str) -> Path:
             "What is worth its price", "On the line: nothing tried is both nearer to full precision and faster, or smaller.",
             two(subheading("Time") + time, subheading("Memory") + size),
         )  # fmt: skip
+    add_kernels(page, kernels or {})
     write_json(Path(path).with_suffix(".json"), to_json(outcome))
     return page.write(path, FOOTER)
 

@@ -6,7 +6,9 @@ robot itself. A plan runs on the version and the compute capability it was built
 
 from __future__ import annotations
 
+import json
 import os
+import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,10 +17,11 @@ import numpy as np
 from vla_edge.engine.backends import BackendError, BuiltStage, StageInterface, check_tensors, contiguous
 from vla_edge.engine.backends.cuda import Cuda, CudaError, open_cuda
 from vla_edge.engine.backends.tensorrt_plan import read, refusals, two_to_four
+from vla_edge.engine.kernels import KERNELS, MILLISECONDS
 
 # as the Jetson AGX Orin; the nearest that TensorRT for RTX builds for is 8.6
 DEFAULT_CAPABILITY = "8.6"
-KERNELS = ".kernels.json"  # beside a plan: what its inspector says
+_TIMED_CALLS = 11
 
 
 class TensorRt:
@@ -108,7 +111,7 @@ class TensorRt:
         target = Path(directory) / f"{stage.name}.plan"
         target.write_bytes(bytes(plan))
         if not self._ahead:  # a plan tells of its kernels only where it can be loaded
-            target.with_suffix(KERNELS).write_text(self.kernels(bytes(plan)))
+            target.with_suffix(KERNELS).write_text(self.kernels(bytes(plan), stage))
         return BuiltStage(target.name, {**options, "built_by": self.version()})
 
     def portable(self, onnx: str | Path, path: str | Path) -> None:
@@ -135,15 +138,20 @@ class TensorRt:
             )
         return TensorRtStage(self._api, self._engine(Path(path).read_bytes(), str(path)), cuda, stage)
 
-    def kernels(self, plan: bytes) -> str:
+    def kernels(self, plan: bytes, stage: StageInterface) -> str:
         """What the library's engine inspector says of a plan: JSON, `Layers` in the order in which they run, each with
-        its type, its tensors' formats and the kernel that was chosen for it.
+        its type, its tensors' formats and the kernel that was chosen for it; and how long each takes (`engine.kernels`).
 
         Raises:
-            BackendError: the plan cannot be loaded here.
+            BackendError: the plan cannot be loaded here, or does not run.
         """
-        inspector = self._engine(plan, "the plan").create_engine_inspector()
-        return inspector.get_engine_information(self._api.LayerInformationFormat.JSON)
+        engine = self._engine(plan, "the plan")
+        told = json.loads(engine.create_engine_inspector().get_engine_information(self._api.LayerInformationFormat.JSON))
+        loaded = TensorRtStage(self._api, engine, self.device(), stage)
+        try:
+            return json.dumps({**told, MILLISECONDS: loaded.layer_ms(_TIMED_CALLS)})
+        finally:
+            loaded.close()
 
     def _engine(self, plan: bytes, what: str):
         self._runtime = self._api.Runtime(self._log())
@@ -211,7 +219,7 @@ class TensorRtStage:
 
     def __init__(self, api, engine, cuda: Cuda, interface: StageInterface):
         self.interface = interface
-        self._engine, self._cuda = engine, cuda
+        self._api, self._engine, self._cuda = api, engine, cuda
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == api.TensorIOMode.INPUT]
         check_tensors(interface, inputs, [name for name in names if name not in inputs])
@@ -247,6 +255,24 @@ class TensorRtStage:
             cuda.wait(stream)
 
         return step
+
+    def layer_ms(self, calls: int) -> dict[str, float]:
+        """Layer -> ms, the median of some calls on zeros. Kernels are launched one by one, not from a graph."""
+
+        class Times(self._api.IProfiler):
+            def __init__(self):
+                super().__init__()
+                self.ms: dict[str, list[float]] = {}
+
+            def report_layer_time(self, layer_name, ms):
+                self.ms.setdefault(layer_name, []).append(ms)
+
+        self.run({spec.name: spec.zeros() for spec in self.interface.inputs})  # kernels are prepared in the first
+        self._context.profiler = times = Times()
+        for _ in range(calls):
+            self._enqueue()
+            self._cuda.wait(self._stream)
+        return {name: statistics.median(ms) for name, ms in times.ms.items()}
 
     def close(self) -> None:
         """Give the device's memory back."""
