@@ -152,6 +152,7 @@ def test_closed_loop_in_pairs_ends_with_its_answer(monkeypatch, capsys, holds, c
         (["build", "nowhere"], "there is no checkpoint directory"),
         (["evaluate", "nowhere.mcap", "nowhere"], "nowhere"),
         (["distill", "nowhere", "student", "--demonstrations", "shown"], "there is no checkpoint directory"),
+        (["draft", "nowhere", "--demonstrations", "shown"], "there is no checkpoint directory"),
         (["bench", "nowhere"], "nowhere"),
     ],
 )
@@ -178,7 +179,7 @@ def test_an_altered_bundle_is_refused(bundle, tmp_path, capsys):
     assert "denoise.onnx is not the file that was built" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["build", "distill", "inspect", "evaluate", "closed-loop", "bench"])
+@pytest.mark.parametrize("command", ["build", "distill", "draft", "inspect", "evaluate", "closed-loop", "bench"])
 def test_every_command_has_help_and_json(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])

@@ -7,6 +7,7 @@ exactly the same moment, which a float could not promise. Arrays are frozen so t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -144,9 +145,18 @@ class InferenceTiming:
         stages: stage name -> seconds, summed over its calls.
         postprocess: from the last stage's output to the chunk.
         total: wall time of the whole call.
+        passes: of a language model, over tokens of the chunk; 0 where it writes none.
+        decoded: tokens that those passes told.
     """
 
     preprocess: float
     stages: Mapping[str, float] = field(default_factory=dict)
     postprocess: float = 0.0
     total: float = 0.0
+    passes: int = 0
+    decoded: int = 0
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """With a draft, the accepted ones and the model's own; NaN where no tokens are written."""
+        return self.decoded / self.passes if self.passes else math.nan

@@ -125,8 +125,8 @@ def test_a_bundle_sees_with_one_runtime_and_writes_with_the_other(tmp_path, step
 
 
 @pytest.mark.parametrize(("steps", "backend", "said"), [
-    ([{"fixed_point": {}}], "onnxruntime,llama_cpp", "take kv_cache and fixed_point out"),
-    ([{"kv_cache": {}}], "onnxruntime,llama_cpp", "take kv_cache and fixed_point out"),
+    ([{"fixed_point": {}}], "onnxruntime,llama_cpp", "take kv_cache, fixed_point, speculate"),
+    ([{"kv_cache": {}}], "onnxruntime,llama_cpp", "take kv_cache, fixed_point, speculate"),
     ([], "llama_cpp", "none of llama_cpp reads the file of stage 'vision', which is ONNX"),
     ([{"quantize": {"targets": ["*"], "weights": "int8", "activations": "int8"}}], "onnxruntime,llama_cpp", "rounds its inputs"),
 ])  # fmt: skip

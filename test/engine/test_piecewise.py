@@ -88,8 +88,7 @@ def too_little(directory: Path, recipe=RECIPE) -> int:
     return whole_memory(load_checkpoint(directory), recipe) - 1
 
 
-def in_pieces(directory: Path, recipe=RECIPE, data=None, tell=lambda *_: None, memory: int | None = None) -> Piecewise:
-    memory = too_little(directory, recipe) if memory is None else memory
+def in_pieces(directory: Path, recipe=RECIPE, data=None, tell=lambda *_: None, memory: int = ENOUGH) -> Piecewise:
     pieces = Piecewise(load_checkpoint(directory), recipe, memory, directory.parent / "work")
     pieces.run(data or data_of(directory), False, [], tell)
     return pieces
@@ -127,7 +126,7 @@ def test_layers_norms_and_chunks_are_those_of_the_whole_policy(family, recipe, t
     directory = saved(family, tmp_path)
     checkpoint, data = load_checkpoint(directory), data_of(directory)
     policy = load_policy(checkpoint)
-    pieces = in_pieces(directory, recipe, data, memory=ENOUGH)
+    pieces = in_pieces(directory, recipe, data)
     found, expected = pieces.compressed(), carry_out(recipe, policy, checkpoint, data, lambda *_: None)
     assert list(found.layers) == list(expected.layers)
     assert all(same(found.layers[name], expected.layers[name]) for name in expected.layers)
@@ -193,7 +192,7 @@ def test_a_policy_in_bfloat16_is_calibrated_in_it_and_held_to_what_it_does_in_fu
 @pytest.mark.parametrize(("family", "recipe"), [("openvla", RECIPE), ("pi0", AWQ)])
 def test_interrupted_anywhere_it_goes_on_and_comes_to_the_same(family, recipe, tmp_path):
     directory, seen = saved(family, tmp_path), []
-    expected = in_pieces(directory, recipe, tell=lambda f, what: seen.append(what), memory=ENOUGH).compressed().layers
+    expected = in_pieces(directory, recipe, tell=lambda f, what: seen.append(what)).compressed().layers
     expected = {name: expected[name] for name in expected}
     for moment in random.Random(0).sample(range(len(seen)), 6):
         shutil.rmtree(tmp_path / "work")
@@ -205,9 +204,9 @@ def test_interrupted_anywhere_it_goes_on_and_comes_to_the_same(family, recipe, t
                 raise Interrupted
 
         with pytest.raises(Interrupted):
-            in_pieces(directory, recipe, tell=interrupt, memory=ENOUGH)
+            in_pieces(directory, recipe, tell=interrupt)
         kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.safetensors")}
-        found = in_pieces(directory, recipe, memory=ENOUGH).compressed().layers
+        found = in_pieces(directory, recipe).compressed().layers
         assert all(same(found[name], expected[name]) for name in expected)
         assert all(path.stat().st_mtime_ns == time for path, time in kept.items())  # what was finished is not done again
     assert not list((tmp_path / "work").rglob("*.handed"))
@@ -236,7 +235,7 @@ def test_recipes_that_want_the_whole_policy_are_refused_with_what_to_take(openvl
 
 def test_what_every_flow_step_reads_is_kept_once_for_an_observation(tmp_path):
     directory = saved("pi0", tmp_path)
-    foreseen = in_pieces(directory, AWQ, memory=ENOUGH).foreseen
+    foreseen = in_pieces(directory, AWQ).foreseen
     calls = foreseen.calls(0, "denoise")
     assert len(calls) == load_checkpoint(directory).spec.num_steps == len(foreseen.for_all["time"]) > 1
     assert all(set(call) == set(calls[0]) for call in calls) and "prefix_keys" in calls[0]
@@ -319,12 +318,21 @@ def test_a_disk_that_gets_full_is_a_named_error_and_leaves_nothing_half_written(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("family", "recipe", "decoding"),
-    [("openvla", RECIPE, []), ("openvla", RECIPE, [{"fixed_point": {}}]), *((family, AWQ, []) for family in FLOWS)],
+    ("family", "recipe", "heads", "decoding"),
+    [
+        ("openvla", RECIPE, 0, []),
+        ("openvla", RECIPE, 0, [{"fixed_point": {}}]),
+        ("openvla", RECIPE, 0, [{"speculate": {}}, {"prefill_blocks": {"size": 8}}]),
+        ("openvla", RECIPE, 3, []),
+        *((family, AWQ, 0, []) for family in FLOWS),
+    ],
 )
-def test_the_bundle_is_the_same_to_the_byte(family, recipe, decoding, tmp_path, monkeypatch):
+def test_the_bundle_is_the_same_to_the_byte(family, recipe, heads, decoding, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "LARGEST_FILE", 20_000)  # constants lie beside the stages
     directory = saved(family, tmp_path)
+    if heads:
+        drafted = {f"{head}.0.weight": torch.randn(256, 16) for head in range(heads)}
+        save_file(drafted, directory / "medusa_lm_head.safetensors")
     recipe = replace(recipe, steps=(*recipe.steps, *parse_recipe({"steps": decoding}).steps), accept=Accept())
     if decoding:  # what reaches the layers while tokens are guessed together is not what does while they follow each other
         recipe = replace(recipe, steps=tuple(replace(s, method="rtn") if hasattr(s, "method") else s for s in recipe.steps))

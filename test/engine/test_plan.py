@@ -129,7 +129,21 @@ def test_speculation_takes_as_many_passes_as_drafts_that_are_drawn_at_random():
             accepted += 1
         won += accepted + 1
     assert scheme.passes == pytest.approx((1400 - 1) / (won / 20_000), rel=0.01)
-    assert scheme.drafts == pytest.approx(3 * scheme.passes) and scheme.rows == 4
+    assert scheme.drafts == scheme.passes and scheme.rows == 4, "a block proposes all in a pass"
+    assert replace(workload, drafter="history").scheme(architecture).drafts == 0
+
+
+def test_a_draft_is_planned_as_the_network_that_is_trained():
+    from vla_edge.policy.draft_shapes import BLOCK, HIDDEN, LAYERS, WIDTH, DraftConfig
+    from vla_edge.policy.openvla_draft import make_draft
+
+    architecture = load_architecture("openvla-7b")
+    works = architecture.works(Workload.of(architecture, decoding="speculative"))
+    (draft,) = [work for work in works if work.name == "draft"]
+    module = make_draft(DraftConfig(BLOCK, architecture.language.width, 7, LAYERS, 5, WIDTH, HIDDEN * WIDTH))
+    linear = {name: m for name, m in module.named_modules() if hasattr(m, "in_features")}
+    layers = {f"draft.{name}": (m.in_features, m.out_features) for name, m in linear.items()}
+    assert {product.layer: (product.inputs, product.outputs) for product in draft.products} == layers
 
 
 # shapes and bytes
@@ -393,6 +407,7 @@ def test_an_engine_that_does_not_fit_is_refused():
         ("openvla-7b", {"steps": 4}, "has no flow"),
         ("openvla-oft", {"decoding": "autoregressive"}, "in one pass"),
         ("openvla-7b", {"decoding": "paralel"}, "did you mean 'parallel'"),
+        ("openvla-7b", {"decoding": "speculative", "drafter": "medusa"}, "allowed is block or history"),
         ("pi0", {"keep_vision": 0.0}, "above 0, to 1"),
         ("pi0", {"keep_vision": float("nan")}, "above 0, to 1"),
         ("pi0", {"cameras": 0}, "at least 1"),

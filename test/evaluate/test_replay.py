@@ -12,6 +12,7 @@ from conftest import CAMERA_HZ, JOINTS, START_NS, recording, truth
 from vla_edge.evaluate.bag import BagError
 from vla_edge.evaluate.limits import Limits
 from vla_edge.evaluate.replay import evaluate_bag
+from vla_edge.evaluate.report_engine import _decoding
 from vla_edge.evaluate.verdict import judge
 from vla_edge.types import JointCommand, VlaEdgeError
 
@@ -58,6 +59,22 @@ def test_the_same_figures_to_the_last_digit_when_run_twice(make_bag, oracle):
     assert first == second
     assert json.dumps(first.to_dict()) == json.dumps(second.to_dict())
     assert evaluate_bag(bag, oracle(sigma=0.05), seed=4).action_mae_rad != first.action_mae_rad
+
+
+def test_passes_over_tokens_are_told_where_there_are_any(make_bag, oracle, monkeypatch):
+    bag, policy = make_bag(), oracle()
+    assert evaluate_bag(bag, policy).decoding is None
+    infer = policy.infer
+
+    def decoding(observation, seed=0, noise=None):
+        found = infer(observation, seed, noise)
+        passes = 2 + len(policy.seen) % 2
+        return dataclasses.replace(found, timing=dataclasses.replace(found.timing, passes=passes, decoded=6))
+
+    monkeypatch.setattr(policy, "infer", decoding)
+    found = evaluate_bag(bag, policy)
+    assert found.to_dict()["decoding"] == {"passes": 2.5, "tokens_per_pass": pytest.approx(6 / 2.5)}
+    assert "took 2.50 passes of the language model on average, 2.40 tokens in a pass" in _decoding(found)
 
 
 def test_motion_after_another_instruction_is_not_held_against_the_chunk(make_bag, oracle):

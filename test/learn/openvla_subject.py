@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +55,20 @@ def apart(teacher, student, frames: Frames) -> tuple[float, float]:
         theirs, ours = (kind.answer(p, frames, None, question, config).output for p in (teacher, student))
     alike = (ours.argmax(-1) == theirs.argmax(-1)).float().mean().item() if kind.tempered else float("nan")
     return kind.distance(ours, theirs, config).item(), alike
+
+
+def write_demonstrations(directory: Path, joints: Sequence[str], frames: int) -> Path:
+    """Episodes of six frames, under each instruction in turn, with pictures as the camera's crop has them and eight random
+    points a chunk."""
+    rng = np.random.default_rng(0)
+    (directory / "recording.json").write_text(json.dumps({"joint_names": list(joints), "dt": 0.05}))
+    seen = observations(load_checkpoint(SAVED / "openvla" / "checkpoint").spec, frames, seed=3)
+    state = rng.normal(0, 0.3, (frames, len(joints))).astype(np.float32)
+    np.savez_compressed(
+        directory / "shard-0000.npz", images=np.array([one.images["head"][2:38, 5:57] for one in seen]), state=state,
+        action=(state[:, None] + rng.normal(0, 0.3, (frames, 8, len(joints)))).astype(np.float32),
+        pointer=np.full((frames, 2), 16, np.float32), goal=np.zeros(frames, np.int32),
+        instruction=np.array([INSTRUCTIONS[i // 6 % 2] for i in range(frames)]), episode=np.arange(frames) // 6,
+        step=np.arange(frames, dtype=np.int32) % 6,
+    )  # fmt: skip
+    return directory

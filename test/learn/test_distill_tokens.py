@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from openvla_subject import INSTRUCTIONS, SAVED, observations
+from openvla_subject import SAVED, observations, write_demonstrations
 
 from vla_edge.compress.calibrate import collect
 from vla_edge.engine.build import build
@@ -30,19 +30,7 @@ STATES = tuple(f"state_{index}" for index in range(8))
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
     """Four episodes, red and ball in turn, with pictures as the camera's crop has them and eight points a chunk."""
-    directory, rng = tmp_path_factory.mktemp("shown"), np.random.default_rng(0)
-    names = (*JOINTS, *STATES)
-    (directory / "recording.json").write_text(json.dumps({"joint_names": names, "dt": 0.05}))
-    seen = observations(load_checkpoint(OPENVLA).spec, FRAMES, seed=3)
-    state = rng.normal(0, 0.3, (FRAMES, len(names))).astype(np.float32)
-    np.savez_compressed(
-        directory / "shard-0000.npz", images=np.array([one.images["head"][2:38, 5:57] for one in seen]), state=state,
-        action=(state[:, None] + rng.normal(0, 0.3, (FRAMES, 8, len(names)))).astype(np.float32),
-        pointer=np.full((FRAMES, 2), 16, np.float32), goal=np.zeros(FRAMES, np.int32),
-        instruction=np.array([INSTRUCTIONS[i // 6 % 2] for i in range(FRAMES)]), episode=np.arange(FRAMES) // 6,
-        step=np.arange(FRAMES, dtype=np.int32) % 6,
-    )  # fmt: skip
-    return directory
+    return write_demonstrations(tmp_path_factory.mktemp("shown"), (*JOINTS, *STATES), FRAMES)
 
 
 @pytest.fixture

@@ -139,6 +139,17 @@ def test_the_time_of_an_observation_is_accounted_for():
     assert loop.stages.summaries()["denoise"].p50 == pytest.approx(0.05)
 
 
+def test_passes_over_tokens_are_counted_until_another_engine_serves():
+    def decoded(observation):
+        chunk, _ = answer(observation)
+        return chunk, InferenceTiming(0.0, passes=2, decoded=6)
+
+    loop, _, _ = serve(decoded, rate_hz=50.0, seconds=0.3)
+    assert loop.chunks > 2 and (loop.passes, loop.decoded) == (2 * loop.chunks, 6 * loop.chunks)
+    loop.forget_timing()
+    assert loop.passes == loop.decoded == 0
+
+
 def test_silence_of_a_source_shows_in_the_state_without_any_frame():
     aligner = Aligner(["head"], max_age=0.1)
     loop = InferenceLoop(aligner.align, answer, lambda chunk: None, 10.0)

@@ -1,4 +1,4 @@
-"""What comes before an engine, and what makes one: build, export, plan, sensitivity, compare, merge, distill."""
+"""What comes before an engine, and what makes one: build, export, plan, sensitivity, compare, merge, distill, draft."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ def add(command) -> None:
     sub.add_argument("--kv", help="precision of the cache of keys and values: float16, int8 or int4")
     sub.add_argument("--decoding", help="of action tokens: autoregressive, speculative, fixed-point or parallel")
     sub.add_argument("--draft", type=int, help="tokens a speculative draft proposes")
+    sub.add_argument("--drafter", help="block, as vla-edge draft trains it, or history, which costs nothing")
     sub.add_argument("--acceptance", type=float, help="share of proposed tokens that are accepted")
     sub.add_argument("--iterations", type=int, help="passes until a fixed point")
     sub.add_argument("--group-size", type=int, help="of 4-bit weights, instead of the recipe's")
@@ -114,6 +115,18 @@ def add(command) -> None:
     sub.add_argument("--steps", type=int, default=2500, help="of training")
     sub.add_argument("--batch", type=int, default=32, help="frames of each step")
     sub.add_argument("--rate", type=float, default=1e-3, help="learning rate at its peak")
+
+    sub = command("draft", _draft, "train what proposes action tokens for speculative decoding, into a checkpoint")
+    sub.add_argument("checkpoint", type=Path, help="directory of an OpenVLA; a file is added to it")
+    sub.add_argument("--demonstrations", type=Path, nargs="+", required=True, help="recordings to train on")
+    sub.add_argument("--kind", default="block", help="block, or medusa for a head for each token ahead")
+    sub.add_argument("--width", type=int, default=256, help="of a block's layers")
+    sub.add_argument("--layers", type=int, default=1, help="of a block, or of each head before its last")
+    sub.add_argument("--steps", type=int, default=2000, help="of training")
+    sub.add_argument("--batch", type=int, default=64, help="frames of each step")
+    sub.add_argument("--rate", type=float, default=1e-3, help="learning rate at its peak")
+    sub.add_argument("--frames", type=int, default=4000, help="of the recordings, at most")
+    sub.add_argument("--force", action="store_true", help="in the place of a draft that is there")
 
 
 def _build(options):
@@ -207,7 +220,7 @@ def _plan(options):
         bar.close()
     asked = dict(
         cameras=options.cameras, steps=options.flow_steps, chunk=options.chunk, prompt_tokens=options.prompt_tokens,
-        keep_vision=options.keep_vision, kv=options.kv, decoding=options.decoding, draft=options.draft,
+        keep_vision=options.keep_vision, kv=options.kv, decoding=options.decoding, draft=options.draft, drafter=options.drafter,
         acceptance=options.acceptance, iterations=options.iterations,
     )  # fmt: skip
     asked = {name: value for name, value in asked.items() if value is not None}
@@ -324,3 +337,23 @@ def _distill(options):
         f"{100 * made.action_error_rel:.2f} % of the motion over {made.compared} observations"
     )
     return {**asdict(made), "directory": str(made.directory)}, 0, text
+
+
+def _draft(options):
+    from dataclasses import asdict
+
+    from vla_edge.learn.draft import train_draft
+
+    bar = Bar()
+    try:
+        made = train_draft(
+            options.checkpoint, options.demonstrations, options.kind, options.width, options.layers, options.steps,
+            options.batch, options.rate, options.frames, force=options.force, progress=bar,
+        )  # fmt: skip
+    finally:
+        bar.close()
+    text = (
+        f"{made.file}: {made.parameters:,} parameters, trained on {made.frames} frames; {made.passes:.2f} passes a chunk in "
+        f"the place of {made.plain_passes}, {made.tokens_per_pass:.2f} tokens a pass, on {made.compared} frames of others"
+    )
+    return {**asdict(made), "file": str(made.file)}, 0, text

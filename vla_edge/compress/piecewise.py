@@ -229,7 +229,9 @@ class _Piece:
             rows |= zip((spec.name for spec in stage.outputs if has_rows(spec.name)), own)
             if own and stage is not self.work.stage:
                 for kind in ("keys", "values"):
-                    rows[f"tail_{kind}"][..., int(call["step"][0]), :] = rows[f"new_{kind}"][..., 0, :]
+                    tail = rows[f"tail_{kind}"][..., int(call["step"][0]) :, :]
+                    count = min(tail.shape[-2], rows[f"new_{kind}"].shape[-2])
+                    tail[..., :count, :] = rows[f"new_{kind}"][..., :count, :]
             yield after
 
 

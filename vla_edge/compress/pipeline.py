@@ -14,6 +14,7 @@ from pathlib import Path
 from vla_edge.compress import flow_steps
 from vla_edge.compress.apply import Tell, compress_policy
 from vla_edge.compress.calibrate import CalibrationData, never_reached, watch_inputs
+from vla_edge.compress.decoding import decode_
 from vla_edge.compress.factor.replace import FactoredLayer, Race, factor_convolutions
 from vla_edge.compress.importance import weighed_inputs
 from vla_edge.compress.plan import (
@@ -35,12 +36,13 @@ from vla_edge.compress.recipe import Recipe, RecipeError
 from vla_edge.compress.statistics import InputStatistics
 from vla_edge.compress.stored import stored_layers
 from vla_edge.compress.steps import (
+    Decoding,
     FewSteps,
     Finetune,
-    FixedPoint,
     FlowSteps,
     Keep,
     KVCache,
+    PrefillBlocks,
     Prune,
     PruneTokens,
     Quantize,
@@ -64,7 +66,7 @@ class Compressed:
         policy: the policy that the layers belong to; the one that was given unless the recipe changes it.
         layers: "stage.path" -> what becomes of each of its linear layers.
         num_steps: flow steps it is meant to take. evaluated: those that ask the network; all when empty.
-        vision_cache, most_passes: see `policy.spec.PolicySpec`.
+        vision_cache: see `policy.spec.PolicySpec`. decoding: what else of it is to change, by field.
         factored: convolutions that were to have factors, by the name of their layer.
     """
 
@@ -73,7 +75,7 @@ class Compressed:
     num_steps: int
     evaluated: tuple[int, ...] = ()
     vision_cache: float = 0.0
-    most_passes: int = 0
+    decoding: Mapping[str, int] = field(default_factory=dict)
     factored: Mapping[str, FactoredLayer] = field(default_factory=dict)
 
 
@@ -123,7 +125,8 @@ def carry_out(
         frames = _frames(recipe, original, checkpoint, demonstrations, recording or data.observations)
     if recipe.changes_policy:
         policy = copy.deepcopy(policy)
-    num_steps, evaluated, vision_cache, most_passes = checkpoint.spec.num_steps, (), 0.0, 0
+    num_steps, evaluated, vision_cache = checkpoint.spec.num_steps, (), 0.0
+    decoding: dict[str, int] = {}
     layers, pruned, factored = {}, set(), {}
     others: dict[str, Callable] = {}  # layers that a provider trains through its own rounding
     pending: list = []
@@ -169,9 +172,9 @@ def carry_out(
                     runner, num_steps, step.evaluations, data.observations,
                     lambda f: part(f, "seeing which flow steps have to ask the network"),
                 )  # fmt: skip
-        elif isinstance(step, FixedPoint):
-            most_passes = step.most_passes or 0
-            policy.revise_()
+        elif isinstance(step, Decoding):
+            if not isinstance(step, PrefillBlocks):
+                decoding |= decode_(step, policy)
             continue
         elif isinstance(step, VisionCacheStep):
             vision_cache = step.change
@@ -193,11 +196,13 @@ def carry_out(
         done += 1
     if not fixed:
         layers = compress(pending)
-    for step in recipe.steps:
-        if isinstance(step, KVCache):  # last: nothing that looks at the policy has to see through it
+    for step in recipe.steps:  # last: nothing that looks at the policy has to see through these
+        if isinstance(step, KVCache):
             _round_cache(step, policy)
+        elif isinstance(step, PrefillBlocks):
+            decode_(step, policy)
     policy.requires_grad_(False)
-    return Compressed(policy, layers, num_steps, evaluated, vision_cache, most_passes, factored)
+    return Compressed(policy, layers, num_steps, evaluated, vision_cache, decoding, factored)
 
 
 def check_recipe(recipe: Recipe, policy, checkpoint) -> dict[str, Storage]:

@@ -8,11 +8,12 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from vla_edge.compress import flow_steps
+from vla_edge.compress.decoding import check_decoding
 from vla_edge.compress.recipe import Recipe, RecipeError
 from vla_edge.compress.steps import (
+    Decoding,
     FewSteps,
     Finetune,
-    FixedPoint,
     FlowSteps,
     Keep,
     KVCache,
@@ -30,7 +31,7 @@ from vla_edge.compress.steps import (
 from vla_edge.policy.weights import OnDemand
 
 OPTIONAL = "?"  # at the end of a target
-_ONCE = PruneTokens | KVCache | FlowSteps | VisionCacheStep | FixedPoint
+_ONCE = PruneTokens | KVCache | FlowSteps | VisionCacheStep | Decoding
 
 
 def plan_layers(recipe: Recipe, layers: Sequence[str]) -> dict[str, Storage]:
@@ -116,6 +117,7 @@ def check_kind(recipe: Recipe, policy, num_steps: int) -> None:
         RecipeError: flow steps are asked of a policy without a flow, or in a number it has not; tokens of one that
             writes none.
     """
+    check_decoding(recipe, policy)
     for number, step in enumerate(recipe.steps, 1):
         where = f"recipe {recipe.name}, step {number} ({step.key})"
         if isinstance(step, FlowSteps | FewSteps) and policy.matched != "velocity":
@@ -126,10 +128,6 @@ def check_kind(recipe: Recipe, policy, num_steps: int) -> None:
             flow_steps.check(step.num_steps or num_steps, step.evaluations)
         if isinstance(step, FewSteps) and num_steps % step.num_steps:
             raise RecipeError(f"{where}: {step.num_steps} flow steps do not divide the checkpoint's {num_steps}")
-        if isinstance(step, FixedPoint) and not getattr(policy, "can_revise", False):
-            raise RecipeError(
-                f"{where}: fixed_point is for policies that write three tokens or more, one after the other; take it out"
-            )
         if isinstance(step, Finetune) and step.temperature is not None and policy.matched != "scores":
             raise RecipeError(f"{where}: temperature is for policies that write their actions as tokens; leave it out")
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from vla_edge.compress.steps import (
     STEPS,
-    FixedPoint,
+    Decoding,
     KVCache,
     PruneTokens,
     Quantize,
@@ -81,8 +81,7 @@ class Recipe:
     def reshapes(self) -> bool:
         """Whether stages come out of it with tensors of other shapes or types."""
         return any(
-            isinstance(step, Shrink | PruneTokens | KVCache | FixedPoint) or factors_convolutions(step)
-            for step in self.steps
+            isinstance(step, Shrink | PruneTokens | KVCache | Decoding) or factors_convolutions(step) for step in self.steps
         )
 
     @property

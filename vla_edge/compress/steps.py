@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from vla_edge.compress.quantize.formats import NAMES as FORMATS
 from vla_edge.compress.quantize.ranges import CALIBRATORS
+from vla_edge.engine.drafting import MOST_CHUNKS
 
 FLOATS = ("float32", "float16", "bfloat16")
 ACTIVATIONS = (None, "int8", "int8-dynamic", "fp8", "int4-dynamic")
@@ -422,6 +423,57 @@ class FixedPoint:
 
 
 @dataclass(frozen=True)
+class Speculate:
+    """Verify tokens that a draft proposes, several in a pass, see `engine.token_loop`: the chunk of decoding one by one, in
+    fewer passes where the draft is right.
+
+    Attributes:
+        draft: "trained" for the checkpoint's own, "history" for tokens of earlier chunks, "none" to decode one by one although
+            the checkpoint has a draft, "auto" for the trained one where there is one.
+        tokens: that are proposed at a time; 4, or as many as can be, when None.
+        chunks: that "history" remembers.
+        tolerance: bins by which a proposed token may differ from the likeliest and still stand, of 256; above 0 it may change
+            the chunk (relaxed acceptance; Spec-VLA, Wang et al., 2025, arXiv:2507.22424).
+    """
+
+    key: ClassVar[str] = "speculate"
+    needs_statistics: ClassVar[bool] = False
+    changes_policy: ClassVar[bool] = True
+    draft: str = "auto"
+    tokens: int | None = None
+    chunks: int = 8
+    tolerance: int = 0
+
+    def check(self) -> None:
+        _one_of("draft", self.draft, ("auto", "trained", "history", "none"))
+        if self.tokens is not None:
+            _whole("tokens", self.tokens)
+        _whole("chunks", self.chunks)
+        if self.chunks > MOST_CHUNKS:
+            raise ValueError(f"chunks is {self.chunks}, allowed is 1 to {MOST_CHUNKS}")
+        if isinstance(self.tolerance, bool) or not isinstance(self.tolerance, int) or not 0 <= self.tolerance < 256:
+            raise ValueError(f"tolerance is {self.tolerance!r}, allowed is a whole number of bins, 0 to 255")
+
+
+@dataclass(frozen=True)
+class PrefillBlocks:
+    """Read the prompt a block of places at a time, so that what lies between layers is no longer than a block; blocks before
+    the first change since the last observation are not read again. See `policy.openvla_tokens.BlockPrefill`.
+
+    Attributes:
+        size: places of a block; a shorter prompt is one block.
+    """
+
+    key: ClassVar[str] = "prefill_blocks"
+    needs_statistics: ClassVar[bool] = False
+    changes_policy: ClassVar[bool] = True
+    size: int = 64
+
+    def check(self) -> None:
+        _whole("size", self.size)
+
+
+@dataclass(frozen=True)
 class PruneTokens:
     """Go on with the image tokens that matter, after the first text layers; what follows gets shorter, and so does the
     cache that each flow step reads. Which they are is decided anew for each observation, see `prune.tokens`.
@@ -477,18 +529,20 @@ class KVCache:
         return round(self.salient * tokens)
 
 
-STEPS = {
-    step.key: step
-    for step in (
-        Keep, Smooth, Prune, LowRankStep, Quantize, Shrink, PruneTokens, FlowSteps, VisionCacheStep, FixedPoint, Finetune,
-        FewSteps, KVCache,
-    )  # fmt: skip
-}
 def factors_convolutions(step) -> bool:
     """Whether a step puts factors in the place of convolutions."""
     return isinstance(step, LowRankStep) and step.factors_convolutions
 
 
+STEPS = {
+    step.key: step
+    for step in (
+        Keep, Smooth, Prune, LowRankStep, Quantize, Shrink, PruneTokens, FlowSteps, VisionCacheStep, FixedPoint, Speculate,
+        PrefillBlocks, Finetune, FewSteps, KVCache,
+    )  # fmt: skip
+}
+Decoding = FixedPoint | Speculate | PrefillBlocks
+"""What says how a prompt is read and tokens are written."""
 Storage = Keep | LowRankStep | Quantize
 """What says how a layer is stored; the other steps prepare it."""
 Training = Finetune | FewSteps

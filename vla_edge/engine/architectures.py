@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 
 from vla_edge.engine.operations import Decoder, Operation, Pointwise, Product, StageWork, encoder_layer
 from vla_edge.engine.workload import Workload
+from vla_edge.policy import draft_shapes
+from vla_edge.policy.bins import BINS
 
 
 @dataclass(frozen=True)
@@ -229,9 +231,18 @@ class Architecture:
                 StageWork("decode", scheme.passes, scheme.per, self._pass(scheme.rows, keys, scheme.rows))
             )
         if scheme.drafts:
-            draft = self.language.layer("draft.layers.0", 1, tokens)
-            stages.append(StageWork("draft", scheme.drafts, "token", (*draft, self._logits(1))))
+            stages.append(StageWork("draft", scheme.drafts, "pass", self._draft(actions, workload.draft)))
         return tuple(stages)
+
+    def _draft(self, places: int, proposed: int) -> tuple[Operation, ...]:
+        """A block draft (`policy.openvla_draft`) over all places of a chunk and what the language model found."""
+        width, heads, rows = draft_shapes.WIDTH, draft_shapes.WIDTH // draft_shapes.HEAD_DIM, places + 1
+        layer = Decoder(width, draft_shapes.HIDDEN * width, heads, heads, draft_shapes.HEAD_DIM)
+        layers = [layer.layer(f"draft.layers.{index}", rows, rows) for index in range(draft_shapes.LAYERS)]
+        return (
+            Product("draft.fuse", 1, self.language.width, width), *sum(layers, ()),
+            Product("draft.head", proposed, width, BINS),
+        )  # fmt: skip
 
     def _pass(self, rows: int, keys: float, logits: int) -> tuple[Operation, ...]:
         layers = [

@@ -239,7 +239,7 @@ class _Build:
         compressed, data = subject.compressed, subject.data
         spec = replace(
             checkpoint.spec, num_steps=compressed.num_steps, evaluated_steps=compressed.evaluated,
-            vision_cache=compressed.vision_cache, most_passes=compressed.most_passes,
+            vision_cache=compressed.vision_cache, **compressed.decoding,
         )  # fmt: skip
         if self._tokenizer is not None:
             shutil.copyfile(checkpoint.tokenizer_path, self._tokenizer)
@@ -314,8 +314,8 @@ class _Build:
         if not getattr(policy, "can_generate", False):
             raise BackendError(
                 f"backend {takers[0]} writes the tokens of policies such as OpenVLA, one after the other and with a cache of "
-                f"its own, which recipe {self.recipe.name} and this policy do not fit; take kv_cache and fixed_point out, or "
-                "choose another backend"
+                f"its own, which recipe {self.recipe.name} and this policy do not fit; take kv_cache, fixed_point, "
+                "speculate and prefill_blocks out, or choose another backend"
             )
         made = copy.copy(policy)
         made.generates = True
@@ -335,11 +335,10 @@ class _Build:
             lambda fraction, step: self.tell(0.02 + 0.68 * fraction, step),
         )  # fmt: skip
         reference = pieces.foreseen.reference(self.checkpoint.spec)
-        inputs = first_inputs(pieces.source, pieces.foreseen)
         before = pieces.source.policy.stages()
-        return _Subject(
-            pieces.compressed(), data, reference, inputs, before, 0.70, pieces.ready, pieces.between_stages
-        )
+        compressed = pieces.compressed()
+        inputs = first_inputs(pieces.source, pieces.foreseen)
+        return _Subject(compressed, data, reference, inputs, before, 0.70, pieces.ready, pieces.between_stages)
 
     def _locate(self, name: str, exported, entries, subject: _Subject, scratch: Path) -> tuple[str, float] | None:
         """The layer in which stage `name` diverges first, and by how much; None where it cannot be found."""
@@ -416,9 +415,15 @@ class _Build:
 
 def cache_bytes(stages) -> int:
     """Of what is read from an observation once and handed to every flow step or token."""
-    read = [spec for stage in stages if stage.name in ("prefix", "prefill") for spec in stage.outputs]
-    again = {spec.name for spec in stages[-1].inputs}
-    return sum(spec.zeros().nbytes for spec in read if spec.name in again)
+    names = [stage.name for stage in stages]
+    reader = next((place for place, name in enumerate(names) if name in ("prefix", "prefill")), None)
+    if reader is None:
+        return 0
+    # a prompt that is read in blocks is given the cache that it adds to
+    given = (spec for spec in stages[reader].inputs if spec.name.startswith("cache_"))
+    read = {spec.name for spec in (*given, *stages[reader].outputs)}
+    again = {spec for stage in stages[reader + 1 :] for spec in stage.inputs if spec.name in read}
+    return sum(spec.zeros().nbytes for spec in again)
 
 
 @contextmanager

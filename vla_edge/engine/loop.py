@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import ClassVar
 
 import numpy as np
@@ -32,11 +33,13 @@ class Loop:
         NAMES: the stages of this kind of policy, in order. READS: the one that reads what the cameras see.
         buffers: name -> tensor. images: one (1, 3, H, W) per camera, for each observation that is read, oldest first.
         actions: (1, T, A) the last result, normalized.
+        passes: of the language model over tokens behind the prompt, for the last result; `decoded`, tokens in them.
     """
 
     NAMES: ClassVar[tuple[str, ...]]
     READS: ClassVar[str]
     actions: np.ndarray
+    passes = decoded = 0
 
     def __init__(self, spec: PolicySpec, stages: Mapping[str, LoadedStage]):
         self.spec, self.stages = spec, stages
@@ -54,6 +57,7 @@ class Loop:
             self.images.append(image.zeros())
             self._vision.append(stages["vision"].bind({image.name: self.images[-1]}, {tokens.name: part}))
         self._read = stages[self.READS].bind(self.buffers, self.buffers)
+        self._told: dict[str, np.ndarray] | None = None
 
     @classmethod
     def runs(cls, spec: PolicySpec) -> bool:
@@ -92,24 +96,47 @@ class Loop:
         Args:
             seen_before: places of pictures whose tokens are still right.
         """
-        begin = time.perf_counter()
-        for place, vision in enumerate(self._vision):
-            if place not in seen_before:
-                vision()
-        seen = time.perf_counter()
-        self._read()
-        read = time.perf_counter()
-        for _, call in self.acting():
+        vision = (("vision", call) for place, call in enumerate(self._vision) if place not in seen_before)
+        times = dict.fromkeys(("vision", self.READS, self.NAMES[-1]), 0.0)
+        last = time.perf_counter()
+        stage = self.READS
+        for stage, call in chain(vision, self.reading(seen_before), self.acting()):
             call()
-        times = {"vision": seen - begin, self.READS: read - seen}
-        return times | ({self.NAMES[-1]: time.perf_counter() - read} if self.NAMES[-1] != self.READS else {})
+            now = time.perf_counter()
+            times[stage] = times.get(stage, 0.0) + now - last
+            last = now
+        times[stage] += time.perf_counter() - last  # what follows the last call belongs to it
+        return times
 
     def calls(self) -> Iterator[tuple[str, Callable[[], None]]]:
         """All of `run`, to be made one by one: stage and call, each before the next is asked for."""
         for vision in self._vision:
             yield "vision", vision
-        yield self.READS, self._read
+        yield from self.reading()
         yield from self.acting()
+
+    def reading(self, seen_before: Collection[int] = ()) -> Iterator[tuple[str, Callable[[], None]]]:
+        """From the tokens of pictures to what was read, as `calls`: nothing where all that is read stands since the last
+        time, since a stage is a pure function."""
+        if self.first_changed(seen_before) is not None:
+            yield self.READS, self._read
+
+    def first_changed(self, seen_before: Collection[int]) -> int | None:
+        """The first place among what the policy reads whose token is another than the last time that this was asked; of
+        policies whose places all see each other, 0. None where all are the same.
+
+        Args:
+            seen_before: as of `run`.
+        """
+        told = self.told()
+        same = self._told is not None and all((value == self._told[name]).all() for name, value in told.items())
+        self._told = {name: value.copy() for name, value in told.items()}
+        return None if same and len(seen_before) == len(self.images) else 0
+
+    def told(self) -> dict[str, np.ndarray]:
+        """What is read beside pictures: words, and the state where it is read with them."""
+        names = (spec.name for spec in self.stages[self.READS].interface.inputs)
+        return {name: self.buffers[name] for name in names if name != "image_tokens"}
 
     def acting(self) -> Iterator[tuple[str, Callable[[], None]]]:
         """From what was read to `actions`: as `calls`."""

@@ -12,22 +12,25 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from vla_edge.compress.calibrate import CalibrationData
+from vla_edge.compress.decoding import decode_
 from vla_edge.compress.piecewise import compress_piecewise
 from vla_edge.compress.pipeline import Compressed, check_recipe
 from vla_edge.compress.quantize.formats import number_format
 from vla_edge.compress.recipe import Recipe, RecipeError
 from vla_edge.compress.steps import (
     STEPS,
-    FixedPoint,
+    Decoding,
     Keep,
     LowRankStep,
     Prune,
     Quantize,
     Smooth,
+    Speculate,
     VisionCacheStep,
     factors_convolutions,
 )
@@ -43,7 +46,7 @@ from vla_edge.policy.weights import Weights
 PIECEWISE_RECIPE = "int4-layerwise"  # the shipped one to take
 CALIBRATION_TOKENS = 16_384
 HELD_OUT_FRAMES = 8
-_POSSIBLE = (Keep, Smooth, Prune, LowRankStep, Quantize, VisionCacheStep, FixedPoint)
+_POSSIBLE = (Keep, Smooth, Prune, LowRankStep, Quantize, VisionCacheStep, *get_args(Decoding))
 _PROGRAM = 1 << 30  # bytes of PyTorch, ONNX and what else is not weights
 
 Tell = Callable[[float, str], None]
@@ -120,9 +123,21 @@ class Piecewise:
             )
         _check_steps(recipe, told)
         self.plan = check_recipe(recipe, self.source.policy, checkpoint)
+        self._draft()
         least = max(self._largest_piece(), self._writing()) + _PROGRAM
         if least > memory:
             raise BackendError(f"{told}; not even its largest piece fits, which takes {least / 1e9:.1f} GB")
+
+    def _draft(self) -> None:
+        """Has the checkpoint's draft propose as many tokens as the recipe says, from the beginning: fewer may be fewer layers.
+        What else is said of decoding waits for `compressed`."""
+        from vla_edge.engine.trace import policy_layers
+
+        for step in self.recipe.steps:
+            if isinstance(step, Speculate) and step.draft in ("auto", "trained") and self.source.policy.draft is not None:
+                decode_(step, self.source.policy)
+        there = policy_layers(self.source.policy.stages())
+        self.plan = {name: step for name, step in self.plan.items() if name in there}
 
     @property
     def frames(self) -> dict[str, int]:
@@ -169,15 +184,14 @@ class Piecewise:
 
     def compressed(self) -> Compressed:
         """With layers that are read when they are asked for. From now on the policy has the stages of the engine."""
-        vision_cache, most_passes = 0.0, 0
+        vision_cache, decoding = 0.0, {}
         for step in self.recipe.steps:
-            if isinstance(step, FixedPoint):
-                most_passes = step.most_passes or 0
-                self.source.policy.revise_()
+            if isinstance(step, Decoding):
+                decoding |= decode_(step, self.source.policy)
             elif isinstance(step, VisionCacheStep):
                 vision_cache = step.change
         spec = self.checkpoint.spec
-        return Compressed(self.source.policy, self._layers, spec.num_steps, (), vision_cache, most_passes)
+        return Compressed(self.source.policy, self._layers, spec.num_steps, (), vision_cache, decoding)
 
     def ready(self, stage):
         """A context in which a stage can be traced: what is no linear layer is in memory, as compression left it."""

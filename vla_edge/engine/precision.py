@@ -20,6 +20,7 @@ from vla_edge.compress.steps import (
     PruneTokens,
     Quantize,
     Shrink,
+    Speculate,
     Storage,
     factors_convolutions,
 )
@@ -111,6 +112,9 @@ def asked_of_workload(recipe: Recipe) -> dict[str, float | str | int]:
             found["steps"] = step.calls
         elif isinstance(step, FixedPoint):
             found |= {"decoding": "fixed-point"} | ({"iterations": step.most_passes} if step.most_passes else {})
+        elif isinstance(step, Speculate) and step.draft != "none":
+            drafter = "history" if step.draft == "history" else "block"
+            found |= {"decoding": "speculative", "drafter": drafter} | ({"draft": step.tokens} if step.tokens else {})
         elif isinstance(step, PruneTokens):
             found["keep_vision"] = step.keep
         elif isinstance(step, KVCache):

@@ -77,7 +77,9 @@ def profile_bundle(
     peak = peak_bytes()  # before the measurements below need memory of their own
     host = _host(bundle, observations, repeats)
     roofline = measure_roofline() if roofline is None else roofline
+    passes = runner.infer(observations[0]).timing.passes  # not alike for all, where a draft proposes
     calls = {"vision": len(bundle.spec.cameras) * bundle.spec.observation_steps, "denoise": runner.num_steps}
+    calls |= dict.fromkeys(("decode", "revise", "verify", "draft"), max(passes, 1))
     stages = {}
     for entry in bundle.stages:
         name = entry.interface.name

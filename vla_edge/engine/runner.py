@@ -20,7 +20,13 @@ from vla_edge.engine.continuation import Continuation
 from vla_edge.engine.diffusion_loop import DiffusionLoop
 from vla_edge.engine.flow_loop import FlowLoop
 from vla_edge.engine.loop import DirectLoop, Loop, RunnerError
-from vla_edge.engine.token_loop import GenerateLoop, RevisedTokenLoop, TokenLoop
+from vla_edge.engine.token_loop import (
+    DraftedTokenLoop,
+    GenerateLoop,
+    RevisedTokenLoop,
+    SpeculativeTokenLoop,
+    TokenLoop,
+)
 from vla_edge.engine.vision_cache import VisionCache
 from vla_edge.policy.preprocess import Postprocessor, Preprocessor
 from vla_edge.policy.spec import PolicySpec
@@ -30,7 +36,7 @@ from vla_edge.types import ActionChunk, InferenceTiming, Observation
 __all__ = ["Inference", "Runner", "RunnerError"]
 
 LOOPS: tuple[type[Loop], ...] = (
-    FlowLoop, DiffusionLoop, TokenLoop, RevisedTokenLoop, GenerateLoop, DirectLoop,
+    FlowLoop, DiffusionLoop, TokenLoop, RevisedTokenLoop, DraftedTokenLoop, SpeculativeTokenLoop, GenerateLoop, DirectLoop,
 )  # fmt: skip
 
 
@@ -187,7 +193,8 @@ class Runner:
             actions = time.perf_counter()
             chunk = self._chunk(observation)
         end = time.perf_counter()
-        return Inference(chunk, InferenceTiming(prepared - begin, times, end - actions, end - begin))
+        passes, decoded = self._loop.passes, self._loop.decoded
+        return Inference(chunk, InferenceTiming(prepared - begin, times, end - actions, end - begin, passes, decoded))
 
     def steps(
         self, observation: Observation, seed: int = 0
@@ -198,6 +205,7 @@ class Runner:
         """
         with self._lock:
             self._show(observation, None, seed)
+            self._cache.forget()
             yield from self._loop.calls()
             return self._chunk(observation)
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 KV_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "int4": 4}
 TOKENS_PER_PASS = 2.5  # of fixed-point decoding, unless a workload says how many passes
+DRAFTS = ("block", "history")
 DECODINGS = ("autoregressive", "speculative", "fixed-point", "parallel")
 
 
@@ -28,7 +29,7 @@ class Scheme:
     Attributes:
         in_prefill: all of them in the pass over the observation.
         passes: over the language model after it, each over `rows` tokens; `per` says what a pass is for.
-        drafts: tokens that a draft of one layer proposes.
+        drafts: passes of a trained draft, each over all places of the chunk.
     """
 
     in_prefill: bool
@@ -46,9 +47,10 @@ class Workload:
         cameras: pictures. prompt_tokens: of the instruction. chunk: actions. steps: of the flow.
         keep_vision: share of each picture's tokens that the language model sees, above 0, to 1.
         kv: precision of the cache of keys and values; None for that of the activations.
-        decoding: of policies whose actions are tokens: "autoregressive"; "speculative" (a draft of one layer proposes
-            `draft` tokens, each accepted with probability `acceptance`; Leviathan et al., 2023, arXiv:2211.17192; one
-            half gives about the 1.4 times that Spec-VLA, arXiv:2507.22424, reports); "fixed-point" (all tokens of the
+        decoding: of policies whose actions are tokens: "autoregressive"; "speculative" (`draft` tokens are
+            proposed at a time, each accepted with probability `acceptance`, by a `drafter`: a trained "block", of the shape
+            that `vla-edge draft` gives it, or "history", earlier chunks, which costs nothing; Leviathan et al., 2023,
+            arXiv:2211.17192; one half gives about the 1.4 times that Spec-VLA, arXiv:2507.22424, reports); "fixed-point" (all tokens of the
             chunk at once, `iterations` times until they stand: Jacobi decoding, Santilli et al., 2023,
             arXiv:2305.10427; None for a pass per 2.5 tokens, after PD-VLA, arXiv:2503.02310, which gained 2.52 times);
             "parallel" (one pass, for which a policy has to be trained: OpenVLA-OFT, arXiv:2502.19645).
@@ -63,6 +65,7 @@ class Workload:
     decoding: str = "autoregressive"
     draft: int = 4
     acceptance: float = 0.5
+    drafter: str = "block"
     iterations: int | None = None
 
     @classmethod
@@ -102,6 +105,8 @@ class Workload:
         if not architecture.decodes and self.decoding != "autoregressive":
             made = "in flow steps" if architecture.is_flow else "in one pass"
             raise WorkloadError(f"{architecture.name} makes its chunk {made} and decodes no tokens; leave decoding out")
+        if self.drafter not in DRAFTS:
+            raise WorkloadError(f"drafter is {self.drafter!r}, allowed is {' or '.join(DRAFTS)}")
         if not architecture.is_flow and self.steps != 1:
             made = "decodes tokens" if architecture.decodes else "makes its chunk in one pass"
             raise WorkloadError(f"{architecture.name} {made} and has no flow; leave steps out")
@@ -126,5 +131,5 @@ class Workload:
             rate = self.acceptance
             won = self.draft + 1 if rate == 1 else (1 - rate ** (self.draft + 1)) / (1 - rate)
             passes = (tokens - 1) / won
-            return Scheme(False, passes, self.draft + 1, "pass", passes * self.draft)
+            return Scheme(False, passes, self.draft + 1, "pass", passes if self.drafter == "block" else 0)
         return Scheme(False, tokens - 1, 1, "token")  # the first comes out of the prefill

@@ -142,6 +142,19 @@ class Trace:
 
 
 @dataclass(frozen=True)
+class DecodingSummary:
+    """Of chunks that are written as tokens: means over them.
+
+    Attributes:
+        passes: of the language model over tokens behind the prompt, for one chunk.
+        tokens_per_pass: 1 where they follow each other; with a draft, accepted ones and the model's own.
+    """
+
+    passes: float
+    tokens_per_pass: float
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """A frame worth looking at: its pictures as JPEG bytes by camera."""
 
@@ -177,6 +190,7 @@ class Evaluation:
         jump_rad: largest joint step at each chunk boundary.
         latency_ms: of whole inferences; `stage_ms` of their parts.
         results: every evaluated frame.
+        decoding: None where actions are no tokens.
         traces, snapshots: for the report; not part of `to_dict`.
     """
 
@@ -212,6 +226,7 @@ class Evaluation:
     results: tuple[FrameResult, ...]
     traces: tuple[Trace, ...] = field(default=(), repr=False, compare=False)
     snapshots: tuple[Snapshot, ...] = field(default=(), repr=False, compare=False)
+    decoding: DecodingSummary | None = None
 
     @property
     def action_mae_rad(self) -> float:

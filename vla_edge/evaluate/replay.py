@@ -271,4 +271,5 @@ def _evaluation(
         results=results,
         traces=tuple(tally.traces),
         snapshots=tally.worst.snapshots(),
+        decoding=tally.decoding(),
     )

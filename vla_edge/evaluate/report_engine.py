@@ -91,6 +91,7 @@ def add_latency(page: Page, evaluation: Evaluation) -> None:
             unitX="s", unitY="ms",
         ),
         _serving(evaluation),
+        _decoding(evaluation),
     )  # fmt: skip
 
 
@@ -103,6 +104,15 @@ def _serving(evaluation: Evaluation) -> str:
         f'<p class="note">At these latencies it serves {serving.served} of {serving.offered} observations, '
         f"{serving.rate_hz:.2f} a second{asked}, and the robot acts on pictures up to "
         f"{serving.staleness_ms.p50:.0f} ms old (p99 {serving.staleness_ms.p99:.0f}).</p>"
+    )
+
+
+def _decoding(evaluation: Evaluation) -> str:
+    if (decoding := evaluation.decoding) is None:
+        return ""
+    return (
+        f'<p class="note">A chunk\'s tokens took {decoding.passes:.2f} passes of the language model on average, '
+        f"{decoding.tokens_per_pass:.2f} tokens in a pass.</p>"
     )
 
 

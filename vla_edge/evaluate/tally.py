@@ -12,6 +12,7 @@ from vla_edge.evaluate.agreement import AgreementTally
 from vla_edge.evaluate.control_replay import ControlReplay
 from vla_edge.evaluate.evaluation import (
     CompressionSummary,
+    DecodingSummary,
     DisagreementSummary,
     EffectorSummary,
     ErrorSummary,
@@ -78,6 +79,7 @@ class Tally:
         self._reach = defaultdict(list)
         self._motion, self._cosines = MotionScale(), []
         self._stages: dict[str, list[float]] = defaultdict(list)
+        self._passes = self._decoded = 0
         self.agreement = AgreementTally(spec, reference)
         self.control, self.reference_control = (
             ControlReplay(robot, spec.joint_names, delay_s) if robot is not None and wanted else None
@@ -138,6 +140,7 @@ class Tally:
         self._previous = chunk
         for part, seconds in _parts(timing):
             self._stages[part].append(1e3 * seconds)
+        self._passes, self._decoded = self._passes + timing.passes, self._decoded + timing.decoded
         index, self._samples = len(self.results), len(samples)
         self.results.append(
             FrameResult(
@@ -160,6 +163,12 @@ class Tally:
     def stage_ms(self) -> Mapping[str, list[float]]:
         """Part of an inference -> its milliseconds."""
         return self._stages
+
+    def decoding(self) -> DecodingSummary | None:
+        """None where actions are no tokens."""
+        if not self._passes:
+            return None
+        return DecodingSummary(self._passes / len(self.results), self._decoded / self._passes)
 
     def summary(self, kind: str) -> ErrorSummary | None:
         """Of "action", "hold", "command", "reference" or "compression"; None where nothing is known."""

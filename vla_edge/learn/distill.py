@@ -107,6 +107,8 @@ def distill(
     if joints:
         spec = spec.of_joints([spec.joint_names[column] for column in columns])
     policy = load_policy(checkpoint)
+    if policy.matched == "scores":
+        policy.one_by_one_()  # a draft is of the policy that it was trained with
     student = copy.deepcopy(policy)
     if joints:
         try:

@@ -53,6 +53,8 @@ class VlaStatus:
         }
         for stage, summary in stages.items():
             values |= latency_values(f"stage.{stage}", summary)
+        if loop.passes:
+            values |= {"decoding.passes": loop.passes, "decoding.tokens_per_pass": loop.decoded / loop.passes}
         values |= {f"age.{source}": age for source, age in self._aligner.ages(time.monotonic_ns()).items()}
         values |= {what.replace(" ", ".", 1): count for what, count in self._aligner.counts.items()}
         values |= {f"received.{source}": count for source, count in self._inputs.received.items()}

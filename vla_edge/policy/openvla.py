@@ -1,39 +1,25 @@
 """OpenVLA (Kim et al., 2024, arXiv:2406.09246) and OpenVLA-OFT (Kim et al., 2025, arXiv:2502.19645).
 
 DINOv2 and SigLIP see the same picture, their features side by side are projected to words, and Llama reads the first
-word, the pictures and the rest of the prompt. OpenVLA then writes its action as tokens, one of 256 bins each: `prefill`
-reads the prompt into a cache of static size, `decode` reads that and the few tokens behind it. Only tokens of actions
-are ever scored, so the head has 256 rows and the words that are fed back are those 256. OFT reads all places of a whole
-chunk in one pass, looking in both directions, and a small network makes numbers of what it finds there: one stage,
-`act`.
-
-Padding follows the prompt, and in the cache a token's place is its position.
+word, the pictures and the rest of the prompt. OpenVLA then writes its action as tokens, one of 256 bins each
+(`openvla_tokens`), of which a draft may propose some (`openvla_draft`). OFT reads all places of a whole chunk in one pass,
+looking in both directions, and a small network makes numbers of what it finds there: one stage, `act`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vla_edge.policy.bins import BINS, bin_values
-from vla_edge.policy.blocks import (
-    ACTIVATIONS,
-    MASKED,
-    DecoderLayer,
-    Fold,
-    RMSNorm,
-    VisionTransformer,
-    attend,
-    attend_cached,
-    attention_columns,
-    rotary,
-    rotate,
-)
+from vla_edge.policy.blocks import ACTIVATIONS, MASKED, Fold, VisionTransformer, rotary
 from vla_edge.policy.chain import Chain, numbered
+from vla_edge.policy.draft_shapes import TOKENS, DraftConfig
+from vla_edge.policy.openvla_draft import make_draft
+from vla_edge.policy.openvla_tokens import BlockPrefill, Decode, Generate, Prefill, Reader, Revise, through
 from vla_edge.policy.stages import Stage, TensorSpec
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -70,6 +56,7 @@ class OpenVLAConfig:
         action_dim: A values of an action. chunk_size: T actions.
         head_hidden, head_blocks: of OFT's head; 0 where actions are tokens.
         proprio_dim: values of the state that are read, 0 where none is.
+        draft: what proposes tokens, where the checkpoint has something that does.
     """
 
     cameras: int
@@ -90,6 +77,7 @@ class OpenVLAConfig:
     head_hidden: int = 0
     head_blocks: int = 0
     proprio_dim: int = 0
+    draft: DraftConfig | None = None
 
     @property
     def head_dim(self) -> int:
@@ -152,190 +140,6 @@ class VisionTower(Chain):
         for index, layer in enumerate(self.projector):
             x = layer(x if index == 0 else ACTIVATIONS["gelu"](x))
         return (x,), ()
-
-
-class Reader(Chain):
-    """Llama's layers, and its norm: what all stages that read share.
-
-    Handed from layer to layer are x (B, T, width), the rotary table of its places, and what else a stage keeps for its end.
-    """
-
-    BEGIN: ClassVar[tuple[str, ...]]  # what the first piece needs
-
-    def __init__(self, c: OpenVLAConfig):
-        super().__init__()
-        self.config = c
-        self.head_dim = c.head_dim
-        self.embedding = nn.Embedding(c.vocabulary, c.width)
-        self.layers = nn.ModuleList(
-            DecoderLayer(c.width, c.hidden, c.heads, c.kv_heads, self.head_dim, c.eps) for _ in range(c.layers)
-        )
-        self.norm = RMSNorm(c.width, c.eps)
-
-    def prompt(self, image_tokens: Tensor, lang_tokens: Tensor) -> Tensor:
-        """The first word, what comes from cameras and state, and the rest of the words: (B, P, width)."""
-        words = self.embedding(lang_tokens)
-        return torch.cat([words[:, :1], image_tokens, words[:, 1:]], dim=1)
-
-    def pieces(self) -> tuple[tuple[str, ...], ...]:
-        """See `Chain`."""
-        return self.BEGIN, *numbered("layers", self.layers), ("norm", "head")
-
-
-def through(layer: DecoderLayer, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-    """x (B, T, width) through one layer; its queries, keys and values; its attention probabilities (B, H, T, T)."""
-    normed = layer.attention_norm(x)
-    k, v = layer.project(normed, normed)
-    q, k = rotate(layer.queries(normed), cos, sin), rotate(k, cos, sin)
-    attended, probabilities = attend(q, k, v, bias)
-    return layer.finish(x, attended), q, k, v, probabilities
-
-
-class Prefill(Reader):
-    """Prompt -> scores of the first token, where it will stand, and the cache: keys and values of every place of the prompt
-    and which of them are real."""
-
-    BEGIN = ("embedding",)
-
-    def __init__(self, c: OpenVLAConfig):
-        super().__init__(c)
-        self.head = nn.Linear(c.width, BINS, bias=False)
-        causal = torch.triu(torch.full((c.prompt_length, c.prompt_length), MASKED), diagonal=1)
-        self.register_buffer("causal", causal[None, None], persistent=False)
-        self.store: nn.Module | None = None  # the cache crosses as it is
-
-    def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
-        """See `Chain`; rows are keys and values. Handed on to the end are where the first token will stand, which places are
-        real, and, for a store, how much each is looked at."""
-        if number == 0:
-            image_tokens, lang_tokens, lang_mask = inputs
-            x = self.prompt(image_tokens, lang_tokens)
-            places = torch.arange(self.config.prompt_length, device=x.device)[None]
-            position = image_tokens.shape[1] + lang_mask.to(torch.int64).sum(1)
-            mask = (places < position).to(x.dtype)
-            # padding comes last, in order on every runtime
-            looks = [] if self.store is None else [(mask - 1) * places]
-            return (x, *rotary(places, self.head_dim, self.config.wavelength), position, mask, *looks), ()
-        x, cos, sin, position, mask, *looks = handed
-        if number <= len(self.layers):
-            x, q, k, v, _ = through(self.layers[number - 1], x, cos, sin, self.causal)
-            if self.store is not None and self.store.ranks:
-                words = slice(1 - self.config.language_length, None)
-                seen = attention_columns(q[:, :, words], k, self.causal[:, :, words], mask[:, words])
-                looks = [looks[0] + seen.mean(1)]
-            return (x, cos, sin, position, mask, *looks), (k, v)
-        last = x.index_select(1, position - 1)
-        return (self.head(self.norm(last))[:, 0], position, mask, *looks), ()
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        scores, position, mask, *looks, keys, values = super().forward(*inputs)
-        cache = (keys, values, mask) if self.store is None else self.store(keys, values, mask, *looks)
-        return (scores, position, *cache)
-
-    def folds(self) -> tuple[Fold, ...]:
-        return (Fold(self.norm, (self.head,)),)
-
-
-class Decode(Chain):
-    """One token, counted among the 256 of actions, the `step`th behind the prompt, whose cache it reads, and that of the
-    tokens between (`tail`) -> scores of the next, and its own keys and values.
-
-    `position` is where the first of them stands.
-    """
-
-    def __init__(self, prefill: Prefill):
-        super().__init__()
-        c = self.config = prefill.config
-        self.head_dim = prefill.head_dim
-        self.layers, self.norm, self.head = prefill.layers, prefill.norm, prefill.head
-        self.words = nn.Embedding(BINS, c.width)
-        self.register_buffer("places", torch.arange(c.tokens), persistent=False)
-        self.load: nn.Module | None = None  # inverse of the `store` of `prefill`
-
-    def pieces(self) -> tuple[tuple[str, ...], ...]:
-        """See `Chain`."""
-        return ("words",), *numbered("layers", self.layers), ("norm", "head")
-
-    def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
-        """See `Chain`; rows are the token's keys and values."""
-        token, step, position, tail_keys, tail_values, keys, values, mask = inputs
-        if number == 0:
-            bias = ((1 - mask) * MASKED)[:, None, None]
-            # behind the places of the tail, the token itself
-            there = (self.places < step) | (self.places == self.config.tokens - 1)
-            tail_bias = (~there).to(mask.dtype)[None] * MASKED
-            rope = rotary((position + step)[None], self.head_dim, self.config.wavelength)
-            return (self.words(token), *rope, bias, tail_bias), ()
-        x, cos, sin, bias, tail_bias = handed
-        index = number - 1
-        if index == len(self.layers):
-            return (self.head(self.norm(x))[:, 0],), ()
-        layer = self.layers[index]
-        normed = layer.attention_norm(x)
-        k, v = layer.project(normed, normed)
-        q, k = rotate(layer.queries(normed), cos, sin), rotate(k, cos, sin)
-        own = torch.cat([tail_keys[index], k], dim=2), torch.cat([tail_values[index], v], dim=2)
-        x = layer.finish(x, attend_cached(q, keys[index], values[index], *own, bias, tail_bias))
-        return (x, cos, sin, bias, tail_bias), (k, v)
-
-    def forward(
-        self, token: Tensor, step: Tensor, position: Tensor, tail_keys: Tensor, tail_values: Tensor, *cache: Tensor
-    ) -> tuple[Tensor, ...]:
-        cache = cache if self.load is None else self.load(*cache)
-        return super().forward(token, step, position, tail_keys, tail_values, *cache)
-
-    folds = Prefill.folds  # of the very same norm: a graph traced once has to take what a recipe makes of it
-
-
-class Revise(nn.Module):
-    """All tokens but the last, guessed, from `position` on -> scores of each one's successor: a pass of fixed-point decoding
-    (Santilli et al., 2023, arXiv:2305.10427)."""
-
-    def __init__(self, decode: Decode):
-        super().__init__()
-        c = self.config = decode.config
-        self.head_dim = decode.head_dim
-        self.layers, self.norm, self.head, self.words = decode.layers, decode.norm, decode.head, decode.words
-        rows = c.tokens - 1
-        self.register_buffer("rows", torch.arange(rows), persistent=False)
-        self.register_buffer("causal", torch.triu(torch.full((rows, rows), MASKED), diagonal=1), persistent=False)
-        self.load: nn.Module | None = None  # inverse of the `store` of `prefill`
-
-    def forward(self, tokens: Tensor, position: Tensor, *cache: Tensor) -> tuple[Tensor]:
-        keys, values, mask = cache if self.load is None else self.load(*cache)
-        cos, sin = rotary((position + self.rows)[None], self.head_dim, self.config.wavelength)
-        x = self.words(tokens)
-        bias = ((1 - mask) * MASKED)[:, None, None]
-        for index, layer in enumerate(self.layers):
-            normed = layer.attention_norm(x)
-            k, v = layer.project(normed, normed)
-            q = rotate(layer.queries(normed), cos, sin)
-            own = rotate(k, cos, sin), v
-            x = layer.finish(x, attend_cached(q, keys[index], values[index], *own, bias, self.causal))
-        return (self.head(self.norm(x)),)
-
-    folds = Prefill.folds
-
-
-class Generate(nn.Module):
-    """Prompt -> scores (1, T * A, 256) of every token of a chunk, each after the likeliest ones before it."""
-
-    def __init__(self, prefill: Prefill, decode: Decode):
-        super().__init__()
-        self.prefill, self.decode = prefill, decode
-
-    def forward(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor) -> tuple[Tensor]:
-        c = self.prefill.config
-        scores, position, *cache = self.prefill(image_tokens, lang_tokens, lang_mask)
-        found = [scores]
-        keys, values = scores.new_zeros(2, c.layers, 1, c.kv_heads, c.tokens - 1, c.head_dim)
-        for step in range(c.tokens - 1):
-            token = scores.argmax(-1, keepdim=True)
-            scores, new_keys, new_values = self.decode(token, torch.tensor([step]), position, keys, values, *cache)
-            here = (self.decode.places[:-1] == step)[:, None]
-            keys, values = torch.where(here, new_keys, keys), torch.where(here, new_values, values)
-            found.append(scores)
-        return (torch.stack(found, dim=1),)
 
 
 class ResidualBlock(nn.Module):
@@ -431,13 +235,23 @@ class OpenVLA(nn.Module):
         else:
             self.prefill = Prefill(config)
             self.decode = Decode(self.prefill)
-        self.revise: Revise | None = None  # decodes in the place of `decode`
+        # these decode in the place of `decode`: all tokens guessed, or a window that was drafted
+        self.revise: Revise | None = None
+        self.verify: Decode | None = None
+        self.draft = None if config.draft is None else make_draft(config.draft)
+        if self.draft is not None:
+            self.speculate_()
         self.generates = False  # one stage reads the prompt and writes all tokens
 
     @property
     def can_revise(self) -> bool:
-        """Whether there are tokens, one after the other, to be guessed and revised together."""
+        """Whether there are tokens, one after the other, to be guessed, and revised or verified together."""
         return not self.config.head_hidden and self.config.tokens > 2
+
+    @property
+    def most_drafted(self) -> int:
+        """Tokens that can be proposed at a time: the prompt tells the first of a chunk, and nothing follows the last."""
+        return self.config.tokens - 2
 
     @property
     def matched(self) -> str:
@@ -447,11 +261,38 @@ class OpenVLA(nn.Module):
     @property
     def can_generate(self) -> bool:
         """Whether one stage can write all tokens: a recipe has not changed how they are written."""
-        return not self.config.head_hidden and self.revise is None and self.prefill.store is None
+        plain = not self.config.head_hidden and self.revise is None and isinstance(self.prefill, Prefill)
+        return plain and (self.verify is None or self.draft is not None) and self.prefill.store is None
 
     def revise_(self) -> None:
         """From now on all tokens are guessed and revised together."""
+        self.one_by_one_()
         self.revise = Revise(self.decode)
+
+    def speculate_(self, tokens: int | None = None, trained: bool = True) -> None:
+        """From now on a draft proposes tokens, and a pass verifies them.
+
+        Args:
+            tokens: at a time, 1 to what the draft can and to `most_drafted`; what the draft has, or `draft_shapes.TOKENS`, when
+                None.
+            trained: the draft is the checkpoint's; otherwise it is for whoever runs the stages to propose.
+        """
+        draft = self.draft if trained else None
+        self.one_by_one_()
+        if draft is not None:
+            self.draft, self.prefill.tells = draft, True
+            draft.propose_(tokens or draft.tokens)
+        count = tokens or min(TOKENS, self.most_drafted) if draft is None else draft.tokens
+        self.verify = Decode(self.prefill, 1 + count, self.decode.words)
+
+    def one_by_one_(self) -> None:
+        """From now on each token is decoded in a pass of its own."""
+        self.revise = self.verify = self.draft = None
+        self.prefill.tells = False
+
+    def read_blocks_(self, block: int) -> None:
+        """From now on the prompt is read `block` places at a time, at most as many as it has."""
+        self.prefill = BlockPrefill(self.prefill, min(block, self.config.prompt_length))
 
     @property
     def cache_length(self) -> int:
@@ -461,7 +302,7 @@ class OpenVLA(nn.Module):
     def round_cache_(self, store: nn.Module, load: nn.Module) -> None:
         """Have the prompt's cache cross as `store` makes it, for which `load` is the inverse."""
         self.prefill.store = store
-        for reader in (self.decode, self.revise):
+        for reader in (self.decode, self.verify, self.revise):
             if reader is not None:
                 reader.load = load
 
@@ -500,34 +341,49 @@ class OpenVLA(nn.Module):
             state = (TensorSpec("state", (1, c.proprio_dim)),) if c.proprio_dim else ()
             actions = TensorSpec("actions", (1, c.chunk_size, c.action_dim))
             return vision, Stage("act", self.act, (*prompt, *state), (actions,))
-        kv = (c.layers, 1, c.kv_heads)
-
-        def pair(name: str, tokens: int) -> tuple[TensorSpec, TensorSpec]:
-            return tuple(TensorSpec(f"{name}_{kind}", (*kv, tokens, c.head_dim)) for kind in ("keys", "values"))
-
-        step, position = TensorSpec("step", (1,), "int64"), TensorSpec("position", (1,), "int64")
-        cache = (*pair("cache", c.prompt_length), TensorSpec("cache_mask", (1, c.prompt_length)))
-        if self.prefill.store is not None:
-            cache = self.prefill.store.tensors(cache)
-        scores, token = TensorSpec("scores", (1, BINS)), TensorSpec("token", (1, 1), "int64")
         if self.generates:
             every = TensorSpec("token_scores", (1, c.tokens, BINS))
-            module = Generate(self.prefill, self.decode)
-            return vision, Stage("generate", module, prompt, (every,), shares="prefill")
-        prefill = Stage("prefill", self.prefill, prompt, (scores, position, *cache))
-        if self.revise is not None:
-            rows = c.tokens - 1
-            guessed, revised = TensorSpec("tokens", (1, rows), "int64"), TensorSpec("row_scores", (1, rows, BINS))
-            return (
-                vision,
-                prefill,
-                Stage("revise", self.revise, (guessed, position, *cache), (revised,), shares="prefill"),
-            )
-        return (
-            vision,
-            prefill,
-            Stage(
-                "decode", self.decode, (token, step, position, *pair("tail", c.tokens - 1), *cache),
-                (scores, *pair("new", 1)), shares="prefill",
-            ),
-        )  # fmt: skip
+            return vision, Stage("generate", Generate(self.prefill, self.decode), prompt, (every,), shares="prefill")
+        return vision, *token_stages(self, prompt)
+
+
+def token_stages(policy: OpenVLA, prompt: Sequence[TensorSpec]) -> tuple[Stage, ...]:
+    """What reads the prompt and what decodes, as the policy is to do it."""
+    c = policy.config
+
+    def pair(name: str, tokens: int) -> tuple[TensorSpec, TensorSpec]:
+        shape = (c.layers, 1, c.kv_heads, tokens, c.head_dim)
+        return tuple(TensorSpec(f"{name}_{kind}", shape) for kind in ("keys", "values"))
+
+    def whole(name: str, *shape: int) -> TensorSpec:
+        return TensorSpec(name, shape, "int64")
+
+    step, position, scores = whole("step", 1), whole("position", 1), TensorSpec("scores", (1, BINS))
+    mask = TensorSpec("cache_mask", (1, c.prompt_length))
+    cache = made = (*pair("cache", c.prompt_length), mask)
+    if policy.prefill.store is not None:
+        cache = made = policy.prefill.store.tensors(cache)
+    if isinstance(policy.prefill, BlockPrefill):
+        prompt = (*prompt, whole("begin", 1), *cache[:2])
+        made = (*pair("block", policy.prefill.block), mask)
+    feature = (TensorSpec("prompt_feature", (1, c.width)),) if policy.prefill.tells else ()
+    prefill = Stage("prefill", policy.prefill, prompt, (scores, *feature, position, *made))
+    if policy.revise is not None:
+        rows = c.tokens - 1
+        revised = TensorSpec("row_scores", (1, rows, BINS))
+        return prefill, Stage(
+            "revise", policy.revise, (whole("tokens", 1, rows), position, *cache), (revised,), shares="prefill"
+        )
+    behind = (step, position, *pair("tail", c.tokens - 1), *cache)
+    if policy.verify is None:
+        made = (scores, *pair("new", 1))
+        return prefill, Stage("decode", policy.decode, (whole("token", 1, 1), *behind), made, shares="prefill")
+    rows = policy.verify.rows
+    features = (TensorSpec("row_features", (1, rows, c.width)),) if policy.prefill.tells else ()
+    made = (TensorSpec("row_scores", (1, rows, BINS)), *features, *pair("new", rows))
+    verify = Stage("verify", policy.verify, (whole("drafted", 1, rows), *behind), made, shares="prefill")
+    if policy.draft is None:
+        return prefill, verify
+    known = {"feature": TensorSpec("feature", (1, c.width)), "step": step, "known": whole("known", 1, c.tokens)}
+    proposed = TensorSpec("draft_scores", (1, policy.draft.tokens, BINS))
+    return prefill, verify, Stage("draft", policy.draft, tuple(known[name] for name in policy.draft.INPUTS), (proposed,))

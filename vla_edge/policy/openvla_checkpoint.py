@@ -1,7 +1,8 @@
 """An OpenVLA or OpenVLA-OFT out of its Hugging Face directory.
 
 Statistics are those of one data set, which `unnorm_key` in vla_edge.json names where there are several: in config.json,
-or, as OFT writes them, in dataset_statistics.json. OFT's head and projector of the state lie beside as safetensors.
+or, as OFT writes them, in dataset_statistics.json. OFT's head and projector of the state lie beside as safetensors, and so
+does a draft: `draft.safetensors` of `vla-edge draft`, or Medusa's heads, whose tensors may also lie in the shards.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vla_edge.policy import draft_shapes
 from vla_edge.policy.bins import BINS
 from vla_edge.policy.checkpoint_files import CheckpointError, Document, read_json, read_tokenizer
+from vla_edge.policy.draft_shapes import DraftConfig
 from vla_edge.policy.families import Description
 from vla_edge.policy.robot_facts import ROBOT_FILE, RobotFacts
 from vla_edge.policy.spec import Normalization, NormalizationMode, PolicySpec, TextSpec
@@ -28,6 +31,9 @@ EMPTY_WORD = 29871  # Llama's, with which prompts ended in training
 LANGUAGE_LENGTH = 64
 STATISTICS = "dataset_statistics.json"
 HEAD, PROPRIO = "action_head", "proprio_projector"
+DRAFT, MEDUSA = "draft", "medusa_lm_head"
+"""Files beside the shards: those of OFT's parts, and of what proposes tokens (`openvla_draft`)."""
+_MEDUSA = "medusa_head."  # how its tensors begin, in the shards or in a file of their own
 # timm's, of which no tensor tells
 HEADS = {"vit_large_patch14_reg4_dinov2.lvd142m": 16, "vit_so400m_patch14_siglip_224": 16}
 # what transformers leaves out of a Llama's config.json
@@ -47,7 +53,7 @@ LLAMA_LAYER = {
 }  # fmt: skip
 """Ours -> Llama's names within a layer."""
 _BLOCK = {"attention_norm": "norm1", "out": "attn.proj", "mlp_norm": "norm2", "mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"}
-_TOKENS = ("prefill", "decode", "revise")  # stages that score and read tokens of actions
+_TOKENS = ("prefill", "decode", "verify", "revise")  # stages that score and read tokens of actions
 _HEAD_PARTS = {"norm_in": "layer_norm1", "linear_in": "fc1", "norm_out": "layer_norm2", "linear_out": "fc2"}
 
 
@@ -105,7 +111,12 @@ def tensors(policy, checkpoint: Checkpoint, weights: Weights) -> OnDemand:
     read = {file for files in found.values() for file in files}
     scales = {scale for scale in map(scale_of, read) if scale in everything}
     layers = [tower.layers for tower in config.towers]
-    everything.check(read | scales, lambda name: _is_unused(name, layers))
+    kind = None if config.draft is None else config.draft.kind
+    drafts = {draft_shapes.BLOCK: f"{DRAFT}.", draft_shapes.MEDUSA: _MEDUSA}
+    others = tuple(prefix for draft, prefix in drafts.items() if draft != kind)
+    if kind == draft_shapes.MEDUSA:  # more heads than tokens can follow
+        others += tuple(f"{_MEDUSA}{head}." for head in range(config.draft.most_tokens, config.draft.places))
+    everything.check(read | scales, lambda name: _is_unused(name, layers) or name.startswith(others))
     action_end = first_action_token(checkpoint, config.vocabulary) + BINS
     likes = policy.state_dict()
 
@@ -167,12 +178,31 @@ def openvla_config(checkpoint: Checkpoint, weights: Weights) -> OpenVLAConfig:
         head_hidden=weights.shape(f"{HEAD}.model.fc1.weight")[0] if parallel else 0,
         head_blocks=weights.count(f"{HEAD}.model.mlp_resnet_blocks.{{}}.ffn.1.weight") if parallel else 0,
         proprio_dim=len(spec.state_names),
+        draft=None if parallel else _draft_config(weights, width, spec.chunk_size * len(spec.joint_names)),
     )
 
 
 def first_action_token(checkpoint: Checkpoint, vocabulary: int) -> int:
     """Id of the first of the 256 tokens of actions, the last words before what the vocabulary is padded with."""
     return vocabulary - checkpoint.config.get("pad_to_multiple_of", 64) - BINS
+
+
+def _draft_config(weights: Weights, feature: int, places: int) -> DraftConfig | None:
+    """Of what proposes tokens: a trained block, else Medusa's heads; None where neither is, or nothing can be proposed."""
+    most = places - 2
+    if most < 1:
+        return None
+    if f"{DRAFT}.places.weight" in weights:
+        width = weights.shape(f"{DRAFT}.places.weight")[1]
+        layers, hidden = weights.count(f"{DRAFT}.layers.{{}}.q.weight"), weights.shape(f"{DRAFT}.layers.0.mlp.up.weight")[0]
+        return DraftConfig(draft_shapes.BLOCK, feature, places, layers, most, width, hidden)
+    if not any(name.startswith(_MEDUSA) for name in weights):
+        return None
+    layers = 0
+    while f"{_MEDUSA}0.{layers}.linear.weight" in weights:
+        layers += 1
+    heads = weights.count(f"{_MEDUSA}{{}}.{layers}.weight")
+    return DraftConfig(draft_shapes.MEDUSA, feature, places, layers, min(heads, most))
 
 
 def file_names(name: str) -> tuple[str, ...]:
@@ -183,6 +213,8 @@ def file_names(name: str) -> tuple[str, ...]:
     if match := re.fullmatch(r"vision\.projector\.(\d+)", module):
         return (f"projector.fc{int(match[1]) + 1}.{kind}",)
     stage, _, inner = module.partition(".")
+    if stage == DRAFT:
+        return (f"{_MEDUSA}{name.removeprefix('draft.heads.')}" if inner.startswith("heads.") else name,)
     if match := re.fullmatch(r"layers\.(\d+)\.(.+)", inner):
         return (f"{_TEXT}layers.{match[1]}.{LLAMA_LAYER[match[2]]}.{kind}",)
     if inner in ("embedding", "words"):
@@ -227,7 +259,8 @@ def _shaped(name: str, tensor: list, like, action_end: int):
         return torch.cat(tensor, dim=1)
     if match := re.fullmatch(r"vision\..*\.([qkv])", module):
         return first.chunk(3)["qkv".index(match[1])]
-    if module in {f"{stage}.{part}" for stage in _TOKENS for part in ("head", "words")}:
+    ahead = module.startswith("draft.heads.") and len(first) > len(like)  # Medusa's heads may score all words
+    if ahead or module in {f"{stage}.{part}" for stage in _TOKENS for part in ("head", "words")}:
         return first[action_end - like.shape[0] : action_end]
     return first.reshape(like.shape)
 
@@ -249,7 +282,7 @@ def files_of(checkpoint: Checkpoint) -> dict[Path, str]:
 
 
 def _all(checkpoint: Checkpoint, weights: Weights) -> Weights:
-    return weights.renamed(lambda name: name.removeprefix("module."), _parts(checkpoint))
+    return weights.renamed(lambda name: name.removeprefix("module."), _parts(checkpoint) | _drafts(checkpoint))
 
 
 def _parts(checkpoint: Checkpoint) -> dict[Path, str]:
@@ -258,8 +291,19 @@ def _parts(checkpoint: Checkpoint) -> dict[Path, str]:
     return parts
 
 
+def _drafts(checkpoint: Checkpoint) -> dict[Path, str]:
+    """Files of drafts -> what is put in front of their tensors' names; Medusa's has them with its own or without."""
+    found = {}
+    if block := _part(checkpoint.directory, DRAFT):
+        found[block] = DRAFT
+    if heads := _part(checkpoint.directory, MEDUSA):
+        named = any(name.startswith(_MEDUSA) for name in Weights((heads,)))
+        found[heads] = "" if named else _MEDUSA.removesuffix(".")
+    return found
+
+
 def _part(directory: Path, name: str) -> Path | None:
-    """The file of one of OFT's parts, or None where there is none.
+    """The file of a part beside the shards, or None where there is none.
 
     Raises:
         CheckpointError: it is a pickle.

@@ -38,9 +38,10 @@ def keep_joints(policy: OpenVLA, columns: Sequence[int]) -> None:
 
     if policy.config.head_hidden:
         raise ValueError("its action head reads what was found for all joints together; ask for all of them")
-    config = replace(policy.config, action_dim=len(columns))
+    policy.one_by_one_()  # a draft is of all joints
+    config = replace(policy.config, action_dim=len(columns), draft=None)
     policy.config = policy.prefill.config = policy.decode.config = config
-    policy.decode.places = torch.arange(config.tokens)
+    policy.decode.places = torch.arange(config.tokens - 1)
 
 
 def write(directory: str | Path, policy: OpenVLA, spec: PolicySpec, checkpoint: Checkpoint) -> Path:

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from vla_edge.policy.blocks import MASKED, rotary
-from vla_edge.policy.openvla import OpenVLA, through
+from vla_edge.policy.openvla import OpenVLA
+from vla_edge.policy.openvla_tokens import through
 
 
 class Said(NamedTuple):
@@ -26,23 +27,25 @@ class Said(NamedTuple):
         features: where asked for, keys and values of the prompt, (layers, B, KVH, P, hd) each, 0 where it is padding.
         looks: where asked for, how much the T * A places that tell a value look at every place, of each layer
             (B, H, T * A, P + more).
+        states: where asked for, what tells each value, as the head sees it: (B, T * A, width).
     """
 
     output: Tensor
     features: tuple[Tensor, ...] = ()
     looks: tuple[Tensor, ...] = ()
+    states: Tensor | None = None
 
 
 def say(
     policy: OpenVLA, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor,
-    tokens: Tensor | None = None, features: bool = False, looks: bool = False,
+    tokens: Tensor | None = None, features: bool = False, looks: bool = False, states: bool = False,
 ) -> Said:  # fmt: skip
     """What the policy says.
 
     Args:
         image_tokens: (B, cameras * N, width). lang_tokens, lang_mask: (B, L). state: (B, S).
         tokens: (B, T, A) int64, of the 256, that it is told; a policy whose actions are no tokens is told none.
-        features, looks: whether to keep them.
+        features, looks, states: whether to keep them; states are of policies that are told tokens.
     """
     c = policy.config
     reader = policy.act if c.head_hidden else policy.prefill
@@ -63,12 +66,14 @@ def say(
         x, *of_layer = checkpoint(_layer, layer, x, cos, sin, bias, *kept, use_reentrant=False)
         layers.append(of_layer)
     found = x.gather(1, telling[..., None].expand(-1, -1, c.width))
-    output = reader.actions(found) if c.head_hidden else reader.head(reader.norm(found))
+    normed = None if c.head_hidden else reader.norm(found)
+    output = reader.actions(found) if c.head_hidden else reader.head(normed)
     keys, values, seen = zip(*layers)
     return Said(
         output.unflatten(1, (c.chunk_size, c.action_dim)) if tokens is not None else output,
         (torch.stack(keys), torch.stack(values)) if features else (),
         seen if looks else (),
+        normed if states else None,
     )
 
 

@@ -199,6 +199,10 @@ class PolicySpec:
         vision_cache: change of a picture, 0 to 1, up to which the tokens of the last are used again (`engine.vision_cache`);
             each picture is looked at when 0.
         most_passes: of fixed-point decoding, after which the tokens are taken as they are; as many as it takes when 0.
+        draft_chunks: last chunks that speculative decoding proposes tokens of; the last alone when 0. A trained draft, where
+            the engine has one, proposes in their place.
+        draft_tolerance: bins by which a proposed token may differ from the likeliest one and still stand
+            (`engine.token_loop`); 0 for greedy decoding's very chunk.
         observation_steps: S observations that are read, `dt` apart, the newest last.
         diffusion: of diffusion policies; its steps are `num_steps`.
     """
@@ -222,6 +226,8 @@ class PolicySpec:
     evaluated_steps: tuple[int, ...] = ()
     vision_cache: float = 0.0
     most_passes: int = 0
+    draft_chunks: int = 0
+    draft_tolerance: int = 0
     observation_steps: int = 1
     diffusion: DiffusionSpec | None = None
 

@@ -29,9 +29,9 @@ class Stage:
     """One pure function of a policy.
 
     Attributes:
-        name: "vision", "prefix", "time" or "denoise" for flow and diffusion policies; "vision", "prefill", and "decode"
-            or "revise" for policies that write their actions as tokens, or "generate" in the place of both; "vision" or
-            "act" for those that give a chunk at once.
+        name: "vision", "prefix", "time" or "denoise" for flow and diffusion policies; "vision", "prefill", and
+            "decode", "revise", or "verify" with or without "draft" for policies that write their actions as tokens, or
+            "generate" in the place of all of them; "vision" or "act" for those that give a chunk at once.
         module: torch module whose forward takes the inputs in order and returns the outputs in order (a tuple). Its
             large products are all `torch.nn.Linear`, so that a compressor finds every weight by name.
         inputs, outputs: names, shapes and types, in order.

@@ -61,7 +61,7 @@ class Weights(Mapping):
         self._places = {}
         for path in self.files:
             opened = self._stack.enter_context(open_tensors(path))
-            part = f"{parts[path]}." if parts and path in parts else ""
+            part = f"{parts[path]}." if parts and parts.get(path) else ""
             self._places |= {part + rename(name): (name, opened) for name in opened.keys()}
         self._packed = find_packed(self._places)
         parts_of = {name for packed in self._packed.values() for name in packed.parts.values()}

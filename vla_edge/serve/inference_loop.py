@@ -69,6 +69,7 @@ class InferenceLoop:
         arrival_to_chunk, overhead, from_stamp, waited: rolling latencies, s.
         stages: rolling latencies of the engine's stages, s, and of alignment with the decoding of pictures ("align").
         recent_engine: time of the latest inferences, s, since `forget_timing`.
+        passes, decoded: since then, of a language model over tokens of chunks, and tokens in them.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class InferenceLoop:
     def forget_timing(self) -> None:
         """Another engine serves: its stages are timed anew."""
         self.stages, self.recent_engine = StageLatencies(), RollingLatency(RECENT)
+        self.passes = self.decoded = 0
 
     @property
     def running(self) -> bool:
@@ -198,4 +200,5 @@ class InferenceLoop:
         self.stages.add("postprocess", timing.postprocess)
         self.stages.add("engine", timing.total)
         self.recent_engine.add(timing.total)
+        self.passes, self.decoded = self.passes + timing.passes, self.decoded + timing.decoded
         return noted
