@@ -90,29 +90,29 @@ def build_rows(name: str, checkpoint: Path, method: str, options) -> list[Row]:
 
 def run_rows(name: str, checkpoint: Path, options) -> list[Row]:
     """Memory and speed of the first engine, and of one that decides on all tokens of a chunk together."""
-    from benchmarks.large_speed import chunk_seconds, plan_rows, token_rows
+    from benchmarks.large_speed import chunk_seconds, orin_rows, plan_rows, token_rows
     from vla_edge.engine.alone import most_memory
     from vla_edge.engine.bundle import Bundle
 
-    bundles = options.output / "bundles"
     if _start(checkpoint, f"{name}_parallel", PARALLEL, options).wait():
         return [Row(f"chunk_seconds.{name}_fixed-point", None, "s", note="the build failed, see above")]
     ways = {"autoregressive": f"{name}_{options.methods[0]}", "fixed-point": f"{name}_parallel"}
+    bundles = {way: options.output / "bundles" / engine for way, engine in ways.items()}
     rows, alone = [], {}
-    for way, engine in ways.items():
-        bundle = Bundle.load(bundles / engine)
-        label = f"{name}_{way}"
-        busy = most_memory(bundle)
-        rows.append(Row(f"run_rss_bytes.{label}", busy, "B", "<=", RUN, 1, None, "a process with the engine, after a warm-up"))
+    for way, bundle in bundles.items():
+        busy = most_memory(Bundle.load(bundle))
+        note = "a process with the engine, after a warm-up"
+        rows.append(Row(f"run_rss_bytes.{name}_{way}", busy, "B", "<=", RUN, 1, None, note))
         for threads in sorted({1, options.threads}):
-            seconds, told = chunk_seconds(bundle.directory, threads)
+            seconds, passes, told = chunk_seconds(bundle, threads)
             middle, spread = sorted(seconds)[len(seconds) // 2], (min(seconds), max(seconds))
-            row = f"chunk_seconds.{label}" + ("" if threads == options.threads else f"_{threads}_thread")
+            row = f"chunk_seconds.{name}_{way}" + ("" if threads == options.threads else f"_{threads}_thread")
             rows.append(Row(row, middle, "s", n=len(seconds), interval=spread, note=told))
             if threads == 1:
-                alone[way] = middle
-    rows += token_rows(Bundle.load(bundles / ways["autoregressive"]), Shapes(layers=options.layers), options.output, options.threads)
-    return rows + plan_rows(name, checkpoint, alone)
+                alone[way] = middle, passes
+    first = bundles["autoregressive"]
+    rows += token_rows(Bundle.load(first), Shapes(layers=options.layers), options.output, options.threads)
+    return rows + plan_rows(name, checkpoint, bundles, alone) + orin_rows(name, checkpoint, first)
 
 
 def flow_rows(name: str, options) -> list[Row]:

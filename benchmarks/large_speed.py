@@ -17,15 +17,16 @@ FRACTION, PLAN = 0.8, 0.2
 TURNS, PAIRS = 10, 3
 
 
-def chunk_seconds(bundle: Path, threads: int, repeats: int = 3) -> tuple[list[float], str]:
-    """Of whole inferences, after one for nothing; and how often the policy was asked for the last one's tokens."""
+def chunk_seconds(bundle: Path, threads: int, repeats: int = 3) -> tuple[list[float], float, str]:
+    """Of whole inferences, after one for nothing; mean passes over the tokens of a chunk; and where the last one's went."""
     from vla_edge.engine.runner import Runner
 
     runner = Runner.from_bundle(bundle, threads=threads)
     runner.warm_up(1)
     found = [runner.infer(observation).timing for observation in observations(runner.spec, repeats)]
     parts = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in found[-1].stages.items())
-    return [timing.total for timing in found], f"{threads} threads; the last: {parts}"
+    passes = float(np.mean([timing.passes for timing in found]))
+    return [timing.total for timing in found], passes, f"{threads} threads, {passes:.1f} passes; the last: {parts}"
 
 
 def token_rows(bundle, shapes: Shapes, directory: Path, threads: int) -> list[Row]:
@@ -37,7 +38,7 @@ def token_rows(bundle, shapes: Shapes, directory: Path, threads: int) -> list[Ro
     runner = Runner.from_bundle(bundle.directory, threads=threads)
     layers = bundle.manifest["stages"]["prefill"]["layers"]
     weights = sum(row["bytes"] for layer, row in layers.items() if layer.startswith("layers.") or layer == "head")
-    given = dict(list(runner.stage_inputs(observations(bundle.spec, 1)[0])))  # of each stage, its last call
+    given = dict(runner.stage_inputs(observations(bundle.spec, 1)[0]))  # of each stage, its last call
     ours = {stage: _call(runner.stages[stage], given[stage]) for stage in ("prefill", "decode")}
     theirs = _llama(runner, given["prefill"], shapes, directory, threads)
     calls = {"decode": ours["decode"], "read": None, **({} if theirs is None else {"llama decode": theirs["decode"]})}
@@ -51,7 +52,8 @@ def token_rows(bundle, shapes: Shapes, directory: Path, threads: int) -> list[Ro
     if theirs is None:
         return [*rows, Row("decode_vs_llama_cpp", None, "", ">=", 1.0, 0, None, ABSENT)]
     value, interval = speedup(np.array(turns["llama decode"]), np.array(turns["decode"]))
-    told = f"a token: {1e3 * seconds:.0f} ms, Q4_0 of llama.cpp {1e3 * np.median(turns['llama decode']):.0f} ms; bootstrap interval"
+    other = 1e3 * float(np.median(turns["llama decode"]))
+    told = f"a token: {1e3 * seconds:.0f} ms, Q4_0 of llama.cpp {other:.0f} ms; bootstrap interval"
     rows.append(Row("decode_vs_llama_cpp", value, "", ">=", 1.0, TURNS, interval, told))
     pairs = {"prefill": ours["prefill"], "llama prefill": theirs["prefill"]}
     turns = take_turns({label: lambda _, call=call: timed(call) for label, call in pairs.items()}, PAIRS)
@@ -90,26 +92,37 @@ def _llama(runner, prefill, shapes: Shapes, directory: Path, threads: int):
     return {"prefill": lambda: stage.read(length, scores), "decode": lambda: stage.decode(0, length, scores)}
 
 
-def plan_rows(name: str, checkpoint: Path, seconds: dict[str, float]) -> list[Row]:
+def plan_rows(name: str, checkpoint: Path, bundles: dict[str, Path], measured: dict[str, tuple[float, float]]) -> list[Row]:
     """The planner's chunk on this computer against the measured one, with one thread.
 
     Args:
-        seconds: way of decoding -> measured.
+        bundles: way of decoding -> engine. measured: the same -> seconds of a chunk, and passes over its tokens.
     """
-    from vla_edge.compress.recipe import load_recipe
-    from vla_edge.engine.checkpoint_shapes import architecture_of
     from vla_edge.engine.devices import load_device
-    from vla_edge.engine.plan import predict
-    from vla_edge.engine.workload import Workload
+    from vla_edge.engine.engine_plan import engine_plan
     from vla_edge.progress import Bar
 
     bar = Bar()
     device = load_device("local", True, bar)
     bar.close()
-    architecture, rows = architecture_of(checkpoint), []
-    for decoding, measured in seconds.items():
-        plan = predict(architecture, load_recipe("int4-layerwise"), device, Workload.of(architecture, decoding=decoding))
-        error = plan.total_ms / 1e3 / measured - 1
-        note = f"{measured:.1f} s a chunk with one thread, predicted {plan.total_ms / 1e3:.1f} ({100 * error:+.0f} %)"
+    rows = []
+    for decoding, (seconds, passes) in measured.items():
+        asked = {"iterations": round(passes)} if decoding == "fixed-point" else {}
+        planned = engine_plan(checkpoint, bundles[decoding], device, decoding=decoding, **asked).total_ms / 1e3
+        error = planned / seconds - 1
+        note = f"{seconds:.1f} s a chunk with one thread, predicted {planned:.1f} ({100 * error:+.0f} %)"
         rows.append(Row(f"plan_error.{name}_{decoding}", abs(error), "", "<=", PLAN, note=note))
+    return rows
+
+
+def orin_rows(name: str, checkpoint: Path, bundle: Path) -> list[Row]:
+    """Chunks a second that an AGX Orin is planned to reach with the same engine, by every way of decoding."""
+    from vla_edge.engine.engine_plan import engine_schemes
+
+    rows = []
+    for found in engine_schemes(checkpoint, bundle, "agx-orin-64gb", "tensorrt"):
+        way = f"{found.workload.decoding}{'' if found.workload.keep_vision == 1 else '_half_vision'}"
+        rate = None if found.plan is None else found.plan.chunk_rate_hz
+        note = found.reason or "planned; a policy is trained for parallel decoding, and for fewer tokens of pictures"
+        rows.append(Row(f"planned_orin_chunk_hz.{name}_{way}", rate, "Hz", note=note))
     return rows

@@ -72,8 +72,8 @@ def launch(installed: dict, name: str, timeout: float, **given) -> subprocess.Co
 def test_whatever_a_build_can_be_told_is_an_argument_of_its_launch_file():
     from vla_edge.engine.build import build
 
-    # progress and traced are objects of a program, nothing a command line could say.
-    told = set(inspect.signature(build).parameters) - {"progress", "traced"}
+    # progress, traced and then are objects of a program, nothing a command line could say.
+    told = set(inspect.signature(build).parameters) - {"progress", "traced", "then"}
     assert told <= declared("build.launch.py")
     assert told <= declared("demo.launch.py")
     assert {row.name for row in build_node.PARAMETERS} == declared("build.launch.py")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vla_edge.policy.bins import BINS, bin_values
 from vla_edge.policy.blocks import ACTIVATIONS, MASKED, Fold, VisionTransformer, rotary
-from vla_edge.policy.chain import Chain, numbered
+from vla_edge.policy.chain import Chain
 from vla_edge.policy.draft_shapes import TOKENS, DraftConfig
 from vla_edge.policy.openvla_draft import make_draft
 from vla_edge.policy.openvla_tokens import BlockPrefill, Decode, Generate, Prefill, Reader, Revise, through
