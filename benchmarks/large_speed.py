@@ -89,6 +89,7 @@ def _llama(runner, prefill, shapes: Shapes, directory: Path, threads: int):
     bins = next(spec.shape[-1] for spec in reader.outputs if spec.name == "scores")
     interface = StageInterface("generate", reader.inputs, (TensorSpec("token_scores", (1, tokens, bins)),))
     stage, scores, length = backend.load(file, interface, {}, threads), np.zeros(bins, np.float32), _length(prefill)
+    stage.read(length, scores)
     return {"prefill": lambda: stage.read(length, scores), "decode": lambda: stage.decode(0, length, scores)}
 
 

@@ -11,7 +11,7 @@ from vla_edge.compress.quantize.formats import FP8, INT4, INT8
 from vla_edge.compress.quantize.gptq import gptq
 from vla_edge.compress.quantize.rtn import grid_steps, round_on_grid, round_to_nearest
 from vla_edge.compress.quantize.smoothquant import best_smoothing, smoothing_scale
-from vla_edge.compress.statistics import BLOCK, InputStatistics, output_error
+from vla_edge.compress.statistics import BLOCK, TOGETHER, InputStatistics, output_error
 
 
 def error(quantized, weight, inputs) -> float:
@@ -34,6 +34,23 @@ def test_moments_of_a_stream_are_those_of_the_whole(statistics, inputs):
         _ = light.second_moment
     with pytest.raises(ValueError, match="not finite"):
         statistics.update(np.full((1, COLUMNS), np.nan))
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+def test_vectors_that_come_one_by_one_count_whenever_they_are_asked_for(weighed):
+    rng = np.random.default_rng(0)
+    rows, weights = rng.normal(size=(2 * TOGETHER + 9, 24)).astype(np.float32), rng.uniform(0, 2, 2 * TOGETHER + 9)
+    weights = weights if weighed else np.ones(len(rows))
+    statistics, buffer, begin = InputStatistics(), np.empty((TOGETHER + 3, 24), np.float32), 0
+    for count in (1, 3, TOGETHER + 3, 1, 1, 0, TOGETHER - 1, 1):
+        buffer[:count] = rows[begin : begin + count]  # written to again by the next
+        statistics.update(buffer[:count], weights[begin : begin + count] if weighed else None)
+        begin += count
+        seen = slice(0, begin)
+        expected = rows[seen].T.astype(float) @ (rows[seen] * weights[seen, None]) / weights[seen].sum()
+        np.testing.assert_allclose(statistics.second_moment, expected, rtol=1e-4, atol=1e-5)
+    assert statistics.count == begin == len(rows)
+    np.testing.assert_allclose(statistics.scaled(np.full(24, 2.0)).second_moment, 4 * expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("factor", [None, np.linspace(0.5, 3, 2 * BLOCK + 40, dtype=np.float32)])

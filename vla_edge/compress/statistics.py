@@ -13,6 +13,9 @@ import numpy as np
 
 BLOCK = 256
 """Channels whose products with all later ones are computed together: the other half of the matrix is its mirror."""
+TOGETHER = 256
+"""Vectors that are multiplied together: adding products of one token takes as long as of hundreds, the matrix being larger than
+a processor's cache."""
 
 
 class InputStatistics:
@@ -30,6 +33,7 @@ class InputStatistics:
         self.count, self._weight = 0, 0.0
         self.low = self.high = self._sum = self._magnitude = self._squares = self._products = None
         self._keeps_products, self._factor = products, None
+        self._waiting: list[tuple[np.ndarray, np.ndarray]] = []  # vectors and as they weigh, to be multiplied
 
     def update(self, values: np.ndarray, weights: np.ndarray | None = None) -> None:
         """Count vectors (..., in), in the products of channels by `weights` (...), all alike without.
@@ -59,11 +63,24 @@ class InputStatistics:
         self._magnitude += np.abs(rows).sum(0)
         self._squares += np.einsum("ni,ni->i", rows, rows)
         if self._keeps_products:
-            weighed = rows if weights is None else rows * np.asarray(weights, np.float32).reshape(-1, 1)
-            for number, products in enumerate(self._products):
-                begin = number * BLOCK
-                products += rows[:, begin : begin + BLOCK].T @ weighed[:, begin:]
+            kept = rows.copy()  # what they were read from may be written to
+            weighed = kept if weights is None else kept * np.asarray(weights, np.float32).reshape(-1, 1)
+            self._waiting.append((kept, weighed))
             self._weight += len(rows) if weights is None else float(np.sum(weights, dtype=np.float64))
+            if sum(len(some) for some, _ in self._waiting) >= TOGETHER:
+                self._multiply()
+
+    def _multiply(self) -> None:
+        """Adds the products of the vectors that wait."""
+        if not self._waiting:
+            return
+        alike = all(rows is weighed for rows, weighed in self._waiting)
+        rows = np.concatenate([rows for rows, _ in self._waiting])
+        weighed = rows if alike else np.concatenate([weighed for _, weighed in self._waiting])
+        self._waiting.clear()
+        for number, products in enumerate(self._products):
+            begin = number * BLOCK
+            products += rows[:, begin : begin + BLOCK].T @ weighed[:, begin:]
 
     @property
     def largest(self) -> np.ndarray:
@@ -90,6 +107,7 @@ class InputStatistics:
         """E[x x^T], by weight; all zero where nothing had any."""
         if self._products is None:
             raise ValueError("these statistics were taken without products of channels")
+        self._multiply()
         return MomentByRows(self._products, self._weight or 1.0, self._factor)
 
     @property
@@ -99,6 +117,7 @@ class InputStatistics:
 
     def scaled(self, factor: np.ndarray) -> InputStatistics:
         """As if every vector had been multiplied by the positive `factor` (in,); costs no memory to speak of."""
+        self._multiply()
         factor = np.asarray(factor, np.float32)
         other = copy.copy(self)
         other.low, other.high = self.low * factor, self.high * factor

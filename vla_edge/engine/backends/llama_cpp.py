@@ -142,7 +142,6 @@ class LlamaStage:
         pictures = image.shape[1]
 
         def step() -> None:
-            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
             count = int(mask.sum())
             # the first word, the pictures, the rest of the words; no padding
             self._prompt[0] = self._words[words[0, 0]]
@@ -156,6 +155,7 @@ class LlamaStage:
 
     def read(self, length: int, scores: np.ndarray) -> None:
         """The prompt of `length` tokens, all at once -> (V,) scores of the first token."""
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
         batch = self._batches[0]
         ctypes.memmove(batch.embd, self._prompt.ctypes.data, self._prompt[:length].nbytes)
         for place in range(length):
@@ -163,7 +163,8 @@ class LlamaStage:
         self._compute(batch, length, scores)
 
     def decode(self, token: int, position: int, scores: np.ndarray) -> None:
-        """A token behind what was read -> (V,) scores of the next."""
+        """A token at a place behind what was read, instead of any there -> (V,) scores of the next."""
+        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self._context), 0, position, -1)
         batch = self._batches[1]
         batch.token[0] = token
         _place(batch, 0, position, last=True)
