@@ -11,10 +11,19 @@ import time
 from pathlib import Path
 
 import numpy as np
+from lifecycle_msgs.msg import State, Transition
 from rclpy.impl.implementation_singleton import rclpy_implementation
 
-from vla_edge.nodes.client import ConductError, Conductor
+from vla_edge.nodes.client import ConductError, Conductor, NoAnswerError
 from vla_edge.robots.g1 import DRIVEN_JOINTS
+
+AFTER = {
+    Transition.TRANSITION_CONFIGURE: State.PRIMARY_STATE_INACTIVE,
+    Transition.TRANSITION_ACTIVATE: State.PRIMARY_STATE_ACTIVE,
+    Transition.TRANSITION_DEACTIVATE: State.PRIMARY_STATE_INACTIVE,
+    Transition.TRANSITION_CLEANUP: State.PRIMARY_STATE_UNCONFIGURED,
+}
+"""States that transitions lead to."""
 
 SOURCE = Path(__file__).resolve().parents[2]
 
@@ -111,8 +120,21 @@ class Peer:
         for transition in transitions:
             request = ChangeState.Request()
             request.transition.id = transition
-            done.append(self._conductor.request(ChangeState, f"{node}/change_state", request, timeout).success)
+            try:
+                done.append(self._conductor.request(ChangeState, f"{node}/change_state", request, timeout / 2).success)
+            except NoAnswerError:  # it may be lost and the transition made; the state tells
+                reached = Conductor.wait(lambda wanted=AFTER[transition]: self._state(node) == wanted, timeout / 2)
+                done.append(bool(reached))
         return done
+
+    def _state(self, node: str) -> int | None:
+        """Of a lifecycle node by id; None without an answer."""
+        from lifecycle_msgs.srv import GetState
+
+        try:
+            return self._conductor.request(GetState, f"{node}/get_state", GetState.Request(), 5.0).current_state.id
+        except ConductError:
+            return None
 
     def set_parameter(self, node: str, name: str, value) -> str:
         """Sets a parameter; empty, or why that was refused."""
