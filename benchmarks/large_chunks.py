@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.bench_file import Row
+from benchmarks.large_speed import chunk_seconds
 from benchmarks.smolvla_shapes import observations
 
 ROUNDS, REPEATS = 3, 2
@@ -83,17 +84,13 @@ def main() -> None:
     """Prints the seconds of inferences of one engine, or of a checkpoint in PyTorch, after one for nothing."""
     import torch
 
-    from vla_edge.engine.runner import Runner
-
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("engine", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    bundle = (options.engine / "manifest.yaml").is_file()
-    runner = Runner.from_bundle(options.engine, threads=options.threads) if bundle else Runner.from_checkpoint(options.engine)
-    runner.warm_up(1)
-    print(json.dumps([runner.infer(shown).timing.total for shown in observations(runner.spec, REPEATS)]))
+    seconds, *_ = chunk_seconds(options.engine, options.threads, REPEATS)
+    print(json.dumps(seconds))
 
 
 if __name__ == "__main__":

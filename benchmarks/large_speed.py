@@ -17,11 +17,16 @@ FRACTION, PLAN = 0.8, 0.2
 TURNS, PAIRS = 10, 3
 
 
-def chunk_seconds(bundle: Path, threads: int, repeats: int = 3) -> tuple[list[float], float, str]:
-    """Of whole inferences, after one for nothing; mean passes over the tokens of a chunk; and where the last one's went."""
+def chunk_seconds(engine: Path, threads: int, repeats: int = 3) -> tuple[list[float], float, str]:
+    """Of whole inferences, after one for nothing; mean passes over the tokens of a chunk; and where the last one's went.
+
+    Args:
+        engine: bundle, or a checkpoint, which PyTorch runs as it is.
+    """
     from vla_edge.engine.runner import Runner
 
-    runner = Runner.from_bundle(bundle, threads=threads)
+    bundle = (engine / "manifest.yaml").is_file()
+    runner = Runner.from_bundle(engine, threads=threads) if bundle else Runner.from_checkpoint(engine)
     runner.warm_up(1)
     found = [runner.infer(observation).timing for observation in observations(runner.spec, repeats)]
     parts = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in found[-1].stages.items())

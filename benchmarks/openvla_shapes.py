@@ -127,14 +127,18 @@ def random_values(name: str, shape: tuple[int, ...], generator):
     return (torch.randn(shape, generator=generator) * scale).to(torch.bfloat16)
 
 
-def _write_small(directory: Path, shapes: Shapes) -> None:
+def write_words(directory: Path, words: Iterable[str]) -> None:
+    """tokenizer.json of whole words in small letters, by their order; "<unk>" is among them."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-    vocabulary = {word: number for number, word in enumerate(("<unk>", "<s>", "</s>", *WORDS))}
+    vocabulary = {word: number for number, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     tokenizer.save(str(directory / "tokenizer.json"))
+
+
+def _write_small(directory: Path, shapes: Shapes) -> None:
+    write_words(directory, ("<unk>", "<s>", "</s>", *WORDS))
     bounds = {"q01": [-0.1] * 7, "q99": [0.1] * 7, "min": [-0.1] * 7, "max": [0.1] * 7, "mask": [True] * 7}
     config = {
         "model_type": "openvla", "image_sizes": [shapes.image_size] * 2, "timm_model_ids": _TIMM,

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.openvla_shapes import write_once
+from benchmarks.openvla_shapes import write_once, write_words
 
 JOINTS = tuple(f"joint_{index}" for index in range(14))
 CAMERAS = ("head", "left_wrist", "right_wrist")
@@ -93,12 +93,7 @@ def write_pi0(directory: Path, shapes: Shapes = Shapes()) -> Path:
 
 
 def _write_small(directory: Path, shapes: Shapes) -> None:
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-
-    vocabulary = {word: number for number, word in enumerate(("<pad>", "<eos>", "<bos>", "<unk>", "\n", *WORDS))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    tokenizer.save(str(directory / "tokenizer.json"))
+    write_words(directory, ("<pad>", "<eos>", "<bos>", "<unk>", "\n", *WORDS))
     numbers = {"mean": [0.0] * len(JOINTS), "std": [0.3] * len(JOINTS), "q01": [-0.6] * len(JOINTS), "q99": [0.6] * len(JOINTS)}
     statistics = directory / "assets" / "random" / "norm_stats.json"
     statistics.parent.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from shown_noise import observations
 
 from vla_edge.compress.calibrate import collect
 from vla_edge.compress.recipe import RecipeError, parse_recipe
@@ -21,21 +22,9 @@ from vla_edge.engine.runner import Runner
 from vla_edge.policy.checkpoint import CheckpointError, load_checkpoint, load_policy
 from vla_edge.policy.draft_shapes import BLOCK, MEDUSA, DraftConfig
 from vla_edge.policy.openvla_draft import make_draft
-from vla_edge.types import JointState, Observation
 
 CHECKPOINT = Path(__file__).parents[1] / "parity" / "openvla" / "openvla" / "checkpoint"
 TOKENS, WIDTH, VOCABULARY = 7, 16, 32064
-
-
-def observations(spec, count: int, seed: int = 11) -> list[Observation]:
-    rng = np.random.default_rng(seed)
-    found = []
-    for index in range(count):
-        sizes = {c.name: (c.source_height, c.source_width, 3) for c in spec.cameras}
-        images = {name: rng.integers(0, 256, size, dtype=np.uint8) for name, size in sizes.items()}
-        joints = JointState(index, spec.read_names, rng.normal(0, 0.3, len(spec.read_names)))
-        found.append(Observation(index * 200_000_000, images, joints, ("touch the red cube", "push the ball")[index % 2]))
-    return found
 
 
 @pytest.fixture(scope="module")

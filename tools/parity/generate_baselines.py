@@ -8,7 +8,6 @@ ResNet, which has no option for them, are set here.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import types
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from random_policies import (  # noqa: E402
     ACTION,
     STATE,
     Camera,
+    asked,
     cropped,
     picture,
     randomize_,
@@ -95,14 +95,8 @@ VARIANTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variant", choices=VARIANTS, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="directory for checkpoint/ and reference.npz")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(arguments.seed)
-    variant, output = VARIANTS[arguments.variant], arguments.output.resolve()
+    arguments = asked(__doc__, VARIANTS)
+    variant, output = VARIANTS[arguments.variant], arguments.output
     checkpoint = output / "checkpoint"
     narrow_resnets(variant.channels)
     write_policy(checkpoint, variant, np.random.default_rng(arguments.seed))

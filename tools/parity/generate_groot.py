@@ -10,7 +10,6 @@ with torchvision (gr00t/data/transform).
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -31,6 +30,7 @@ from random_policies import (  # noqa: E402
     TASKS,
     WORDS,
     Camera,
+    asked,
     cropped,
     picture,
     randomize_,
@@ -92,14 +92,8 @@ VARIANTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variant", choices=VARIANTS, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="directory for checkpoint/ and reference.npz")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(arguments.seed)
-    variant, output = VARIANTS[arguments.variant], arguments.output.resolve()
+    arguments = asked(__doc__, VARIANTS)
+    variant, output = VARIANTS[arguments.variant], arguments.output
     checkpoint, cache = output / "checkpoint", output / "cache"
     shutil.rmtree(output, ignore_errors=True)
     # before they are imported, which read it once

@@ -8,7 +8,6 @@ replaced but the sizes of its networks and the vocabulary of its tokenizer, whic
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import types
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from generate_pi import Variant, smaller_networks, write_tokenizer
-from random_policies import TASKS, Camera, cropped, picture, randomize_, write_robot_facts
+from random_policies import TASKS, Camera, asked, cropped, picture, randomize_, write_robot_facts
 
 CAMERAS = {"base_0_rgb": Camera(60, 80, (2, 5, 56, 70)), "left_wrist_0_rgb": Camera(56, 56, (0, 0, 56, 56))}
 # openpi adds up the flow time in float32; of quarters the sum is exact
@@ -30,14 +29,8 @@ VARIANTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variant", choices=VARIANTS, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="directory for checkpoint/ and reference.npz")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(arguments.seed)
-    variant, output = VARIANTS[arguments.variant], arguments.output.resolve()
+    arguments = asked(__doc__, VARIANTS)
+    variant, output = VARIANTS[arguments.variant], arguments.output
     checkpoint, cache = output / "checkpoint", output / "cache"
     write_tokenizer(cache)
     checkpoint.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ down, as training does.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
@@ -27,7 +26,7 @@ import numpy as np  # noqa: E402
 import timm  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
-from random_policies import TASKS, WORDS, Camera, cropped, picture, randomize_, write_robot_facts  # noqa: E402
+from random_policies import TASKS, WORDS, Camera, asked, cropped, picture, randomize_, write_robot_facts  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 # one past Llama's empty word would do; the last 256 before the padding stand for actions
@@ -67,14 +66,8 @@ VARIANTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variant", choices=VARIANTS, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="directory for checkpoint/ and reference.npz")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(arguments.seed)
-    variant, output = VARIANTS[arguments.variant], arguments.output.resolve()
+    arguments = asked(__doc__, VARIANTS)
+    variant, output = VARIANTS[arguments.variant], arguments.output
     checkpoint, rng = output / "checkpoint", np.random.default_rng(arguments.seed)
     checkpoint.mkdir(parents=True, exist_ok=True)
     theirs = load_sources()

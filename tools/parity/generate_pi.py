@@ -8,7 +8,6 @@ which LeRobot has no option for, are set here.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
@@ -28,6 +27,7 @@ from random_policies import (  # noqa: E402
     TASKS,
     WORDS,
     Camera,
+    asked,
     cropped,
     picture,
     randomize_,
@@ -77,14 +77,8 @@ VARIANTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variant", choices=VARIANTS, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="directory for checkpoint/ and reference.npz")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(arguments.seed)
-    variant, output = VARIANTS[arguments.variant], arguments.output.resolve()
+    arguments = asked(__doc__, VARIANTS)
+    variant, output = VARIANTS[arguments.variant], arguments.output
     checkpoint = output / "checkpoint"
     cache = output / "cache"
     os.environ["HF_HOME"] = str(cache)  # before transformers is imported, which reads it once

@@ -9,12 +9,10 @@ reference shares no code with what it judges.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from lerobot_offline import LeRobotSmolVLA, SmolVLAPolicy, inside, make_pre_post_processors
 from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
@@ -32,6 +30,7 @@ from random_policies import (
     TASKS,
     WORDS,
     Camera,
+    asked,
     cropped,
     picture,
     randomize_,
@@ -110,14 +109,8 @@ VARIANTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variant", choices=VARIANTS, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="directory for checkpoint/ and reference.npz")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    torch.set_num_threads(2)
-    torch.manual_seed(arguments.seed)
-    variant, output = VARIANTS[arguments.variant], arguments.output.resolve()
+    arguments = asked(__doc__, VARIANTS, threads=2)
+    variant, output = VARIANTS[arguments.variant], arguments.output
     checkpoint = output / "checkpoint"
     write_backbone(checkpoint / "backbone", variant)
     write_robot_facts(checkpoint / "vla_edge.json", variant.joints, variant.relative_actions, variant.cameras)

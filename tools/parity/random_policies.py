@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -27,6 +28,23 @@ class Camera:
     height: int
     width: int
     crop: tuple[int, int, int, int]
+
+
+def asked(description: str, variants: Mapping, threads: int = 1) -> argparse.Namespace:
+    """What a generator is told, with `output` resolved; PyTorch gets its seed and threads.
+
+    Args:
+        description: docstring of the generator, whose first line is shown. variants: name -> what can be made.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--variant", choices=variants, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="directory for checkpoint/ and reference.npz")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(threads)
+    torch.manual_seed(arguments.seed)
+    arguments.output = arguments.output.resolve()
+    return arguments
 
 
 def cropped(frame: np.ndarray, camera: Camera) -> np.ndarray:
