@@ -11,6 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 DIRECTORY = Path("out/bench")
+VECTORS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_")
+SAME = ("processor", "instructions", "cores")
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,14 @@ def read(path: Path) -> list[Row]:
 
 
 def with_earlier(rows: Sequence[Row], path: Path, holds: Callable[[Row], bool] = lambda row: True) -> list[Row]:
-    """And those of an earlier file of the same versions that are not measured anew and of which `holds` is true."""
+    """And those of an earlier file, of the same versions and computer, that are not measured anew and of which `holds` is
+    true."""
     try:
         content, earlier = json.loads(path.read_text(encoding="utf-8")), read(path)
     except FileNotFoundError:
         return list(rows)
-    measured = {row.name for row in rows}
-    if content["versions"] != versions():
+    measured, here = {row.name for row in rows}, machine()
+    if content["versions"] != versions() or any(content["machine"].get(key) != here[key] for key in SAME):
         return list(rows)
     return [*rows, *(row for row in earlier if row.name not in measured and holds(row))]
 
@@ -90,18 +93,20 @@ def table(rows: Sequence[Row]) -> str:
 
 def machine() -> dict:
     """What the figures were taken on."""
-    model = platform.processor() or platform.machine()
+    model, instructions = platform.processor() or platform.machine(), []
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        model = facts.get("model name", model)
+        # what decides how fast float32, bfloat16 and 8-bit products are; names of processors do not tell it
+        instructions = sorted(flag for flag in facts.get("flags", "").split() if flag.startswith(VECTORS))
     except OSError:
         pass
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     return {
         "processor": model,
         "architecture": platform.machine(),
+        "instructions": instructions,
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(pages / 1e9, 1),
         "system": f"{platform.system()} {platform.release()}",

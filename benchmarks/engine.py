@@ -95,17 +95,18 @@ def policy_rows(name: str, options) -> list[Row]:
         f"{label} {ms:.1f} ms" for label, ms in medians.items()
     )
 
-    def ratio(row: str, slow: str, fast: str, limit: float | None) -> Row:
+    def ratio(row: str, slow: str, fast: str, limit: float | None, more: str = "") -> Row:
         if slow in missing or fast in missing:
             return Row(row, None, "", None, None, 0, None, missing.get(slow) or missing[fast])
         value, interval = speedup(laps[slow].total_ms, laps[fast].total_ms)
-        return Row(row, value, "", limit and ">=", limit, options.rounds, interval, f"{told}; bootstrap interval")
+        return Row(row, value, "", limit and ">=", limit, options.rounds, interval, f"{told}; bootstrap interval{more}")
 
     singles = [label for label in SINGLES if label in medians]
     best_single = min(singles, key=medians.__getitem__)
+    torch_ways = f"; PyTorch, each stage's fastest way: {_ways(paths['torch_bf16'])}" if "torch_bf16" in paths else ""
     rows = [
-        ratio(f"speedup_vs_eager_fp32.{name}", "eager_fp32", "auto", 5.0),
-        ratio(f"speedup_vs_torch_bf16.{name}", "torch_bf16", "auto", 1.7),
+        ratio(f"speedup_vs_eager_fp32.{name}", "eager_fp32", "auto", 5.0, f"; auto: {_ways(paths['auto'])}"),
+        ratio(f"speedup_vs_torch_bf16.{name}", "torch_bf16", "auto", 1.7, torch_ways),
         ratio(f"speedup_vs_lerobot.{name}", "lerobot", "auto", 7.0),
         # equal is as good: two builds of one choice differ by noise
         ratio(f"mixed_vs_best_single.{name}", best_single, "auto", 0.97),
@@ -123,6 +124,14 @@ def policy_rows(name: str, options) -> list[Row]:
     limit = ("<=", 3.0) if name == "shipped" else (None, None)
     rows.append(Row(f"cold_start_s.{name}", float(np.median(starts)), "s", *limit, len(starts), spread, note))
     return rows
+
+
+def _ways(bundle: Path) -> str:
+    """How each stage of a bundle is run."""
+    from vla_edge.engine.bundle import Bundle
+    from vla_edge.engine.choose import label
+
+    return ", ".join(f"{e.interface.name}: {label(e.backend, e.options)}" for e in Bundle.load(bundle).stages)
 
 
 def _rate(name: str, milliseconds: np.ndarray, limit: float | None, note: str) -> Row:

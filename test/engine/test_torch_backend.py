@@ -36,6 +36,15 @@ def test_in_bfloat16_it_stays_near(toy, tmp_path):
         assert 1e-6 < np.abs(value - expected[name]).max() / np.abs(expected[name]).max() < 0.02
 
 
+@pytest.mark.parametrize("gain, tried", [(0.1, {"f32"}), (3.0, {"f32", "bf16"})])
+def test_bfloat16_is_tried_where_the_processor_has_it(toy, tmp_path, monkeypatch, gain, tried):
+    """Without its instructions a product takes hundreds of times as long, and a build would not end."""
+    from vla_edge.engine.backends import torch as module
+
+    monkeypatch.setattr(module, "bfloat16_gain", lambda: gain)
+    assert {way.get("precision", "f32") for way in runtime.candidates(tmp_path / "any.onnx")} == tried
+
+
 def test_every_stage_of_the_policy_is_read(checkpoint, bundle):
     """Of the int8 bundle: with its rounding, so as near as rounding to either side allows."""
     from tiny import make_observations

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vla_edge.policy import products
-from vla_edge.policy.products import bfloat16_pays, in_bfloat16
+from vla_edge.policy.products import bfloat16_gain, bfloat16_pays, in_bfloat16
 
 
 def test_only_what_linear_layers_multiply_is_rounded():
@@ -40,8 +40,9 @@ def test_weights_that_are_not_in_memory_are_left_alone():
 def test_it_pays_where_it_is_much_faster(monkeypatch, gain, pays):
     seconds = iter([gain] * products._TURNS + [1.0] * products._TURNS)
     monkeypatch.setattr(products, "_seconds", lambda call: next(seconds))
-    bfloat16_pays.cache_clear()
+    bfloat16_gain.cache_clear()
     try:
         assert bfloat16_pays() is pays
+        assert bfloat16_gain() == gain
     finally:
-        bfloat16_pays.cache_clear()
+        bfloat16_gain.cache_clear()

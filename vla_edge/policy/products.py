@@ -38,17 +38,22 @@ def _product(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def bfloat16_pays() -> bool:
-    """Whether this processor multiplies bfloat16 much faster than float32, with the threads PyTorch has now."""
+def bfloat16_gain() -> float:
+    """How many times as fast this processor multiplies bfloat16 as float32, with the threads PyTorch has now."""
     import torch
 
     x, weight = torch.ones(_ROWS, _WIDTH), torch.ones(_WIDTH, _WIDTH)
-    seconds = {}
     with torch.inference_mode():
-        for kind in (torch.float32, torch.bfloat16):
-            call = partial(F.linear, x.to(kind), weight.to(kind))
-            seconds[kind] = min(_seconds(call) for _ in range(_TURNS))
-    return seconds[torch.float32] > LEAST_GAIN * seconds[torch.bfloat16]
+        exact, rounded = (
+            min(_seconds(partial(F.linear, x.to(kind), weight.to(kind))) for _ in range(_TURNS))
+            for kind in (torch.float32, torch.bfloat16)
+        )
+    return exact / rounded
+
+
+def bfloat16_pays() -> bool:
+    """Whether rounding products to bfloat16 is so much faster here that converting weights for it is worth its time."""
+    return bfloat16_gain() > LEAST_GAIN
 
 
 def _seconds(call: Callable[[], Tensor]) -> float:

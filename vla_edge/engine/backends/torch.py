@@ -17,6 +17,7 @@ import torch
 
 from vla_edge.engine.backends import BackendError, BuiltStage, StageInterface, contiguous, place, run_bound
 from vla_edge.engine.backends.cpu import threads_to_use, threads_worth_trying
+from vla_edge.policy.products import bfloat16_gain
 from vla_edge.policy.stages import Stage
 
 WARM_UPS = 3
@@ -33,9 +34,14 @@ def precisions() -> tuple[str, ...]:
 
 
 def candidates(onnx: str | Path) -> list[dict]:
-    """Eager, in float32 and bfloat16; compiled where there is a C++ compiler; on a CUDA device where there is one."""
+    """Eager, in float32 and bfloat16; compiled where there is a C++ compiler; on a CUDA device where there is one.
+
+    A processor without instructions for bfloat16 takes up to hundreds of times as long in it: not tried there.
+    """
     threads = threads_worth_trying()
-    ways: list[dict] = [{}, {"precision": "bf16", "exact": False}]
+    ways: list[dict] = [{}]
+    if bfloat16_gain() > 1:
+        ways.append({"precision": "bf16", "exact": False})
     found = [{"threads": number, **way} for way in ways for number in threads]
     if shutil.which("g++") or shutil.which("clang++"):  # for all threads only: compiling takes most of a minute
         found += [{"threads": threads[-1], "compile": True, **way} for way in ways]
