@@ -94,9 +94,9 @@ class InBlocks:
     def holding(self, stage: str, piece: tuple[str, ...]):
         return nullcontext()
 
-    def calls(self, place: int) -> dict:
+    def calls(self, place: int, _stage: str) -> list[dict]:
         """Of an observation: the tokens of one text."""
-        return {"network": [{"input_ids": self._calibration[place]["input_ids"].numpy()}]}
+        return [{"input_ids": self._calibration[place]["input_ids"].numpy()}]
 
 
 class _Reached(Exception):

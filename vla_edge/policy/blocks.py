@@ -19,6 +19,16 @@ from vla_edge.policy.chain import Chain, numbered
 MASKED = -1e4  # additive; exp(-1e4) is 0 in float32 and the value itself still fits float16
 
 
+def padding_bias(mask: Tensor) -> Tensor:
+    """(B, P), 1 where a token is real -> what is added to every row's scores of these tokens, (B, 1, 1, P)."""
+    return ((1 - mask) * MASKED)[:, None, None]
+
+
+def causal_bias(length: int) -> Tensor:
+    """(length, length), what is added to scores where a token sees itself and those before it."""
+    return torch.triu(torch.full((length, length), MASKED), diagonal=1)
+
+
 class Fold(NamedTuple):
     """A tensor whose channels may be divided where it is made, if they are multiplied where it is read.
 

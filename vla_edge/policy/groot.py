@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vla_edge.policy.blocks import (
-    MASKED,
     MLP,
     DecoderLayer,
     EncoderLayer,
@@ -32,6 +31,8 @@ from vla_edge.policy.blocks import (
     VisionTransformer,
     attend,
     attention_columns,
+    causal_bias,
+    padding_bias,
     pixel_shuffle,
     rotary,
     rotate,
@@ -197,7 +198,7 @@ class PrefixEncoder(Chain):
         self.state_in = nn.Linear(c.max_state_dim, c.state_hidden)
         self.state_out = nn.Linear(c.state_hidden, c.width)
         self.store: nn.Module | None = None  # the cache crosses to the action head as it is
-        causal = torch.triu(torch.full((c.prefix_length, c.prefix_length), MASKED), diagonal=1)
+        causal = causal_bias(c.prefix_length)
         cos, sin = rotary(torch.arange(c.prefix_length)[None], c.head_dim, c.wavelength)
         for name, table in (("causal", causal[None, None]), ("cos", cos), ("sin", sin)):
             self.register_buffer(name, table, persistent=False)
@@ -220,7 +221,7 @@ class PrefixEncoder(Chain):
         if over == len(self.adapter):
             return tuple(self._end(x, mask, state)), ()
         x = self.adapter_norm(self.norm(x)) if over == 0 else x
-        return (self.adapter[over](x, _hidden(mask)), mask), ()
+        return (self.adapter[over](x, padding_bias(mask)), mask), ()
 
     def forward(
         self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor
@@ -246,7 +247,7 @@ class PrefixEncoder(Chain):
         for layer in self.layers:
             x, weights = self._read(layer, x)
             probabilities.append(weights)
-        x, bias, looks = self.adapter_norm(self.norm(x)), _hidden(mask), mask
+        x, bias, looks = self.adapter_norm(self.norm(x)), padding_bias(mask), mask
         for layer in self.adapter:
             if layer is self.adapter[-1] and self.store is not None and self.store.ranks:
                 q, k = (split_heads(project(layer.attention_norm(x)), layer.head_dim) for project in (layer.q, layer.k))
@@ -394,16 +395,11 @@ class ActionHead(Chain):
             return (torch.cat([state, self.future.expand(x.shape[0], -1, -1), actions], dim=1),), ()
         (h,), index = handed, number - 1
         if index < len(self.layers):
-            seen = (keys[index // 2], values[index // 2], _hidden(mask)) if index % 2 == 0 else ()
+            seen = (keys[index // 2], values[index // 2], padding_bias(mask)) if index % 2 == 0 else ()
             return (self.layers[index](h, times[:, 2 * index], times[:, 2 * index + 1], *seen),), ()
         # of the other tokens nothing is read any more; the last norm's shift comes first
         given = self.proj_out(modulated(h[:, -self.chunk_size :], times[:, -2], times[:, -TIME_ROWS], OUT_EPS))
         return (-self.action_out(F.relu(self.decoder(given))),), ()  # the original's velocity points at the actions
-
-
-def _hidden(mask: Tensor) -> Tensor:
-    """(B, P) 1 where a token is real -> what is added to looks at it, (B, 1, 1, P)."""
-    return ((1 - mask) * MASKED)[:, None, None, :]
 
 
 class Groot(nn.Module):

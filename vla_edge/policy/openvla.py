@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_edge.policy.bins import BINS, bin_values
-from vla_edge.policy.blocks import ACTIVATIONS, MASKED, Fold, VisionTransformer, rotary
+from vla_edge.policy.blocks import ACTIVATIONS, Fold, VisionTransformer, padding_bias, rotary
 from vla_edge.policy.chain import Chain
 from vla_edge.policy.draft_shapes import TOKENS, DraftConfig
 from vla_edge.policy.openvla_draft import make_draft
@@ -192,7 +192,7 @@ class Act(Reader):
         if number == 0:
             x, mask, last = self.places(*inputs)
             rope = rotary(mask.cumsum(1) - 1, self.head_dim, self.config.wavelength)
-            return (x, *rope, ((1 - mask) * MASKED)[:, None, None, :], last), ()
+            return (x, *rope, padding_bias(mask), last), ()
         x, cos, sin, bias, last = handed
         if number <= len(self.layers):
             return (through(self.layers[number - 1], x, cos, sin, bias)[0], cos, sin, bias, last), ()

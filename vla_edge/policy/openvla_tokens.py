@@ -25,6 +25,8 @@ from vla_edge.policy.blocks import (
     attend,
     attend_cached,
     attention_columns,
+    causal_bias,
+    padding_bias,
     rotary,
     rotate,
 )
@@ -80,7 +82,7 @@ class Prefill(Reader):
     def __init__(self, c: OpenVLAConfig):
         super().__init__(c)
         self.head = nn.Linear(c.width, BINS, bias=False)
-        causal = torch.triu(torch.full((c.prompt_length, c.prompt_length), MASKED), diagonal=1)
+        causal = causal_bias(c.prompt_length)
         self.register_buffer("causal", causal[None, None], persistent=False)
         self.store: nn.Module | None = None  # the cache crosses as it is
         self.tells = False
@@ -149,7 +151,7 @@ class BlockPrefill(Reader):
             x = self.prompt(image_tokens, lang_tokens).index_select(1, rows)
             places = torch.arange(self.config.prompt_length, device=begin.device)[None]
             position = image_tokens.shape[1] + lang_mask.to(torch.int64).sum(1)
-            bias = ((1 - (places < begin).to(x.dtype)) * MASKED)[:, None, None]
+            bias = padding_bias((places < begin).to(x.dtype))
             # nothing where the last word is in another block
             last = (rows == position - 1).to(x.dtype)[None, None]
             rope = rotary(rows[None], self.head_dim, self.config.wavelength)
@@ -192,7 +194,7 @@ class Decode(Chain):
         self.layers, self.norm, self.head = prefill.layers, prefill.norm, prefill.head
         self.words = nn.Embedding(BINS, c.width) if words is None else words
         self.register_buffer("places", torch.arange(c.tokens - 1), persistent=False)
-        causal = torch.triu(torch.full((rows, rows), MASKED), diagonal=1)
+        causal = causal_bias(rows)
         self.register_buffer("causal", causal, persistent=False)
         self.load: nn.Module | None = None  # inverse of the `store` of `prefill`
 
@@ -204,7 +206,7 @@ class Decode(Chain):
         """See `Chain`; rows are the tokens' keys and values."""
         tokens, step, position, tail_keys, tail_values, keys, values, mask = inputs
         if number == 0:
-            bias = ((1 - mask) * MASKED)[:, None, None]
+            bias = padding_bias(mask)
             tail_bias = (1 - (self.places < step).to(mask.dtype))[None].expand(self.rows, -1) * MASKED
             own = torch.arange(self.rows, device=step.device)
             rope = rotary((position + step + own)[None], self.head_dim, self.config.wavelength)
@@ -245,14 +247,14 @@ class Revise(nn.Module):
         self.layers, self.norm, self.head, self.words = decode.layers, decode.norm, decode.head, decode.words
         rows = c.tokens - 1
         self.register_buffer("rows", torch.arange(rows), persistent=False)
-        self.register_buffer("causal", torch.triu(torch.full((rows, rows), MASKED), diagonal=1), persistent=False)
+        self.register_buffer("causal", causal_bias(rows), persistent=False)
         self.load: nn.Module | None = None  # inverse of the `store` of `prefill`
 
     def forward(self, tokens: Tensor, position: Tensor, *cache: Tensor) -> tuple[Tensor]:
         keys, values, mask = cache if self.load is None else self.load(*cache)
         cos, sin = rotary((position + self.rows)[None], self.head_dim, self.config.wavelength)
         x = self.words(tokens)
-        bias = ((1 - mask) * MASKED)[:, None, None]
+        bias = padding_bias(mask)
         for index, layer in enumerate(self.layers):
             normed = layer.attention_norm(x)
             k, v = layer.project(normed, normed)

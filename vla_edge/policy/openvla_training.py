@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vla_edge.policy.blocks import MASKED, rotary
+from vla_edge.policy.blocks import causal_bias, padding_bias, rotary
 from vla_edge.policy.openvla import OpenVLA
 from vla_edge.policy.openvla_tokens import through
 
@@ -51,11 +51,10 @@ def say(
     reader = policy.act if c.head_hidden else policy.prefill
     if c.head_hidden:
         x, mask, last = reader.places(image_tokens, lang_tokens, lang_mask, state[:, : c.proprio_dim])
-        bias = ((1 - mask) * MASKED)[:, None, None]
+        bias = padding_bias(mask)
     else:
         x, mask, last = _told(policy, image_tokens, lang_tokens, lang_mask, tokens.flatten(1))
-        causal = torch.triu(x.new_full((x.shape[1], x.shape[1]), MASKED), diagonal=1)
-        bias = ((1 - mask) * MASKED)[:, None, None] + causal
+        bias = padding_bias(mask) + causal_bias(x.shape[1]).to(x)
     cos, sin = rotary(mask.cumsum(1) - 1, reader.head_dim, c.wavelength)
     # the last word tells the first value, and the places of the others tell the next
     after = torch.arange(c.prompt_length, c.prompt_length + c.tokens - 1, device=x.device)

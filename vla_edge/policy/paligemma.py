@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from vla_edge.policy.blocks import (
-    MASKED,
     DecoderLayer,
     Fold,
     KeyValue,
@@ -25,6 +24,7 @@ from vla_edge.policy.blocks import (
     SeeingTower,
     VisionTransformer,
     attend,
+    padding_bias,
     rotary,
     rotate,
 )
@@ -178,7 +178,7 @@ class PrefixEncoder(Chain):
         x = torch.cat([image_tokens, self.embedding(lang_tokens) * math.sqrt(c.text_width)], dim=1)
         real = x.new_ones(x.shape[0], image_tokens.shape[1])
         mask = torch.cat([real, lang_mask.to(x.dtype)], dim=1)
-        bias = ((1 - mask) * MASKED)[:, None, None, :]
+        bias = padding_bias(mask)
         return (x, mask, bias, *rotary(mask.cumsum(1) - 1, c.head_dim))
 
     def _end(self, mask: Tensor, inputs: Sequence) -> tuple[Tensor, ...]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vla_edge.policy.blocks import MASKED, DecoderLayer, Fold, RMSNorm, attend, rotate, sinusoid
+from vla_edge.policy.blocks import MASKED, DecoderLayer, Fold, RMSNorm, attend, padding_bias, rotate, sinusoid
 from vla_edge.policy.chain import Chain, numbered
 from vla_edge.policy.paligemma import ACTIVATION, EPS, PiConfig, PiPolicy, PrefixEncoder
 from vla_edge.policy.stages import TensorSpec
@@ -88,7 +88,7 @@ class ActionExpert(Chain):
             actions = self.mlp_out(F.silu(self.mlp_in(self.action_in(x)) + time_condition[:, None]))
             h = torch.cat([state, actions], dim=1)
             batch, length = h.shape[:2]
-            prefix_bias = ((1 - mask) * MASKED)[:, None, None, :].expand(-1, -1, length, -1)
+            prefix_bias = padding_bias(mask).expand(-1, -1, length, -1)
             return (h, torch.cat([prefix_bias, self.own_bias.expand(batch, -1, -1, -1)], dim=-1)), ()
         h, bias = handed
         index = number - 1

@@ -32,6 +32,8 @@ from vla_edge.policy.blocks import (
     VisionTransformer,
     attend,
     attention_columns,
+    causal_bias,
+    padding_bias,
     pixel_shuffle,
     rotary,
     rotate,
@@ -317,7 +319,7 @@ class PrefixEncoder(Chain):
         """(B, 1, P, P): bidirectional, but image and language never look at the state, which is the last token."""
         length = mask.shape[1]
         state_bias = F.pad(mask.new_full((length - 1, 1), MASKED), (length - 1, 0, 0, 1))
-        return ((1 - mask) * MASKED)[:, None, None, :] + state_bias
+        return padding_bias(mask) + state_bias
 
     def folds(self) -> tuple[Fold, ...]:
         return (Fold(self.last_norm, (self.last.k, self.last.v)),)
@@ -369,7 +371,7 @@ class ActionExpert(Chain):
         self.norm = RMSNorm(c.expert_width, c.text_eps)
         self.action_out = nn.Linear(c.expert_width, c.max_action_dim)
         self.load: nn.Module | None = None  # inverse of the prefix's `store`
-        causal = torch.triu(torch.full((c.chunk_size, c.chunk_size), MASKED), diagonal=1)
+        causal = causal_bias(c.chunk_size)
         cos, sin = rotary(torch.arange(c.chunk_size)[None], c.head_dim)
         for name, table in (("causal", causal[None, None]), ("own_cos", cos), ("own_sin", sin)):
             self.register_buffer(name, table, persistent=False)
@@ -389,7 +391,7 @@ class ActionExpert(Chain):
         if number == 0:
             condition = time_condition if time_condition.ndim == 3 else time_condition[:, None]
             h = self.mlp_out(F.silu(self.mlp_in(self.action_in(x)) + condition))
-            prefix_bias = ((1 - mask) * MASKED)[:, None, None, :]
+            prefix_bias = padding_bias(mask)
             batch, length = h.shape[:2]
             biases = prefix_bias.expand(-1, -1, length, -1), self.causal.expand(batch, -1, -1, -1)
             return (h, prefix_bias, torch.cat(biases, dim=-1)), ()

@@ -7,7 +7,6 @@ Both searches measure the error of the layer's output over the calibration data,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -21,6 +20,8 @@ MOST_ROWS, LEAST_ROWS, PRODUCTS = 512, 128, 2**32
 """Outputs of a layer, evenly spread, that stand for all in the search of scales, each for its inputs' products: every output
 errs by itself, so that this many tell the sum to a few percent, and they are the same for every scale that is tried."""
 SHRINKS = tuple(np.linspace(1.0, 0.5, 21))
+PATIENCE = 6
+"""Shrinks in a row that may fail to help before a channel is left alone: of 8 bits hardly any is clipped by much."""
 
 
 def search_scale(
@@ -71,22 +72,30 @@ def clipped_steps(
     blocks = np.stack([second_moment[i : i + width][:, i : i + width] for i in range(0, columns, width)])
     whole = grid_steps(weight, grid, group)
     best, found = np.full((rows, groups), np.inf), whole.reshape(rows, groups).copy()
+    worse = np.zeros((rows, groups), np.int8)  # shrinks in a row that did not help
+    blocks, weight = torch.from_numpy(blocks), torch.from_numpy(weight)
     some = max(1, CACHED // columns)
-
-    def search(begin: int, steps: np.ndarray, seen: np.ndarray) -> None:
-        place = slice(begin, begin + some)
-        split = weight[place].reshape(-1, groups, width)
-        step = seen[place].reshape(-1, groups, 1)
-        difference = (grid.nearest(split / step) * step - split).transpose(1, 0, 2)
-        error = ((difference @ blocks) * difference).sum(-1).T
-        better = error < best[place]
-        best[place][better], found[place][better] = error[better], steps[place].reshape(-1, groups)[better]
-
-    # outputs are apart from each other, and numpy keeps no other thread from running meanwhile
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for shrink in SHRINKS:
-            steps = whole * np.float32(shrink)
-            scales, second = grid.store_steps(steps)
-            seen = scales.astype(np.float32) * np.float32(second)
-            list(pool.map(lambda begin, steps=steps, seen=seen: search(begin, steps, seen), range(0, rows, some)))
+    for shrink in SHRINKS:
+        steps = whole * np.float32(shrink)
+        scales, second = grid.store_steps(steps)
+        seen = (scales.astype(np.float32) * np.float32(second)).reshape(rows, groups, 1)
+        steps, waiting = steps.reshape(rows, groups), np.flatnonzero((worse < PATIENCE).any(1))
+        for begin in range(0, len(waiting), some):
+            place = waiting[begin : begin + some]
+            split, step = weight[place].view(-1, groups, width), torch.from_numpy(seen[place])
+            difference = (_nearest(grid, split / step).mul_(step).sub_(split)).transpose(0, 1)
+            error = (difference @ blocks).mul_(difference).sum(-1).T.numpy()
+            better = error < best[place]
+            best[place] = np.where(better, error, best[place])
+            found[place] = np.where(better, steps[place], found[place])
+            worse[place] = np.where(better, 0, worse[place] + 1)
     return found.reshape(whole.shape)
+
+
+def _nearest(grid: Format, values):
+    """`Format.nearest` of a tensor, with all of PyTorch's threads."""
+    import torch
+
+    if grid.is_integer:
+        return values.round_().clamp_(grid.smallest, grid.largest)
+    return torch.from_numpy(grid.nearest(values.numpy()))

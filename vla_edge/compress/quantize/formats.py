@@ -1,6 +1,7 @@
 """The grids that weights and inputs are rounded to.
 
-Our algorithms keep integers symmetric and leave out the most negative one; other libraries use it, see `providers`.
+8-bit integers are kept symmetric: the most negative one is left out, which other libraries use, see `providers`. Of 4 bits
+it is a sixteenth of the points, and used: groups whose largest weight is negative get smaller steps.
 FP8 is E4M3 without infinities (Micikevicius et al., 2022, arXiv:2209.05433); FP4 is E2M1, as in the OCP microscaling
 formats and NVFP4.
 """
@@ -91,7 +92,7 @@ def number_format(name: str, reduce_range: bool = False) -> Format:
     if name not in _FORMATS:
         raise ValueError(f"{name!r} is no number format; there are {', '.join(NAMES)}")
     bits, largest = _FORMATS[name]
-    return Format(name, bits, 63.0 if reduce_range and name == "int8" else largest)
+    return Format(name, bits, 63.0 if reduce_range and name == "int8" else largest, full=name == "int4")
 
 
 INT8, INT4, FP8, NVFP4 = (number_format(name) for name in NAMES)

@@ -29,11 +29,12 @@ def round_to_nearest(weight: np.ndarray, grid: Format, group_size: int | None = 
 
 
 def grid_steps(weight: np.ndarray, grid: Format, group: int | None) -> np.ndarray:
-    """(out,) or (out, in / group) float32 size of a step, with which the largest weight of a group is the last point of
-    its grid. `group` must divide the inputs."""
+    """(out,) or (out, in / group) float32 size of a step, the smallest with which no weight of a group is beyond the ends
+    of its grid. `group` must divide the inputs."""
     rows, columns = weight.shape
-    largest = np.abs(weight.reshape(rows, -1, group or columns)).max(axis=-1)
-    steps = (largest / np.float32(grid.largest)).astype(np.float32)
+    split = weight.reshape(rows, -1, group or columns)
+    above, below = split.max(axis=-1) / np.float32(grid.largest), split.min(axis=-1) / np.float32(grid.smallest)
+    steps = np.maximum(above, below).astype(np.float32)
     # a group of zeros has no step of its own; any will do, but none may be 0
     silent = steps < np.finfo(np.float32).tiny
     if silent.any():

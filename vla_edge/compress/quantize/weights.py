@@ -36,7 +36,7 @@ class QuantizedWeight:
         values = np.asarray(self.values)
         seen = values.astype(np.float32, copy=False)
         smallest, largest = float(seen.min(initial=0)), float(seen.max(initial=0))
-        lowest = grid.smallest - grid.is_integer
+        lowest = replace(grid, full=grid.is_integer).smallest
         if not (lowest <= smallest and largest <= grid.largest):
             raise ValueError(f"{self.format} values must lie within {lowest:g} to {grid.largest:g}")
         values = freeze(values, grid.dtype, (None, None), "QuantizedWeight.values")
@@ -51,9 +51,9 @@ class QuantizedWeight:
 
     @property
     def grid(self) -> Format:
-        """The points that values are of: all integers of its bits where the most negative one is among them."""
+        """The points that values are of: all integers of 8 bits where the most negative one is among them."""
         grid = number_format(self.format)
-        return replace(grid, full=grid.is_integer and bool(self.values.min(initial=0) < grid.smallest))
+        return replace(grid, full=grid.full or grid.is_integer and bool(self.values.min(initial=0) < grid.smallest))
 
     @property
     def steps(self) -> np.ndarray:
