@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from onnx.reference import ReferenceEvaluator
@@ -44,6 +46,21 @@ def test_in_float32_it_agrees_with_the_reference_evaluator(toy, tmp_path, precis
     got = runtime.load(path, interface(stage), {"precision": "f32"}).run(toy_inputs())
     for name, expected in reference(path, toy_inputs()).items():
         np.testing.assert_allclose(got[name], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("largest", "saturates"), [(63, False), (127, True)])
+def test_weights_that_would_saturate_are_known(toy, tmp_path, largest, saturates):
+    """Of a bundle from another computer; what a recipe leaves at "auto" has 7 bits on this kind of processor."""
+    stage, graph = toy
+    layers = compressed(stage, "int8 static")
+    if not saturates:
+        layers = {
+            name: replace(layer, weight=replace(layer.weight, values=np.clip(layer.weight.values, -largest, largest)))
+            for name, layer in layers.items()
+        }
+    path = export_stage(stage, layers, tmp_path / "toy.onnx", graph)
+    assert runtime._saturates(path) is saturates
+    assert not runtime._saturates(export_stage(stage, compressed(stage, "int8"), tmp_path / "weights.onnx", graph))
 
 
 @pytest.mark.parametrize("precision", ["int4", "int4 scaled", "int4 foreign"])

@@ -2,7 +2,8 @@
 
 It reads the same files. On processors that multiply in bfloat16 it can round the floating-point products of a file to
 that (`precision: bf16`), and the inputs of products whose weights alone are quantized to 8 bits (`dynamic: true`): both
-faster than the file asks for, less exact, and marked so. Compiled stages of bundles are kept in the user's cache
+faster than the file asks for, less exact, and marked so. Where its sums of 8-bit products would saturate and a file's weights
+are large enough for that, they are of float32. Compiled stages of bundles are kept in the user's cache
 directory, by their content.
 """
 
@@ -35,6 +36,7 @@ from vla_edge.policy.stages import TensorSpec
 DEVICE = "CPU"
 # channels of an input that are rounded to 8 bits with one step
 DYNAMIC_GROUP = 64
+MOST_IN_16_BITS = (2**15 - 1) // (2 * 255)
 
 
 def version() -> str:
@@ -113,6 +115,8 @@ def load(
             "ENABLE_CPU_PINNING": False,
         }
     try:
+        if device == DEVICE and sums_saturate() and _saturates(path):
+            properties["LP_TRANSFORMS_MODE"] = "NO"  # products in float32 then, as exact as the file says
         model = core.compile_model(str(path), device, properties | _cache(Path(path)))
     except Exception as error:
         reason = re.split(r"Check '.*?' failed at \S+:", str(error))[-1]
@@ -150,6 +154,19 @@ class OpenVinoStage:
             request.wait()
 
         return step
+
+
+def _saturates(path: str | Path) -> bool:
+    """Whether products with the file's 8-bit inputs and weights may not fit into 16 bits, two at a time: a bundle built on a
+    processor whose sums do not saturate, or with `reduce_range: false`."""
+    import onnx
+
+    graph = onnx.load(str(path)).graph
+    rounded = any(node.op_type == "QuantizeLinear" for node in graph.node)
+    weights = (c for c in graph.initializer if c.data_type == onnx.TensorProto.INT8 and len(c.dims) > 1)
+    return rounded and any(
+        np.abs(onnx.numpy_helper.to_array(c).astype(np.int16)).max(initial=0) > MOST_IN_16_BITS for c in weights
+    )
 
 
 def gains_by_reduced_range() -> bool:
