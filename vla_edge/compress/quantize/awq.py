@@ -20,8 +20,6 @@ MOST_ROWS, LEAST_ROWS, PRODUCTS = 512, 128, 2**32
 """Outputs of a layer, evenly spread, that stand for all in the search of scales, each for its inputs' products: every output
 errs by itself, so that this many tell the sum to a few percent, and they are the same for every scale that is tried."""
 SHRINKS = tuple(np.linspace(1.0, 0.5, 21))
-PATIENCE = 6
-"""Shrinks in a row that may fail to help before a channel is left alone: of 8 bits hardly any is clipped by much."""
 
 
 def search_scale(
@@ -61,34 +59,51 @@ def clipped_steps(
 ) -> np.ndarray:
     """Steps of the grid, (out,) or (out, groups), each shrunk to where its own group errs least at the output.
 
+    A whole channel's error takes a product with all of the second moment. Rounding errors hardly go together, so that its
+    diagonal alone tells nearly where to shrink to; no shrinking, that place and those beside it are then compared exactly.
+
     Args:
         group: inputs per scale; must divide them. None for the whole channel.
     """
     import torch
 
-    rows, columns = weight.shape
+    columns = weight.shape[1]
     width = group or columns
-    groups = columns // width
     blocks = np.stack([second_moment[i : i + width][:, i : i + width] for i in range(0, columns, width)])
+    blocks = torch.from_numpy(blocks)
     whole = grid_steps(weight, grid, group)
-    best, found = np.full((rows, groups), np.inf), whole.reshape(rows, groups).copy()
-    worse = np.zeros((rows, groups), np.int8)  # shrinks in a row that did not help
-    blocks, weight = torch.from_numpy(blocks), torch.from_numpy(weight)
-    some = max(1, CACHED // columns)
-    for shrink in SHRINKS:
-        steps = whole * np.float32(shrink)
+    tries = [whole * np.float32(shrink) for shrink in SHRINKS]
+    if group is None:
+        energy = blocks.diagonal(dim1=1, dim2=2)[..., None]
+        near = _least_error(weight, tries, grid, lambda difference: (difference.square() @ energy)[..., 0])
+        beside = whole * np.float32(SHRINKS[0] - SHRINKS[1])
+        tries = [whole, near, np.maximum(near - beside, tries[-1]), np.minimum(near + beside, whole)]
+    return _least_error(weight, tries, grid, lambda difference: ((difference @ blocks) * difference).sum(-1))
+
+
+def _least_error(weight: np.ndarray, tries: Sequence[np.ndarray], grid: Format, error: Callable) -> np.ndarray:
+    """Of steps of one shape, for each group those with the least error, the first of equals.
+
+    Args:
+        error: (groups, outs, inputs per scale) of rounded weights less themselves, a tensor -> (groups, outs).
+    """
+    import torch
+
+    rows, columns = weight.shape
+    whole, some = tries[0], max(1, CACHED // columns)
+    best, found = np.full((rows, whole.size // rows), np.inf), np.empty((rows, whole.size // rows), np.float32)
+    groups = found.shape[1]
+    for steps in tries:
         scales, second = grid.store_steps(steps)
-        seen = (scales.astype(np.float32) * np.float32(second)).reshape(rows, groups, 1)
-        steps, waiting = steps.reshape(rows, groups), np.flatnonzero((worse < PATIENCE).any(1))
-        for begin in range(0, len(waiting), some):
-            place = waiting[begin : begin + some]
-            split, step = weight[place].view(-1, groups, width), torch.from_numpy(seen[place])
-            difference = (_nearest(grid, split / step).mul_(step).sub_(split)).transpose(0, 1)
-            error = (difference @ blocks).mul_(difference).sum(-1).T.numpy()
-            better = error < best[place]
-            best[place] = np.where(better, error, best[place])
-            found[place] = np.where(better, steps[place], found[place])
-            worse[place] = np.where(better, 0, worse[place] + 1)
+        seen = torch.from_numpy(scales.astype(np.float32) * np.float32(second)).view(rows, groups, 1)
+        steps = steps.reshape(rows, groups)
+        for begin in range(0, rows, some):
+            place = slice(begin, begin + some)
+            split = torch.from_numpy(weight[place]).view(-1, groups, columns // groups)
+            difference = _nearest(grid, split / seen[place]).mul_(seen[place]).sub_(split).transpose(0, 1)
+            errors = error(difference).T.numpy()
+            better = errors < best[place]
+            best[place][better], found[place][better] = errors[better], steps[place][better]
     return found.reshape(whole.shape)
 
 
