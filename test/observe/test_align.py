@@ -157,6 +157,35 @@ def test_a_picture_that_does_not_decode_is_counted_and_nothing_is_observed():
     assert aligner.rejected.total() == 1
 
 
+def test_slow_pictures_of_several_cameras_are_decoded_at_once():
+    """Each waits for the other to have begun."""
+    together, aligner = threading.Barrier(2, timeout=5.0), filled(("head", "wrist"))
+
+    def decoded(value: int):
+        def decode():
+            together.wait()
+            return np.full((2, 2, 3), value, np.uint8)
+
+        return decode
+
+    for camera, value in (("head", 7), ("wrist", 8)):
+        assert aligner.add_frame(camera, Frame(104 * MS, 115 * MS, decoded(value), slow=True))
+    images = aligner.align(120 * MS).observation.images
+    assert {camera: int(image[0, 0, 0]) for camera, image in images.items()} == {"head": 7, "wrist": 8}
+
+
+def test_a_slow_picture_that_does_not_decode_is_counted_too():
+    aligner = filled(("head", "wrist"))
+
+    def broken():
+        raise ImageDataError("no picture")
+
+    aligner.add_frame("head", frame(101, 111))
+    aligner.add_frame("wrist", Frame(101 * MS, 115 * MS, broken, slow=True))
+    assert aligner.align(120 * MS).readiness is Readiness.STALE
+    assert aligner.rejected == {"no picture": 1}
+
+
 def test_a_withdrawn_instruction_ends_observation():
     aligner = filled()
     aligner.set_instruction(None)

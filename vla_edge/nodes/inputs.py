@@ -92,7 +92,7 @@ class ObservationInputs:
             arrival_ns = convert.arrival_of(info)
             # Every eleventh byte tells pictures apart: a prime, so that no column of pixels is left out for good.
             print_ = zlib.crc32(np.frombuffer(image.data, np.uint8)[::11].tobytes()) if self._fingerprints else None
-            newest = self._aligner.add_frame(camera.name, Frame(image.stamp_ns, arrival_ns, decode, print_))
+            newest = self._aligner.add_frame(camera.name, Frame(image.stamp_ns, arrival_ns, decode, print_, not raw))
             if pacing and newest:
                 # Those of its moment are here, but after a stall of this process nobody may have taken them yet.
                 self._joints.drain()

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 
@@ -42,12 +43,14 @@ class Frame:
         arrival_ns: when it arrived, steady clock.
         decode: gives (H, W, 3) uint8 RGB, or raises ImageError.
         fingerprint: of the pixels, to notice a camera that sends one picture for ever; None where nobody asks.
+        slow: whether decoding takes long enough for another thread to help.
     """
 
     stamp_ns: int
     arrival_ns: int
     decode: Callable[[], np.ndarray]
     fingerprint: int | None = None
+    slow: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class Aligner:
         self._joints: deque[JointState] = deque(maxlen=JOINT_HISTORY)
         self._joints_arrival_ns = 0
         self._instruction: str | None = None if instructed else ""
+        self._helpers = ThreadPoolExecutor(max(1, len(cameras) - 1), "decode")  # no thread before the first is asked for
         self.rejected: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
 
@@ -182,13 +186,11 @@ class Aligner:
                 return Alignment(Readiness.STALE, f"no {what} within {limit} before the newest frame")
         try:
             # Outside the lock: a picture takes a millisecond to decode, and streams must not wait for it.
-            images = {camera: frame.decode() for camera, frame in chosen.items()}
+            known = [(frames, then) for frames, then in earlier if then is not None and None not in frames.values()]
+            images, *others = self._decoded([chosen, *(frames for frames, _ in known)])
             before = tuple(
-                Observation(
-                    frames[self._cameras[0]].stamp_ns, {c: f.decode() for c, f in frames.items()}, then, instruction
-                )
-                for frames, then in earlier
-                if then is not None and None not in frames.values()
+                Observation(frames[self._cameras[0]].stamp_ns, pictures, then, instruction)
+                for (frames, then), pictures in zip(known, others)
             )
         except ImageError as error:
             with self._lock:
@@ -196,6 +198,27 @@ class Aligner:
             return Alignment(Readiness.STALE, str(error))
         observation = Observation(newest.stamp_ns, images, joints, instruction, before)
         return Alignment(Readiness.READY, "", observation, newest.arrival_ns)
+
+    def _decoded(self, moments: Sequence[Mapping[str, Frame]]) -> list[dict[str, np.ndarray]]:
+        """Camera -> picture, of each moment; slow ones of further cameras by threads of their own, meanwhile.
+
+        Raises:
+            ImageError: of the first that cannot be decoded.
+        """
+        first = self._cameras[0]
+        helped = {
+            (place, camera): self._helpers.submit(frame.decode)
+            for place, frames in enumerate(moments)
+            for camera, frame in frames.items()
+            if frame.slow and camera != first
+        }
+        return [
+            {
+                camera: helped[place, camera].result() if (place, camera) in helped else frame.decode()
+                for camera, frame in frames.items()
+            }
+            for place, frames in enumerate(moments)
+        ]
 
     def _order(self, source: str, history: deque, stamp_ns: int) -> bool:
         """Whether something of that stamp is the newest of its source; forgets a past that a clock has taken back."""
