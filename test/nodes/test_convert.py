@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 
 import numpy as np
@@ -14,7 +15,7 @@ from trajectory_msgs.msg import JointTrajectory
 from vla_edge.control.modes import Mode
 from vla_edge.nodes import convert
 from vla_edge.nodes.sinks import SINKS, SinkSetup
-from vla_edge.nodes.wire import WireError, read_image
+from vla_edge.nodes.wire import JointStates, WireError, read_image
 from vla_edge.observe.image import decode_image
 from vla_edge.robots.robot import Joint, Robot
 from vla_edge.types import ActionChunk, JointCommand
@@ -104,6 +105,35 @@ def test_bytes_that_are_no_image_are_refused_wherever_they_end():
             read_image(whole[:end])
     with pytest.raises(WireError):
         read_image(b"\x07" + whole[1:])
+
+
+@pytest.mark.parametrize("frame_id", ("", "a", "pelvis"))
+@pytest.mark.parametrize(
+    ("velocity", "effort"), [([0.1, 0.2], [3.0, 4.0]), ([], []), ([], [3.0, 4.0]), ([0.1, 0.2], [])]
+)
+def test_a_joint_state_read_in_place_is_the_message(frame_id, velocity, effort):
+    read = JointStates()
+    for names, positions in ((["a", "left_elbow"], [1.5, -2.5]), (["a", "left_elbow"], [7.0, 8.0]), (["b", "c"], [0.0, 1.0])):
+        message = JointState(name=names, position=positions, velocity=velocity, effort=effort)
+        message.header.stamp, message.header.frame_id = convert.to_time(STAMP), frame_id
+        stamp_ns, *found = read(serialize_message(message))
+        assert stamp_ns == STAMP
+        assert [list(values) for values in found] == [names, positions, velocity, effort]
+    again = read(serialize_message(message))
+    assert again[1] is read(serialize_message(message))[1]  # so that nobody has to compare them
+
+
+def test_bytes_that_are_no_joint_state_are_refused_wherever_they_end():
+    message = JointState(name=["a", "bb"], position=[1.0, 2.0], velocity=[3.0, 4.0], effort=[5.0, 6.0])
+    whole, read = serialize_message(message), JointStates()
+    read(whole)
+    for reader in (read, JointStates()):
+        for end in range(len(whole) - 8):
+            with pytest.raises(WireError):
+                reader(whole[:end])
+    announced = whole[:4] + struct.pack("<iI", 0, 0) + struct.pack("<I", 1) + b"\0" * 4 + struct.pack("<I", 2**31)
+    with pytest.raises(WireError):
+        JointStates()(announced)
 
 
 def test_joint_states_and_commands_keep_every_value():

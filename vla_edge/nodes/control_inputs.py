@@ -14,6 +14,7 @@ from vla_edge.control.kernel import ControlError
 from vla_edge.control.process import ControllerProcess, ControlProcessError
 from vla_edge.nodes import convert, qos
 from vla_edge.nodes.stream import Stream, StreamThread
+from vla_edge.nodes.wire import JointStates
 from vla_edge.observe.joints import JointStateReader
 from vla_edge.types import VlaEdgeError
 
@@ -37,6 +38,7 @@ class ControlInputs:
 
     def __init__(self, node, process: ControllerProcess, priority: int = 0):
         self._node, self._process = node, process
+        self._parse_joints = JointStates()
         self._read_joints = JointStateReader(process.joint_names)
         self.bad_joint_states = self.bad_chunks = self.bad_operator = 0
         self.last_problem = ""
@@ -48,7 +50,7 @@ class ControlInputs:
             make(Float64, "speed_scale", self._on_speed_scale, qos.LATCHED),
             make(JointState, "operator_command", self._on_operator, qos.SENSOR),
         ]
-        joints = Stream(node, JointState, "joint_states", self._on_joints, qos.SENSOR)
+        joints = Stream(node, JointState, "joint_states", self._on_joints, qos.SENSOR, raw=True)
         self._joints = StreamThread([joints], 0.0, "joint_states", priority)
         self._services = [
             serve(Trigger, f"~/{name}", lambda request, response, order=order: self._answer(order, response))
@@ -71,11 +73,9 @@ class ControlInputs:
         for service in self._services:
             self._node.destroy_service(service)
 
-    def _on_joints(self, message: JointState, info) -> None:
+    def _on_joints(self, data: bytes, info) -> None:
         try:
-            state = self._read_joints(
-                convert.stamp_of(message), message.name, message.position, message.velocity, message.effort
-            )
+            state = self._read_joints(*self._parse_joints(data))
         except VlaEdgeError as error:
             self.bad_joint_states += 1
             self._complain(error)

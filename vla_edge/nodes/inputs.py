@@ -12,7 +12,7 @@ from std_msgs.msg import String
 
 from vla_edge.nodes import convert, qos
 from vla_edge.nodes.stream import Stream, StreamThread
-from vla_edge.nodes.wire import read_image
+from vla_edge.nodes.wire import JointStates, read_image
 from vla_edge.observe.align import Aligner, Frame
 from vla_edge.observe.image import check_image
 from vla_edge.observe.joints import JointStateReader
@@ -53,12 +53,13 @@ class ObservationInputs:
         self._node, self._aligner, self._on_frame = node, aligner, on_frame
         self._fingerprints = fingerprints
         self._check_instruction = check_instruction
+        self._parse_joints = JointStates()
         self._read_joints = JointStateReader(spec.joint_names)
         self.rejected: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
         self.last_problem = ""
         # Joints are looked up at the stamp of a frame, which takes longer to arrive: a few at a time are soon enough.
-        self._joints = Stream(node, JointState, "joint_states", self._on_joints, qos.STREAM)
+        self._joints = Stream(node, JointState, "joint_states", self._on_joints, qos.STREAM, raw=True)
         self._streams = [StreamThread([self._joints], 0.01, "joint_states", priority)]
         self._subscriptions = [
             node.create_subscription(String, "instruction", self._on_instruction, qos.LATCHED),
@@ -100,12 +101,10 @@ class ObservationInputs:
 
         return on_image
 
-    def _on_joints(self, message: JointState, info) -> None:
+    def _on_joints(self, data: bytes, info) -> None:
         self.received["joint states"] += 1
         try:
-            joints = self._read_joints(
-                convert.stamp_of(message), message.name, message.position, message.velocity, message.effort
-            )
+            joints = self._read_joints(*self._parse_joints(data))
         except VlaEdgeError as error:
             self._reject("joint states", error)
             return

@@ -61,13 +61,17 @@ class VlaNode(LifecycleNode):
         runner.warm_up()
         spec = runner.spec
         cameras = [camera.name for camera in spec.cameras]
+
+        def prioritized():
+            return prioritize(values.priority, [0])
+
         self._aligner = Aligner(
-            cameras, values.max_skew, values.max_age, values.frozen_after, spec.lags, spec.reads_instruction
+            cameras, values.max_skew, values.max_age, values.frozen_after, spec.lags, spec.reads_instruction, prioritized
         )
         self._server = ChunkServer(runner, make_policy(values.inference), values.seed)
         self._loop = InferenceLoop(
             self._aligner.align, self._server.infer, self._publish, values.rate, self._warn,
-            lambda: prioritize(values.priority, [0]), self._due,
+            prioritized, self._due,
             lambda observation: observation.instruction == self._aligner.instruction,
             lambda: self.get_clock().now().nanoseconds,
         )

@@ -80,6 +80,7 @@ class Aligner:
             after a newer one.
         frozen_after: s of one and the same picture after which a camera counts as frozen; 0 never looks.
         lags: s before an observation at which it is to know those before it, see `policy.spec.PolicySpec`.
+        on_thread: called first in threads that help to decode, for example to ask for their priority.
         instructed: whether nothing is observed before an instruction has come. Where none is needed, an empty one still
             withdraws what came before it.
 
@@ -91,7 +92,7 @@ class Aligner:
 
     def __init__(
         self, cameras: Sequence[str], max_skew: float = 0.1, max_age: float = 0.5, frozen_after: float = 0.0,
-        lags: Sequence[float] = (), instructed: bool = True,
+        lags: Sequence[float] = (), instructed: bool = True, on_thread: Callable[[], object] = lambda: None,
     ):  # fmt: skip
         self._cameras = tuple(cameras)
         self._max_skew_ns = round(max_skew * NANOSECONDS)
@@ -105,7 +106,8 @@ class Aligner:
         self._joints: deque[JointState] = deque(maxlen=JOINT_HISTORY)
         self._joints_arrival_ns = 0
         self._instruction: str | None = None if instructed else ""
-        self._helpers = ThreadPoolExecutor(max(1, len(cameras) - 1), "decode")  # no thread before the first is asked for
+        # no thread before the first is asked for
+        self._helpers = ThreadPoolExecutor(max(1, len(cameras) - 1), "decode", on_thread)
         self.rejected: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
 
