@@ -105,7 +105,7 @@ def test_gptq_beats_greedy_rounding_by_the_book(statistics, weight):
     scales = grid_steps(weight[:, :columns], INT4, None)
     left, expected = weight[:, :columns].astype(np.float64), np.zeros((ROWS, columns))
     for i in range(columns):
-        rounded = np.clip(np.rint(left[:, i] / scales), -7, 7)
+        rounded = np.clip(np.rint(left[:, i] / scales), -8, 7)
         expected[:, i] = rounded
         inverse = np.linalg.inv(moment[i:, i:])
         left[:, i:] -= np.outer((left[:, i] - rounded * scales) / inverse[0, 0], inverse[0])
@@ -130,7 +130,7 @@ def test_clipping_never_errs_more_within_its_groups(weight, statistics):
     whole = output_error(round_to_nearest(heavy, INT4, 32).dequantize() - heavy, blocks)
     clipped = round_on_grid(heavy, clipped_steps(heavy, moment, INT4, 32), INT4, 32)
     assert output_error(clipped.dequantize() - heavy, blocks) < 0.95 * whole
-    assert (clipped.scales <= grid_steps(heavy, INT4, 32)).all()
+    assert (clipped.scales <= 1.001 * grid_steps(heavy, INT4, 32)).all()  # stored in float16
 
 
 def test_awq_finds_a_scale_that_protects_what_large_inputs_meet(weight, statistics, inputs):
