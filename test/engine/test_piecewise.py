@@ -186,7 +186,7 @@ def test_a_policy_in_bfloat16_is_calibrated_in_it_and_held_to_what_it_does_in_fu
             expected = reference.infer(observation).chunk.positions
             np.testing.assert_array_equal(chunks.infer(observation).chunk.positions, expected)
     apart = [np.linalg.norm(found[True][name] - exact) / np.linalg.norm(exact) for name, exact in found[False].items()]
-    assert 0 < max(apart) < 0.2
+    assert 0 < max(apart) < 0.3  # of weights that have nothing to do with each other: above 1
 
 
 @pytest.mark.parametrize(("family", "recipe"), [("openvla", RECIPE), ("pi0", AWQ)])
