@@ -4,7 +4,7 @@
 
 The real nodes in processes of their own: a camera and joints, the VLA node inferring, the controller following its
 chunks. Memory is the sum of what the processes of both nodes hold for themselves (private pages), sampled after they
-have settled. Writes out/bench/soak.json.
+have settled. A FAULT is counted, and the controller armed again. Writes out/bench/soak.json.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Samples:
     memory: list[int] = field(default_factory=list)
     handles: list[int] = field(default_factory=list)
     beats: list[float] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
     def add_beat(self, beat) -> None:
         """Takes a message."""
@@ -103,6 +104,10 @@ def _measure(bundle: Path, seconds: float, threads: int) -> list[Row]:
                 samples.seconds.append(passed)
                 samples.memory.append(sum(map(private_bytes, watched)))
                 samples.handles.append(sum(map(open_handles, watched)))
+                if (said := listener.values["controller"])["mode"] == "FAULT":
+                    # Counted, and left as an operator would: what stands tells nothing of the rest of the hour.
+                    samples.faults.append(f"after {passed:.0f} s: {said['reason']}")
+                    _rearm(listener)
                 time.sleep(min(EVERY_S, seconds - passed))
             if listener.values["controller"]["mode"] in ("INIT", "DAMP"):
                 raise RuntimeError(f"the controller is not armed: {listener.values['controller']}")
@@ -122,12 +127,21 @@ def _measure(bundle: Path, seconds: float, threads: int) -> list[Row]:
         "soak_missed_heartbeats": (samples.missed(), len(samples.beats), f"every {BEAT_S:g} s, by their stamps"),
         "soak_faults": (
             int(said["faults"]), int(said["ticks"]),
-            f"mode {said['mode']} ({said['reason']}), {chunks} chunks followed at {rate:.1f} Hz, {said['gaps']} pauses of the controller, real time: {said['realtime']}"),
+            f"{'; '.join(samples.faults) or 'none'}; mode {said['mode']} ({said['reason']}), {chunks} chunks followed at {rate:.1f} Hz, {said['gaps']} pauses of the controller, real time: {said['realtime']}"),
     }
     return [
         Row(name, value, "B" if name.endswith("bytes") else "", "<=", LIMITS[name], count, None, note)
         for name, (value, count, note) in values.items()
     ]
+
+
+def _rearm(listener: Listener) -> None:
+    from vla_edge.nodes.client import ConductError
+
+    try:
+        listener.conductor.call("controller/rearm")
+    except ConductError as error:
+        print(f"not armed again: {error}", file=sys.stderr, flush=True)
 
 
 def _ticks(listener: Listener) -> float:
