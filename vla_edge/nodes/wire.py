@@ -47,7 +47,10 @@ class _Reader:
     def number(self, kind: str) -> int:
         size = struct.calcsize(kind)
         self._at += -(self._at - 4) % size
-        (value,) = struct.unpack_from(self._order + kind, self._data, self._at)
+        try:
+            (value,) = struct.unpack_from(self._order + kind, self._data, self._at)
+        except struct.error as error:
+            raise WireError(f"a message is cut short: {error}; it was damaged on its way") from None
         self._at += size
         return value
 
@@ -62,8 +65,11 @@ class _Reader:
     def text(self) -> str:
         return bytes(self.block()).rstrip(b"\0").decode(errors="replace")
 
-    def stamp_ns(self) -> int:
-        return self.number("i") * NANOSECONDS + self.number("I")
+    def header(self) -> int:
+        """Its stamp in ns; the frame is passed over."""
+        stamp_ns = self.number("i") * NANOSECONDS + self.number("I")
+        self.block()
+        return stamp_ns
 
     def names(self, known: tuple[bytes, tuple[str, ...]]) -> tuple[bytes, tuple[str, ...]]:
         """Texts and the bytes they were in; `known` itself where those come again."""
@@ -93,17 +99,13 @@ def read_image(data: bytes, compressed: bool = False) -> WireImage:
     Raises:
         WireError: the bytes are not such a message.
     """
-    try:
-        reader = _Reader(data)
-        stamp_ns = reader.stamp_ns()
-        reader.text()  # frame_id
-        if compressed:
-            return WireImage(stamp_ns, reader.text(), 0, 0, 0, reader.block())
-        height, width, encoding = reader.number("I"), reader.number("I"), reader.text()
-        reader.number("B")  # is_bigendian means nothing for bytes
-        return WireImage(stamp_ns, encoding, height, width, reader.number("I"), reader.block())
-    except struct.error as error:
-        raise WireError(f"an image message is cut short: {error}; it was damaged on its way") from None
+    reader = _Reader(data)
+    stamp_ns = reader.header()
+    if compressed:
+        return WireImage(stamp_ns, reader.text(), 0, 0, 0, reader.block())
+    height, width, encoding = reader.number("I"), reader.number("I"), reader.text()
+    reader.number("B")  # is_bigendian means nothing for bytes
+    return WireImage(stamp_ns, encoding, height, width, reader.number("I"), reader.block())
 
 
 class JointStates:
@@ -118,11 +120,7 @@ class JointStates:
         Raises:
             WireError: the bytes are not such a message.
         """
-        try:
-            reader = _Reader(data)
-            stamp_ns = reader.stamp_ns()
-            reader.text()  # frame_id
-            self._names = reader.names(self._names)
-            return stamp_ns, self._names[1], reader.doubles(), reader.doubles(), reader.doubles()
-        except struct.error as error:
-            raise WireError(f"a joint state is cut short: {error}; it was damaged on its way") from None
+        reader = _Reader(data)
+        stamp_ns = reader.header()
+        self._names = reader.names(self._names)
+        return stamp_ns, self._names[1], reader.doubles(), reader.doubles(), reader.doubles()
