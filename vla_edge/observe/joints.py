@@ -22,8 +22,7 @@ class JointStateReader:
 
     def __init__(self, joint_names: Sequence[str]):
         self.joint_names = tuple(joint_names)
-        self._names: list[str] | None = None
-        self._given: tuple[str, ...] | None = None
+        self._names: tuple[str, ...] | None = None
         self._index: np.ndarray | None = None
 
     def __call__(self, stamp_ns: int, names: Sequence[str], position, velocity=(), effort=()) -> JointState:
@@ -33,15 +32,12 @@ class JointStateReader:
             JointStateError: a joint is missing or named twice, an array has another length than the names, or a
                 position, velocity or effort is not finite.
         """
-        if names is not self._given:
-            if list(names) != self._names:
-                self._index = self._find(list(names))
-                self._names = list(names)
-            self._given = names if isinstance(names, tuple) else None  # a list could be another one meanwhile
+        if (names := tuple(names)) != self._names:
+            self._index, self._names = self._find(names), names
         fields = (("position", position), ("velocity", velocity), ("effort", effort))
         return JointState(stamp_ns, self.joint_names, *(self._pick(what, values) for what, values in fields))
 
-    def _find(self, names: list[str]) -> np.ndarray:
+    def _find(self, names: tuple[str, ...]) -> np.ndarray:
         position = {name: i for i, name in enumerate(names)}
         missing = [name for name in self.joint_names if name not in position]
         if missing:
