@@ -161,11 +161,13 @@ def _saturates(path: str | Path) -> bool:
     processor whose sums do not saturate, or with `reduce_range: false`."""
     import onnx
 
-    graph = onnx.load(str(path)).graph
-    rounded = any(node.op_type == "QuantizeLinear" for node in graph.node)
+    graph = onnx.load(str(path), load_external_data=False).graph
+    if not any(node.op_type == "QuantizeLinear" for node in graph.node):
+        return False
     weights = (c for c in graph.initializer if c.data_type == onnx.TensorProto.INT8 and len(c.dims) > 1)
-    return rounded and any(
-        np.abs(onnx.numpy_helper.to_array(c).astype(np.int16)).max(initial=0) > MOST_IN_16_BITS for c in weights
+    return any(
+        np.abs(onnx.numpy_helper.to_array(c, str(Path(path).parent)).astype(np.int16)).max(initial=0) > MOST_IN_16_BITS
+        for c in weights
     )
 
 
