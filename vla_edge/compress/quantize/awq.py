@@ -6,7 +6,7 @@ Both searches measure the error of the layer's output over the calibration data,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -72,17 +72,19 @@ def clipped_steps(
     blocks = np.stack([second_moment[i : i + width][:, i : i + width] for i in range(0, columns, width)])
     blocks = torch.from_numpy(blocks)
     whole = grid_steps(weight, grid, group)
-    tries = [whole * np.float32(shrink) for shrink in SHRINKS]
+    tries: Iterable[np.ndarray] = (whole * np.float32(shrink) for shrink in SHRINKS)
     if group is None:
         energy = blocks.diagonal(dim1=1, dim2=2)[..., None]
-        near = _least_error(weight, tries, grid, lambda difference: (difference.square() @ energy)[..., 0])
+        near = _least_error(weight, whole, tries, grid, lambda difference: (difference.square() @ energy)[..., 0])
         beside = whole * np.float32(SHRINKS[0] - SHRINKS[1])
-        tries = [whole, near, np.maximum(near - beside, tries[-1]), np.minimum(near + beside, whole)]
-    return _least_error(weight, tries, grid, lambda difference: ((difference @ blocks) * difference).sum(-1))
+        tries = [whole, near, np.maximum(near - beside, whole * np.float32(SHRINKS[-1])), np.minimum(near + beside, whole)]
+    return _least_error(weight, whole, tries, grid, lambda difference: ((difference @ blocks) * difference).sum(-1))
 
 
-def _least_error(weight: np.ndarray, tries: Sequence[np.ndarray], grid: Format, error: Callable) -> np.ndarray:
-    """Of steps of one shape, for each group those with the least error, the first of equals.
+def _least_error(
+    weight: np.ndarray, whole: np.ndarray, tries: Iterable[np.ndarray], grid: Format, error: Callable
+) -> np.ndarray:
+    """Of steps in the shape of `whole`, for each group those with the least error, the first of equals.
 
     Args:
         error: (groups, outs, inputs per scale) of rounded weights less themselves, a tensor -> (groups, outs).
@@ -90,9 +92,8 @@ def _least_error(weight: np.ndarray, tries: Sequence[np.ndarray], grid: Format, 
     import torch
 
     rows, columns = weight.shape
-    whole, some = tries[0], max(1, CACHED // columns)
-    best, found = np.full((rows, whole.size // rows), np.inf), np.empty((rows, whole.size // rows), np.float32)
-    groups = found.shape[1]
+    groups, some = whole.size // rows, max(1, CACHED // columns)
+    best, found = np.full((rows, groups), np.inf), np.empty((rows, groups), np.float32)
     for steps in tries:
         scales, second = grid.store_steps(steps)
         seen = torch.from_numpy(scales.astype(np.float32) * np.float32(second)).view(rows, groups, 1)
