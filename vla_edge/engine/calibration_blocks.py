@@ -149,7 +149,7 @@ def block_stage(block: Block):
     import torch
     from torch import nn
 
-    from vla_edge.policy.blocks import MASKED, DecoderLayer, EncoderLayer, attend, rotary, rotate, split_heads
+    from vla_edge.policy.blocks import DecoderLayer, EncoderLayer, attend, causal_bias, rotary, rotate, split_heads
     from vla_edge.policy.diffusion import Part
     from vla_edge.policy.resnet import BasicBlock
     from vla_edge.policy.stages import Stage, TensorSpec
@@ -176,7 +176,7 @@ def block_stage(block: Block):
             }[block.kind]
             self.layers = nn.ModuleList(make() for _ in range(block.layers))
             cos, sin = rotary(torch.arange(block.rows)[None], shape.head_dim)
-            mask = torch.triu(torch.full((block.rows, block.rows), MASKED), diagonal=1)[None, None]
+            mask = causal_bias(block.rows)[None, None]
             for name, table in (("cos", cos), ("sin", sin), ("mask", mask)):
                 self.register_buffer(name, table, persistent=False)
 

@@ -82,8 +82,7 @@ class Prefill(Reader):
     def __init__(self, c: OpenVLAConfig):
         super().__init__(c)
         self.head = nn.Linear(c.width, BINS, bias=False)
-        causal = causal_bias(c.prompt_length)
-        self.register_buffer("causal", causal[None, None], persistent=False)
+        self.register_buffer("causal", causal_bias(c.prompt_length)[None, None], persistent=False)
         self.store: nn.Module | None = None  # the cache crosses as it is
         self.tells = False
 
@@ -194,8 +193,7 @@ class Decode(Chain):
         self.layers, self.norm, self.head = prefill.layers, prefill.norm, prefill.head
         self.words = nn.Embedding(BINS, c.width) if words is None else words
         self.register_buffer("places", torch.arange(c.tokens - 1), persistent=False)
-        causal = causal_bias(rows)
-        self.register_buffer("causal", causal, persistent=False)
+        self.register_buffer("causal", causal_bias(rows), persistent=False)
         self.load: nn.Module | None = None  # inverse of the `store` of `prefill`
 
     def pieces(self) -> tuple[tuple[str, ...], ...]:

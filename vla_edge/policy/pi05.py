@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vla_edge.policy.blocks import MASKED, GatedMLP, KeyValue, attend, rotate, sinusoid, split_heads
+from vla_edge.policy.blocks import GatedMLP, KeyValue, attend, padding_bias, rotate, sinusoid, split_heads
 from vla_edge.policy.chain import Chain, numbered
 from vla_edge.policy.paligemma import ACTIVATION, EPS, PiConfig, PiPolicy, PrefixEncoder
 
@@ -84,7 +84,7 @@ class ActionExpert(Chain):
         if number == 0:
             h = self.action_in(x)
             # actions all see each other, and the prefix as far as it is real
-            return (h, F.pad((1 - mask) * MASKED, (0, h.shape[1]))[:, None, None, :]), ()
+            return (h, F.pad(padding_bias(mask), (0, h.shape[1]))), ()
         h, bias = handed
         index = number - 1
         if index == len(self.layers):
