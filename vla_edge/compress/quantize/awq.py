@@ -101,17 +101,8 @@ def _least_error(
         for begin in range(0, rows, some):
             place = slice(begin, begin + some)
             split = torch.from_numpy(weight[place]).view(-1, groups, columns // groups)
-            difference = _nearest(grid, split / seen[place]).mul_(seen[place]).sub_(split).transpose(0, 1)
+            difference = grid.nearest_tensor(split / seen[place]).mul_(seen[place]).sub_(split).transpose(0, 1)
             errors = error(difference).T.numpy()
             better = errors < best[place]
             best[place][better], found[place][better] = errors[better], steps[place][better]
     return found.reshape(whole.shape)
-
-
-def _nearest(grid: Format, values):
-    """`Format.nearest` of a tensor, with all of PyTorch's threads."""
-    import torch
-
-    if grid.is_integer:
-        return values.round_().clamp_(grid.smallest, grid.largest)
-    return torch.from_numpy(grid.nearest(values.numpy()))

@@ -44,6 +44,14 @@ class Format:
             return np.rint(clipped, out=clipped)
         return clipped.astype(self.dtype).astype(np.float32)
 
+    def nearest_tensor(self, values):
+        """The same of a tensor, integers with all of PyTorch's threads."""
+        import torch
+
+        if self.is_integer:
+            return values.round().clamp_(self.smallest, self.largest)
+        return torch.from_numpy(self.nearest(values.numpy()))
+
     @property
     def is_integer(self) -> bool:
         return self.name.startswith("int")

@@ -58,7 +58,7 @@ def gptq(
             last = min(small + SMALL, end)
             for i in range(small, last):
                 own, step = lead[i - begin], steps[steps_of[i]]
-                rounded = torch.from_numpy(grid.nearest((left[i] / step).numpy()))
+                rounded = grid.nearest_tensor(left[i] / step)
                 if stays is not None:
                     rounded.mul_(stays[i])
                 errors[i - begin] = (left[i] - rounded * step) / own[i]
