@@ -48,9 +48,11 @@ class LiveNodes:
             arguments += ["-p", f"{name}:={value}"]
         self._start(executable, ["-c", f"from vla_edge.nodes.{executable} import main; main()", *arguments])
 
-    def source(self, *arguments: str) -> None:
-        """robot_source.py."""
-        self._start("robot_source", [str(Path(__file__).with_name("robot_source.py")), *arguments])
+    def source(self, *cameras: str, compressed: bool = False) -> None:
+        """Both parts of robot_source.py."""
+        source = str(Path(__file__).with_name("robot_source.py"))
+        self._start("robot_joints", [source, "joints", "--instruction", INSTRUCTION])
+        self._start("robot_cameras", [source, "cameras", "--names", *cameras, *["--compressed"] * compressed])
 
     def pid(self, executable: str) -> int:
         """Of the node last started from that executable."""

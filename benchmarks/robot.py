@@ -20,7 +20,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 from bench_file import DIRECTORY, Row, table, write  # noqa: E402
 from c_loop import lateness_us, timer_lateness_us  # noqa: E402
 from fuzz import fuzz  # noqa: E402
-from live_nodes import INSTRUCTION, Listener, LiveNodes, domain, engine, settle  # noqa: E402
+from live_nodes import Listener, LiveNodes, domain, engine, settle  # noqa: E402
 from ros_overhead import overhead_rows  # noqa: E402
 from soak import soak_rows  # noqa: E402
 from tick_lateness import processor_time  # noqa: E402
@@ -66,7 +66,7 @@ def tick_rows(rate: int, options) -> list[Row]:
     name, seconds = f"tick_{rate // 1000}khz", options.seconds
     bundle = engine(options.bundle)
     with LiveNodes() as nodes, Listener() as listener:
-        nodes.source("--instruction", INSTRUCTION)
+        nodes.source("head")
         nodes.node("vla_node", bundle=bundle, rate=options.rate, threads=options.threads, status_period=0.5)
         try:
             listener.conductor.bring_up("vla", 60.0)

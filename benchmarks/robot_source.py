@@ -1,8 +1,9 @@
 """Cameras and joints for benchmarks: fixed pictures, joints that go where they are told, an instruction.
 
-    python benchmarks/robot_source.py --instruction "touch the red cube with your left hand"
+    python benchmarks/robot_source.py joints --instruction "touch the red cube with your left hand"
+    python benchmarks/robot_source.py cameras --names head
 
-As cheap as a driver in C++: messages are serialized once, and only their stamps change.
+Two processes, as drivers are. As cheap as a driver in C++: messages are serialized once, and only their stamps change.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import struct
 import time
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -30,13 +32,33 @@ JPEG_QUALITY = 90
 
 def main(options: argparse.Namespace) -> None:
     """Publishes until interrupted."""
-    middleware.prepare()
+    middleware.prepare(images=options.part == "cameras")
     rclpy.init()
-    node = rclpy.create_node("robot_source", start_parameter_services=False)
-    cameras = [Camera(node, name, options.compressed) for name in options.cameras]
+    node = rclpy.create_node(f"robot_{options.part}", start_parameter_services=False)
+    prioritize(20)
+    tick = joint_tick(node, options.instruction) if options.part == "joints" else camera_tick(node, options)
+    try:
+        DeadlineLoop(round(1e9 / options.rate), tick).run()
+    except KeyboardInterrupt:
+        pass
+
+
+def camera_tick(node, options: argparse.Namespace) -> Callable[[int], None]:
+    """Publishes a picture of every camera."""
+    cameras = [Camera(node, name, options.compressed) for name in options.names]
+
+    def tick(deadline_ns: int) -> None:
+        for camera in cameras:
+            camera.publish()
+
+    return tick
+
+
+def joint_tick(node, instruction: str) -> Callable[[int], None]:
+    """Publishes joints that follow commands; and, once, an instruction."""
     joints = node.create_publisher(JointState, "joint_states", qos.SENSOR_OUT)
     words = node.create_publisher(String, "instruction", qos.LATCHED)
-    words.publish(String(data=options.instruction))
+    words.publish(String(data=instruction))
     state = JointState(name=list(TabletopWorld.joint_names), position=convert.doubles(HOME))
     position = np.frombuffer(state.position)
 
@@ -44,23 +66,13 @@ def main(options: argparse.Namespace) -> None:
         position[:] = message.position
 
     commands = Stream(node, JointState, "joint_command", follow, qos.SENSOR)
-    every, count = max(1, round(options.joint_rate / options.camera_rate)), 0
 
     def tick(deadline_ns: int) -> None:
-        nonlocal count
         commands.drain()
         state.header.stamp = convert.to_time(time.time_ns())
         joints.publish(state)
-        count += 1
-        if count % every == 0:
-            for camera in cameras:
-                camera.publish()
 
-    prioritize(20)
-    try:
-        DeadlineLoop(round(1e9 / options.joint_rate), tick).run()
-    except KeyboardInterrupt:
-        pass
+    return tick
 
 
 class Camera:
@@ -96,11 +108,14 @@ def picture(height: int = 480, width: int = 640) -> np.ndarray:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--camera-rate", type=float, default=30.0, help="Hz")
-    parser.add_argument("--joint-rate", type=float, default=250.0, help="Hz")
-    parser.add_argument("--instruction", required=True)
-    parser.add_argument("--cameras", nargs="+", default=["head"])
-    parser.add_argument("--compressed", action="store_true")
+    parts = parser.add_subparsers(dest="part", required=True)
+    joints = parts.add_parser("joints")
+    joints.add_argument("--rate", type=float, default=250.0, help="Hz")
+    joints.add_argument("--instruction", required=True)
+    cameras = parts.add_parser("cameras")
+    cameras.add_argument("--rate", type=float, default=30.0, help="Hz")
+    cameras.add_argument("--names", nargs="+", default=["head"])
+    cameras.add_argument("--compressed", action="store_true")
     return parser
 
 

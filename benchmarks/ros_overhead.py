@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 from bench_file import DIRECTORY, Row, table, write  # noqa: E402
-from live_nodes import INSTRUCTION, Listener, LiveNodes, domain, failed, settle  # noqa: E402
+from live_nodes import Listener, LiveNodes, domain, failed, settle  # noqa: E402
 from two_cameras import SECOND, two_camera_engine  # noqa: E402
 
 NAME, UNIT, RELATION = "ros_overhead_p99_ms", "ms", "<="
@@ -50,9 +50,8 @@ def overhead_rows(bundle: Path | None, seconds: float, rate: float) -> list[Row]
 
 
 def _row(name: str, limit: float, transport: str, bundle: Path, seconds: float, rate: float) -> Row:
-    compressed = ["--compressed"] * (transport == "compressed")
     with LiveNodes() as nodes, Listener() as listener:
-        nodes.source("--instruction", INSTRUCTION, "--cameras", "head", SECOND, *compressed)
+        nodes.source("head", SECOND, compressed=transport == "compressed")
         nodes.node(
             "vla_node", bundle=bundle, rate=rate, threads=1, start_on_activate="false", image_transport=transport
         )

@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 from bench_file import DIRECTORY, Row, table, write  # noqa: E402
-from live_nodes import INSTRUCTION, Listener, LiveNodes, domain, engine, failed, settle  # noqa: E402
+from live_nodes import Listener, LiveNodes, domain, engine, failed, settle  # noqa: E402
 
 SETTLE_S = 150.0
 """Until the rolling windows of latencies, of 1000 values at 10 a second, are full."""
@@ -89,7 +89,7 @@ def _measure(bundle: Path, seconds: float, threads: int) -> list[Row]:
     samples = Samples()
     with LiveNodes() as nodes, Listener() as listener:
         listener.node.create_subscription(Header, "vla/heartbeat", samples.add_beat, QoSProfile(depth=100))
-        nodes.source("--instruction", INSTRUCTION)
+        nodes.source("head")
         nodes.node("vla_node", bundle=bundle, rate=10.0, threads=threads, heartbeat_period=BEAT_S)
         try:
             listener.conductor.bring_up("vla", 60.0)

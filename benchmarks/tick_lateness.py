@@ -17,7 +17,7 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 from bench_file import Row, table, write  # noqa: E402
-from live_nodes import INSTRUCTION, Listener, LiveNodes, domain, engine, failed, settle  # noqa: E402
+from live_nodes import Listener, LiveNodes, domain, engine, failed, settle  # noqa: E402
 
 NAME, UNIT, RELATION, LIMIT = "tick_1khz_lateness_p99_us", "us", "<=", 300.0
 
@@ -39,7 +39,7 @@ def measure(options) -> list[Row]:
     """The rows."""
     bundle = engine(options.bundle)
     with LiveNodes() as nodes, Listener() as listener:
-        nodes.source("--instruction", INSTRUCTION)
+        nodes.source("head")
         nodes.node("vla_node", bundle=bundle, rate=options.rate, threads=options.threads, status_period=0.5)
         try:
             # The controller comes last: its histogram begins with its process, and starting nodes is no load to report.

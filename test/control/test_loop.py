@@ -12,7 +12,8 @@ import pytest
 from vla_edge.control.exchange import layout
 from vla_edge.control.lateness import LatenessHistogram
 from vla_edge.control.loop import AbsoluteSleep, DeadlineLoop
-from vla_edge.control.realtime import RealtimeRequest, keep_awake, request_realtime
+from vla_edge.control import wake
+from vla_edge.control.realtime import RealtimeRequest, request_realtime
 
 MS = 1_000_000
 
@@ -116,25 +117,45 @@ def test_what_the_system_refuses_is_reported_with_the_recipe(monkeypatch):
 
     monkeypatch.setattr("os.sched_setscheduler", refuse)
     monkeypatch.setattr("os.open", refuse)
-    keep_awake.cache_clear()
+    wake.keep_awake.cache_clear()
     grant = request_realtime(RealtimeRequest(priority=50, cpu=10_000, lock_memory=False))
+    wake.keep_awake.cache_clear()
     assert not grant.scheduler and not grant.affinity and grant.memory and not grant.awake
     assert "rtprio" in grant.recipe and "10000" in grant.recipe and "udev" in grant.recipe
     assert len(grant.recipe) < layout(1)["report"]["recipe"].itemsize
 
 
-def test_processors_stay_awake_for_as_long_as_the_process_that_asked_lives():
-    ask = """
-import struct, sys
+SOON, LATE, LOSING = (30e3, 0.0), (900e3, 0.0), (4e3, 0.05)  # ns late, wake-ups lost
+
+
+@pytest.mark.parametrize(
+    "asleep, polling, kept",
+    [(LATE, SOON, True), (SOON, SOON, True), (SOON, LOSING, False), (LATE, LOSING, True), (None, None, True)],
+)
+def test_processors_stay_awake_unless_wake_ups_are_lost_that_way(asleep, polling, kept):
+    ask = f"""
+import struct
+from vla_edge.control import wake
 from vla_edge.control.realtime import RealtimeRequest, request_realtime
+measured = iter([figures and wake.Wakes(*figures) for figures in ({asleep!r}, {polling!r})])
+wake.wakes = lambda: next(measured)
 grant = request_realtime(RealtimeRequest(priority=0, lock_memory=False))
-with open("/dev/cpu_dma_latency", "rb") as file:
-    print(grant.awake, struct.unpack("i", file.read(4))[0])
+with open(wake.FILE, "rb") as file:
+    print(grant.awake, struct.unpack("i", file.read(4))[0] == 0, grant.recipe or grant.note, sep="|")
 """
-    if not os.access("/dev/cpu_dma_latency", os.W_OK):
-        pytest.skip("/dev/cpu_dma_latency may not be written here")
+    if not os.access(wake.FILE, os.W_OK):
+        pytest.skip(f"{wake.FILE} may not be written here")
     said = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout
-    assert said.split() == ["True", "0"]
+    granted, none_sleeps, note = said.strip().split("|")
+    assert granted == "True" and none_sleeps == str(kept)
+    assert ("5 % of close wake-ups are lost" in note) is not kept
+
+
+def test_how_late_threads_wake_is_measured():
+    allowed = os.sched_getaffinity(0)
+    found = wake.wakes(pairs=16)
+    assert os.sched_getaffinity(0) == allowed
+    assert found is None if len(allowed) < 2 else 1e3 < found.late_ns < 1e9 and 0 <= found.lost <= 1
 
 
 def test_nothing_asked_is_nothing_refused():

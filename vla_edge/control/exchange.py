@@ -100,7 +100,7 @@ def layout(joints: int) -> dict[str, np.dtype]:
              ("sink_errors", np.int64), ("listened", np.int64), ("taken_over", np.int64), ("handed_back", np.int64),
              ("granted", np.int64, (4,)), ("counters", np.int64, (len(COUNTERS),)),
              ("rejected", np.int64, (len(REJECTIONS),)), ("late_maximum", np.int64), ("work_maximum", np.int64),
-             ("reason", "S240"), ("rejection", "S240"), ("refusal", "S240"), ("recipe", "S640"),
+             ("reason", "S240"), ("rejection", "S240"), ("refusal", "S240"), ("recipe", "S640"), ("note", "S240"),
              ("lateness", np.int64, (BINS,)), ("work", np.int64, (BINS,))]
         ),
     }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
-import struct
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from vla_edge.control import wake
 
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 
@@ -20,10 +20,9 @@ _MEMORY_RECIPE = (
     "memory locking was refused: add '<user> - memlock unlimited' to /etc/security/limits.d/ and log in again, "
     "or start the container with --ulimit memlock=-1"
 )
-_WAKEFUL = "/dev/cpu_dma_latency"
 _WAKEFUL_RECIPE = (
-    f"processors may sleep: let the user write {_WAKEFUL} (udev: KERNEL==\"cpu_dma_latency\", GROUP=\"realtime\", "
-    f"MODE=\"0660\"), or start the container with --device {_WAKEFUL}"
+    f"processors may sleep: let the user write {wake.FILE} (udev: KERNEL==\"cpu_dma_latency\", GROUP=\"realtime\", "
+    f"MODE=\"0660\"), or start the container with --device {wake.FILE}"
 )
 
 
@@ -37,7 +36,7 @@ class RealtimeRequest:
         lock_memory: keep every page once touched in memory.
         stay_awake: keep idle processors out of sleep states that take time to leave. It costs power, and is worth most
             on a mostly idle machine: waking a halted virtual processor took 0.8 to 3 ms at the 99th percentile where a
-            polling one took 60 to 120 us.
+            polling one took 60 to 120 us. Where polling proves later than sleeping they sleep, see `wake`.
     """
 
     priority: int = 50
@@ -53,6 +52,7 @@ class RealtimeGrant:
     Attributes:
         scheduler, affinity, memory, awake: granted, or not asked for.
         recipe: what to do about each refusal, empty when everything was granted.
+        note: what was not done since it would do harm, and why.
     """
 
     scheduler: bool
@@ -60,12 +60,18 @@ class RealtimeGrant:
     memory: bool
     awake: bool
     recipe: str
+    note: str = ""
 
 
 def request_realtime(request: RealtimeRequest) -> RealtimeGrant:
     """Ask for the calling thread (memory and awake: until the process ends). Refusals are reported, never raised."""
-    recipe = []
+    recipe, note = [], ""
     scheduler = affinity = memory = awake = True
+    if request.stay_awake:  # first: it measures, on two processors
+        note = wake.keep_awake()
+        if note is None:
+            awake, note = False, ""
+            recipe.append(_WAKEFUL_RECIPE)
     if request.priority:
         try:
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(request.priority))
@@ -88,11 +94,7 @@ def request_realtime(request: RealtimeRequest) -> RealtimeGrant:
         )
         if not memory:
             recipe.append(_MEMORY_RECIPE)
-    if request.stay_awake:
-        awake = keep_awake()
-        if not awake:
-            recipe.append(_WAKEFUL_RECIPE)
-    return RealtimeGrant(scheduler, affinity, memory, awake, "; ".join(recipe))
+    return RealtimeGrant(scheduler, affinity, memory, awake, "; ".join(recipe), note)
 
 
 def prioritize(priority: int, threads: Iterable[int] | None = None) -> bool:
@@ -118,14 +120,3 @@ def prioritize(priority: int, threads: Iterable[int] | None = None) -> bool:
 def other_threads() -> list[int]:
     """Ids of this process's threads but the calling one."""
     return [int(thread) for thread in os.listdir("/proc/self/task") if int(thread) != threading.get_native_id()]
-
-
-@functools.cache
-def keep_awake() -> bool:
-    """No processor takes longer than it must to wake, until this process ends; False where that is refused."""
-    try:
-        # The kernel keeps to it for as long as the file is open, so nobody closes it.
-        os.write(os.open(_WAKEFUL, os.O_WRONLY | os.O_CLOEXEC), struct.pack("i", 0))
-    except OSError:
-        return False
-    return True

@@ -87,7 +87,7 @@ def read_report(
         overruns=int(fields["overruns"]),
         tick_hz=counters.ticks / seconds if seconds > 0.1 else float("nan"),
         rejection=text(fields["rejection"]) or rejection,
-        grant=RealtimeGrant(*(bool(value) for value in fields["granted"]), text(fields["recipe"])),
+        grant=RealtimeGrant(*map(bool, fields["granted"]), text(fields["recipe"]), text(fields["note"])),
         sink_errors=int(fields["sink_errors"]),
         listened=bool(fields["listened"]),
         age=(time.monotonic_ns() - int(fields["stamp"])) / NANOSECONDS,

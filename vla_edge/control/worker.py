@@ -204,7 +204,7 @@ class Worker:
         if self._grant is not None:
             grant = self._grant
             fields["granted"][:] = grant.scheduler, grant.affinity, grant.memory, grant.awake
-            fields["recipe"][...] = grant.recipe.encode()
+            fields["recipe"][...], fields["note"][...] = grant.recipe.encode(), grant.note.encode()
         fields["lateness"][:] = self._late_counts
         fields["work"][:] = self._work_counts
         self._report.post()

@@ -26,7 +26,7 @@ class CommandPublisher:
         from vla_edge.nodes import middleware, qos
         from vla_edge.nodes.sinks import SINKS
 
-        middleware.prepare()
+        middleware.prepare(images=False)
         self._rclpy = rclpy
         self._context = rclpy.Context()
         # No arguments of the command line: topics come resolved, and a node's remapping must not apply twice.

@@ -153,4 +153,4 @@ class ControllerNode(LifecycleNode):
 
 def main(args=None) -> None:
     """Runs the node."""
-    run_node(ControllerNode, args)
+    run_node(ControllerNode, args, images=False)

@@ -31,7 +31,8 @@ def status_values(report: ControlReport, inputs: ControlInputs) -> dict[str, obj
         **{f"work_us.{name}": value for name, value in report.work.summary().items()},
         "sink_errors": report.sink_errors, "listened": report.listened, "last_rejection": report.rejection,
         "last_problem": inputs.last_problem,
-        "realtime": report.grant.recipe or "granted", "report_age_s": report.age,
+        "realtime": "; ".join(filter(None, (report.grant.recipe or "granted", report.grant.note))),
+        "report_age_s": report.age,
     }
 
 

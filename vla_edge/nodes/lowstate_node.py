@@ -97,4 +97,4 @@ class LowStateNode(Node):
 
 def main(args=None) -> None:
     """Runs the node."""
-    run_node(LowStateNode, args)
+    run_node(LowStateNode, args, images=False)

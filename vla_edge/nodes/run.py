@@ -15,13 +15,13 @@ from vla_edge.nodes import middleware
 from vla_edge.types import VlaEdgeError
 
 
-def run_node(make: Callable[[], object], args=None) -> None:
+def run_node(make: Callable[[], object], args=None, images: bool = True) -> None:
     """Spins the node that `make` returns until it is told to end; then calls its `close()` if it has one.
 
     A VlaEdgeError ends the process with code 1 and one sentence on stderr. A node may set `exit_code`, and end itself
-    by shutting rclpy down.
+    by shutting rclpy down. `images` as for `middleware.prepare`.
     """
-    middleware.prepare()
+    middleware.prepare(images)
     # Our own handlers: rclpy's would shut the context down before a node could say its last words, and an exception
     # raised out of a handler may strike in the middle of a message's conversion.
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)

@@ -150,4 +150,4 @@ class SimNode(Node):
 
 def main(args=None) -> None:
     """Runs the node."""
-    run_node(SimNode, args)
+    run_node(SimNode, args, images=False)

@@ -56,6 +56,8 @@ class VlaNode(LifecycleNode):
         granted = request_realtime(RealtimeRequest(0, None, values.lock_memory, values.stay_awake))
         if granted.recipe:
             self.get_logger().warning(granted.recipe)
+        if granted.note:
+            self.get_logger().info(granted.note)
         prioritize(values.priority)  # the middleware's threads, and not those the engine will make
         runner = self._open(values.bundle)
         runner.warm_up()
