@@ -93,20 +93,14 @@ def table(rows: Sequence[Row]) -> str:
 
 def machine() -> dict:
     """What the figures were taken on."""
-    model, instructions = platform.processor() or platform.machine(), []
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-        model = facts.get("model name", model)
-        # what decides how fast float32, bfloat16 and 8-bit products are; names of processors do not tell it
-        instructions = sorted(flag for flag in facts.get("flags", "").split() if flag.startswith(VECTORS))
-    except OSError:
-        pass
+    from vla_edge.engine.backends.cpu import processor
+
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     return {
-        "processor": model,
+        "processor": processor().name,
         "architecture": platform.machine(),
-        "instructions": instructions,
+        # what decides how fast float32, bfloat16 and 8-bit products are; names of processors do not tell it
+        "instructions": sorted(flag for flag in processor().flags if flag.startswith(VECTORS)),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(pages / 1e9, 1),
         "system": f"{platform.system()} {platform.release()}",

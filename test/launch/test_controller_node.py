@@ -301,6 +301,13 @@ def test_no_thread_of_the_real_time_process_waits_behind_ordinary_load(arms):
     assert set(threads.values()) == {49}
 
 
+def test_no_process_of_the_controller_waits_for_the_shared_memory_of_others(arms):
+    (child,) = open(f"/proc/{arms.process.pid}/task/{arms.process.pid}/children").read().split()
+    for pid in (arms.process.pid, child):
+        mapped = open(f"/proc/{pid}/maps").read()
+        assert "librmw" in mapped and "/dev/shm/fastrtps" not in mapped
+
+
 def test_commands_can_be_given_as_an_array(start, peer):
     heard = peer.listen(Float64MultiArray, "joint_command", qos.COMMAND)
     robot = FakeRobot(peer, camera_rate=0.5, joint_rate=100.0)

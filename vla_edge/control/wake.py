@@ -75,8 +75,8 @@ def wakes(pairs: int = PAIRS) -> Wakes | None:
 
     It is woken in pairs, by the second at times just while it goes back to sleep. That wake-up was seen to be lost on a
     processor that polls (Linux 6.18 in a virtual machine, haltpoll), until its next timer tick, 4 ms later: a camera's
-    message right behind one of the joints then came late every other time. Where other work keeps the processor busy already the
-    first of a pair is late, and the pair tells nothing.
+    message right behind one of the joints then came late every other time. Where other work keeps the
+    processor busy already the first of a pair is late, and the pair tells nothing.
     """
     allowed = os.sched_getaffinity(0)
     if len(allowed) < 2:

@@ -236,8 +236,8 @@ def main() -> int:
     try:
         sink = plan.sink(*plan.sink_arguments) if plan.sink is not None else None
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a sink's client library may have installed its own
-        # The middleware's threads hold locks that a command on its way out waits for. Kept from a processor by ordinary
-        # load, they kept ticks waiting for up to 333 ms (measured, a dozen busy processes on two processors).
+        # The middleware's threads hold locks that a command on its way out waits for, and must not be kept from a
+        # processor by ordinary load.
         prioritize(plan.realtime.priority - 1, other_threads())
         worker = Worker(plan, block, sink)
         signal.signal(signal.SIGTERM, lambda *_: worker.loop.stop())

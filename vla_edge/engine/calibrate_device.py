@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vla_edge.engine.backends.cpu import processor
 from vla_edge.engine.calibration_blocks import BLOCKS, VARIANTS, block_layers, block_stage
 from vla_edge.engine.cost import LABELS, MeasuredSum, features
 from vla_edge.engine.devices import LOCAL, Device, DeviceError, Efficiency
@@ -52,10 +53,9 @@ def calibration_path() -> Path:
     """Where this computer's calibration is kept; another processor, core count or runtime has another."""
     import onnxruntime
 
-    processor = next(
-        (line for line in _cpuinfo().splitlines() if line.startswith(("model name", "CPU part"))), "unknown"
-    )
-    key = f"{processor} {len(os.sched_getaffinity(0))} {onnxruntime.__version__} {BLOCKS} {VARIANTS}"
+    it = processor()
+    able = " ".join(sorted(it.flags))
+    key = f"{it.name} {able} {len(os.sched_getaffinity(0))} {onnxruntime.__version__} {BLOCKS} {VARIANTS}"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "vla_edge" / f"device-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
@@ -132,7 +132,7 @@ def calibrate(tell, beside: Mapping | None = None) -> tuple[dict, dict]:
         found = fit_costs(rows, np.array([seconds[key] for key in mine]))
         costs[str(number)] = _ordered(dict(zip(LABELS, map(float, found))))
     result = {
-        "processor": _processor(),
+        "processor": f"{processor().name}, {len(os.sched_getaffinity(0))} cores",
         "measured": time.strftime("%Y-%m-%d"),
         "seconds_per": costs,
         "cache_bytes": list(caches),
@@ -258,20 +258,6 @@ def _host_ms() -> float:
         resize_with_pad(pixels, 256, 256)
         times.append(time.perf_counter() - begin)
     return 1e3 * float(np.median(times))
-
-
-def _cpuinfo() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return ""
-
-
-def _processor() -> str:
-    for line in _cpuinfo().splitlines():
-        if line.startswith("model name"):
-            return f"{line.partition(':')[2].strip()}, {len(os.sched_getaffinity(0))} cores"
-    return f"this computer, {len(os.sched_getaffinity(0))} cores"
 
 
 def _caches() -> tuple[float, float]:
