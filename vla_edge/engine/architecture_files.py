@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
 from pathlib import Path
 
 from vla_edge.engine.architectures import Architecture, Expert, Tower
+from vla_edge.engine.described import entries
 from vla_edge.engine.operations import Decoder
 from vla_edge.resources import share_directory
 from vla_edge.types import VlaEdgeError
@@ -45,18 +45,19 @@ def parse_architecture(plain: Mapping, where: str) -> Architecture:
     Raises:
         ArchitectureError: an entry is missing or unknown.
     """
-    values = _entries(Architecture, plain, where)
+    values = entries(Architecture, plain, where, ArchitectureError)
     if values["kind"] not in ("flow", "tokens") or (values["kind"] == "flow") != ("expert" in values):
         raise ArchitectureError(f"{where}: kind is flow, with an expert, or tokens, without")
     values["towers"] = {
-        name: Tower(**_entries(Tower, tower, f"{where}, tower {name}")) for name, tower in values["towers"].items()
+        name: Tower(**entries(Tower, tower, f"{where}, tower {name}", ArchitectureError))
+        for name, tower in values["towers"].items()
     }
-    values["language"] = Decoder(**_entries(Decoder, values["language"], f"{where}, language"))
+    values["language"] = Decoder(**entries(Decoder, values["language"], f"{where}, language", ArchitectureError))
     values["connector"] = tuple(map(tuple, values["connector"]))
     values["adapter"] = tuple(values["adapter"]) if values.get("adapter") else None
     if values.get("expert"):
-        expert = _entries(Expert, values["expert"], f"{where}, expert")
-        expert["shape"] = Decoder(**_entries(Decoder, expert["shape"], f"{where}, expert shape"))
+        expert = entries(Expert, values["expert"], f"{where}, expert", ArchitectureError)
+        expert["shape"] = Decoder(**entries(Decoder, expert["shape"], f"{where}, expert shape", ArchitectureError))
         layers = range(expert["layers"])
         sides = {"even": tuple(layers[::2]), "odd": tuple(layers[1::2]), None: ()}
         if expert.get("cross") not in sides:
@@ -67,17 +68,3 @@ def parse_architecture(plain: Mapping, where: str) -> Architecture:
 
 def _directory() -> Path:
     return share_directory() / "config" / "architectures"
-
-
-def _entries(kind: type, plain, where: str) -> dict:
-    if not isinstance(plain, Mapping):
-        raise ArchitectureError(f"{where} is {plain!r}; it must map keys to values")
-    known = {entry.name: entry for entry in fields(kind)}
-    for key in plain:
-        if key not in known:
-            nearest = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.0)[0]
-            raise ArchitectureError(f"{where} has the unknown key {key!r}; did you mean {nearest!r}?")
-    for name, entry in known.items():
-        if name not in plain and entry.default is MISSING and entry.default_factory is MISSING:
-            raise ArchitectureError(f"{where} lacks {name}")
-    return dict(plain)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vla_edge.engine.cost import CostModel, Roofline
+from vla_edge.engine.described import entries, mapping
 from vla_edge.resources import share_directory
 from vla_edge.types import VlaEdgeError
 
@@ -165,10 +166,10 @@ def parse_device(plain, where: str) -> Device:
 
 
 def _parsed(plain, where: str) -> Device:
-    values = _entries(Device, plain, where, internal=("measured",))
+    values = entries(Device, plain, where, DeviceError, internal=("measured",))
     values["runtimes"] = {
-        name: Efficiency(**_entries(Efficiency, entry, f"{where}, runtime {name}"))
-        for name, entry in _mapping(values["runtimes"], f"{where}, runtimes").items()
+        name: Efficiency(**entries(Efficiency, entry, f"{where}, runtime {name}", DeviceError))
+        for name, entry in mapping(values["runtimes"], f"{where}, runtimes", DeviceError).items()
     }
     values["sources"] = tuple(values.get("sources", ()))
     return Device(**values)
@@ -178,7 +179,7 @@ def _checked(device: Device, where: str) -> Device:
     for name in ("bandwidth_gb_s", "memory_gb"):
         if not _is_number(getattr(device, name)) or getattr(device, name) <= 0:
             raise DeviceError(f"{where}: {name} is {getattr(device, name)!r}, allowed is above 0")
-    for kind, tera in _mapping(device.peak_tera, f"{where}, peak_tera").items():
+    for kind, tera in mapping(device.peak_tera, f"{where}, peak_tera", DeviceError).items():
         if kind not in TYPES or not _is_number(tera) or tera <= 0:
             raise DeviceError(f"{where}: peak_tera {kind} is {tera!r}; types are {', '.join(TYPES)}, values above 0")
     if device.floats not in device.peak_tera:
@@ -198,21 +199,3 @@ def _directory() -> Path:
 
 def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _mapping(plain, where: str) -> Mapping:
-    if not isinstance(plain, Mapping):
-        raise DeviceError(f"{where} is {plain!r}; it must map keys to values")
-    return plain
-
-
-def _entries(kind: type, plain, where: str, internal: tuple[str, ...] = ()) -> dict:
-    known = {entry.name: entry for entry in fields(kind) if entry.name not in internal}
-    for key in _mapping(plain, where):
-        if key not in known:
-            nearest = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.0)[0]
-            raise DeviceError(f"{where} has the unknown key {key!r}; did you mean {nearest!r}?")
-    for name, entry in known.items():
-        if name not in plain and entry.default is MISSING and entry.default_factory is MISSING:
-            raise DeviceError(f"{where} lacks {name}")
-    return dict(plain)

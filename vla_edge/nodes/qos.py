@@ -5,60 +5,33 @@ from __future__ import annotations
 from rclpy.duration import Duration
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 
+
+
+def _profile(depth: int = 1, reliable: bool = True, latched: bool = False, **more) -> QoSProfile:
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=depth,
+        reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
+        **more,
+    )
+
+
 # Cameras and joints: a lost message is replaced by the next, a late one is worth nothing.
-SENSOR = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST,
-    depth=1,
-    reliability=ReliabilityPolicy.BEST_EFFORT,
-    durability=DurabilityPolicy.VOLATILE,
-)
+SENSOR = _profile(reliable=False)
 # The same where every message counts and several are taken at a time.
-STREAM = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST,
-    depth=100,
-    reliability=ReliabilityPolicy.BEST_EFFORT,
-    durability=DurabilityPolicy.VOLATILE,
-)
+STREAM = _profile(depth=100, reliable=False)
 # A publisher of sensor data offers reliability, so that subscribers of both kinds hear it.
-SENSOR_OUT = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST,
-    depth=1,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.VOLATILE,
-)
+SENSOR_OUT = _profile()
 # Said once and meant until said otherwise: instruction, emergency stop, speed scale, outcome.
-LATCHED = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST,
-    depth=1,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.TRANSIENT_LOCAL,
-)
+LATCHED = _profile(latched=True)
 # Who moves the robot: every change counts, also for a recorder that comes late.
-EVERY_CHANGE = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST,
-    depth=100,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.TRANSIENT_LOCAL,
-)
+EVERY_CHANGE = _profile(depth=100, latched=True)
 # As rclpy subscribes to it.
-CLOCK = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST,
-    depth=1,
-    reliability=ReliabilityPolicy.BEST_EFFORT,
-    durability=DurabilityPolicy.VOLATILE,
-)
-COMMAND = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST,
-    depth=1,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.VOLATILE,
-)
-DIAGNOSTICS = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST,
-    depth=10,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.VOLATILE,
-)
+CLOCK = _profile(reliable=False)
+COMMAND = _profile()
+DIAGNOSTICS = _profile(depth=10)
+CHUNK_IN = _profile()
 
 
 def chunk(period: float, horizon: float) -> QoSProfile:
@@ -68,14 +41,7 @@ def chunk(period: float, horizon: float) -> QoSProfile:
         period: s between chunks; twice that without one is a missed deadline.
         horizon: s from an observation to its chunk's last point.
     """
-    return QoSProfile(
-        history=HistoryPolicy.KEEP_LAST,
-        depth=1,
-        reliability=ReliabilityPolicy.RELIABLE,
-        durability=DurabilityPolicy.VOLATILE,
-        deadline=Duration(seconds=2.0 * period),
-        lifespan=Duration(seconds=horizon),
-    )
+    return _profile(deadline=Duration(seconds=2.0 * period), lifespan=Duration(seconds=horizon))
 
 
 def heartbeat(period: float) -> QoSProfile:
@@ -85,20 +51,6 @@ def heartbeat(period: float) -> QoSProfile:
         period: s between beats; a subscriber has to ask for three or more of them.
     """
     lease = Duration(seconds=3.0 * period)
-    return QoSProfile(
-        history=HistoryPolicy.KEEP_LAST,
-        depth=1,
-        reliability=ReliabilityPolicy.RELIABLE,
-        durability=DurabilityPolicy.VOLATILE,
-        deadline=lease,
-        liveliness=LivelinessPolicy.MANUAL_BY_TOPIC,
-        liveliness_lease_duration=lease,
+    return _profile(
+        deadline=lease, liveliness=LivelinessPolicy.MANUAL_BY_TOPIC, liveliness_lease_duration=lease
     )
-
-
-CHUNK_IN = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST,
-    depth=1,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.VOLATILE,
-)
