@@ -27,11 +27,13 @@ class Clocked:
 
 def test_engines_take_turns_and_calm_down_before_they_are_timed():
     log: list[str] = []
-    laps = race({"a": Clocked("a", 0.02, log), "b": Clocked("b", 0.01, log)}, [None], rounds=3)
-    assert log == ["a warm-up", "b warm-up"] + ["a", "a", "b", "b"] * 3
-    np.testing.assert_allclose(laps["a"].total_ms, [23.0] * 3)
-    np.testing.assert_allclose(laps["b"].stage_ms["vision"], [10.0] * 3)
-    assert laps["a"].to_dict()["total"] == {"p50": 23.0, "p95": 23.0, "p99": 23.0, "n": 3}
+    laps = race({"a": Clocked("a", 0.02, log), "b": Clocked("b", 0.01, log)}, [None], rounds=8)
+    assert log[:2] == ["a warm-up", "b warm-up"]
+    rounds = {"".join(log[begin : begin + 4]) for begin in range(2, len(log), 4)}
+    assert len(log) == 2 + 8 * 4 and rounds == {"aabb", "bbaa"}  # none always behind the other
+    np.testing.assert_allclose(laps["a"].total_ms, [23.0] * 8)
+    np.testing.assert_allclose(laps["b"].stage_ms["vision"], [10.0] * 8)
+    assert laps["a"].to_dict()["total"] == {"p50": 23.0, "p95": 23.0, "p99": 23.0, "n": 8}
 
 
 def test_a_speedup_is_the_ratio_of_medians_within_its_interval():

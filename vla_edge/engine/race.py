@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -36,16 +37,17 @@ class Lap:
 def take_turns(
     calls: Mapping[str, Callable[[int], Result]], rounds: int, progress: Callable[[float], None] | None = None
 ) -> dict[str, list[Result]]:
-    """What each call gives, `rounds` times in turn; a call is told the round.
+    """What each call gives, `rounds` times in turn, in an order drawn anew for each round; a call is told the round.
 
     Before each that counts its call is made once for nothing: thread pools that still spin after another's turn have
-    calmed down by then.
+    mostly calmed down by then. Always behind the same one, an engine of 5 ms came out 4 % behind its own copy.
     """
     results: dict[str, list[Result]] = {name: [] for name in calls}
+    chance = random.Random(0)
     for index in range(rounds):
-        for name, call in calls.items():
-            call(index)
-            results[name].append(call(index))
+        for name in chance.sample(list(calls), len(calls)):
+            calls[name](index)
+            results[name].append(calls[name](index))
         if progress is not None:
             progress((index + 1) / rounds)
     return results
