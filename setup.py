@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 NAME = "vla_edge"
 NODES = ("vla", "controller", "sim", "build", "replay", "recorder", "demo", "lowstate")
@@ -50,6 +50,16 @@ EXTRAS = {
 }
 
 
+# Products with 4-bit weights; without a C compiler the package installs all the same, and runtimes use their own kernels.
+KERNEL = Extension(
+    f"{NAME}.engine.native._int4",
+    sources=[f"{NAME}/engine/native/int4_operator.c", f"{NAME}/engine/native/int4_products.c"],
+    depends=[str(path) for path in sorted(Path(NAME, "engine", "native").glob("*.[hi]*"))],
+    extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden", "-Wno-psabi"],
+    optional=True,
+)
+
+
 def shared_files() -> list:
     """(directory below the prefix, files) for everything that launch files and nodes find through the ament index."""
     by_directory: dict = {}
@@ -70,6 +80,7 @@ setup(
     maintainer="vla_edge maintainers",
     maintainer_email="maintainers@vla-edge.invalid",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
+    ext_modules=[KERNEL],
     package_data={f"{NAME}.evaluate": ["*.html"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),

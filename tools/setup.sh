@@ -124,6 +124,7 @@ packages() {
 workspace() {
     local stamp=install/.vla_edge_built key
     key=$({ cat .venv/.vla_edge_packages setup.py setup.cfg package.xml; readlink -f .venv
+        find vla_edge/engine/native -name '*.[chi]*' -exec cat {} +
         find launch config resource engines -name bundles -prune -o -type f ! -name '*.pyc' -print | LC_ALL=C sort; } |
         digest)
     [ "$(cat $stamp 2>/dev/null)" = "$key" ] && return 0

@@ -211,7 +211,7 @@ def test_large_constants_lie_beside_the_file_and_those_that_stages_share_only_on
     layers = {name: as_it_is(layer) for name, layer in wide.items()}
     whole = export_stage(stage, layers, tmp_path / "whole.onnx", traced)
     monkeypatch.setattr(export, "LARGEST_FILE", 1000)
-    monkeypatch.setattr(export, "_PAGE", 256)
+    monkeypatch.setattr(export, "PAGE", 256)
     store = ConstantStore(tmp_path)
     other = Stage("other", stage.module, stage.inputs, stage.outputs, shares="toy")
     files = [export_stage(s, layers, tmp_path / f"{s.name}.onnx", traced, store) for s in (stage, other)]

@@ -17,7 +17,7 @@ from vla_edge.policy.weights import OnDemand
 __all__ = ["ConstantStore", "ExportError", "as_it_is", "export_stage", "linear_layers", "trace"]
 
 LARGEST_FILE = 2**30  # bytes of constants; a protocol buffer holds less than twice that
-_PAGE = 4096  # what a runtime can map into memory begins at a multiple of it
+PAGE = 4096  # what a runtime can map into memory begins at a multiple of it
 
 
 class ConstantStore:
@@ -58,11 +58,11 @@ class ConstantStore:
         from onnx.external_data_helper import set_external_data
 
         raw = constant.raw_data
-        if len(raw) < _PAGE:
+        if len(raw) < PAGE:
             return
         key = hashlib.sha256(raw).digest()
         if key not in self._places:
-            out.seek(-(-out.tell() // _PAGE) * _PAGE)
+            out.seek(-(-out.tell() // PAGE) * PAGE)
             self._places[key] = file, out.tell()
             out.write(raw)
         location, offset = self._places[key]

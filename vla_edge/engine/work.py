@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-PRODUCTS = ("MatMul", "Gemm", "MatMulInteger", "Conv")
+from vla_edge.engine.int4_products import OPERATOR
+
+PRODUCTS = ("MatMul", "Gemm", "MatMulInteger", "Conv", OPERATOR)
 # how the names of keys and values begin that a stage reads: a flow policy's, a prompt's, and those of tokens behind it
 CACHES = ("prefix_", "cache_", "tail_")
 
@@ -77,7 +79,7 @@ def stage_work(path: str | Path) -> Work | None:
             attention += operations
             continue
         both = rounded(node.input[0]) and rounded(node.input[1])
-        kind = "int8" if node.op_type == "MatMulInteger" or both else "float32"
+        kind = "int8" if node.op_type in ("MatMulInteger", OPERATOR) or both else "float32"
         flops[kind] = flops.get(kind, 0.0) + operations
     cache = [value for value in graph.input if value.name.startswith(CACHES)]
     rest = [value for value in graph.input if not value.name.startswith(CACHES)]

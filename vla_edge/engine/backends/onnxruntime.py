@@ -1,8 +1,9 @@
 """ONNX Runtime: on the CPU, and on accelerators for which its installed build has an execution provider.
 
 Which of its ways of running a file is fastest depends on the stage and the machine: one thread or all, weights kept
-packed or unpacked at load. Inputs of packed 4-bit weights can be rounded to 8 bits (`dynamic: true`): integer products
-keep up with the memory where unpacking to float32 does not, and round more than the file asks for. On the CPU none of
+packed or unpacked at load. Inputs of packed 4-bit weights can be rounded to 8 bits, for the runtime's own kernels
+(`dynamic: true`) or for ours (`own_kernel: true`, see `engine.int4_products`): integer products keep up with the memory
+where unpacking to float32 does not, and round more than the file asks for. On the CPU none of
 the other ways changes what is computed beyond the rounding of float32.
 """
 
@@ -18,12 +19,14 @@ from vla_edge.engine.backends import (
     BackendError,
     BuiltStage,
     StageInterface,
+    beside,
     check_tensors,
     contiguous,
     one_line,
     place,
 )
 from vla_edge.engine.backends.cpu import sums_saturate, threads_to_use, threads_worth_trying
+from vla_edge.engine.int4_products import library, takes, use_kernel
 from vla_edge.engine.trace import OPSET
 
 CPU = "CPUExecutionProvider"
@@ -68,7 +71,9 @@ def candidates(onnx: str | Path) -> list[dict]:
     ]  # fmt: skip
     packed = {constant.name for constant in graph.initializer if constant.data_type == format.TensorProto.INT4}
     if any(n.op_type == "DequantizeLinear" and n.input[0] in packed for n in graph.node):
-        found += [{**way, "dynamic": True, "exact": False} for way in found if not way["fold_weights"]]
+        own = [{"own_kernel": True}] if library() is not None and takes(graph) else []
+        exact = [way for way in found if not way["fold_weights"]]
+        found += [{**way, **kernel, "exact": False} for way in exact for kernel in ({"dynamic": True}, *own)]
     present = ort.get_available_providers()
     return found + [{"provider": name, "threads": 1, "exact": False} for name in PROVIDERS if name in present]
 
@@ -77,8 +82,8 @@ def build(onnx: str | Path, directory: str | Path, stage: StageInterface, option
     """Put the file into `directory`.
 
     Args:
-        options: `threads`, `fold_weights`, `fuse_bias`, `dynamic`, `provider`; those not given as in the first
-            candidate.
+        options: `threads`, `fold_weights`, `fuse_bias`, `dynamic`, `own_kernel`, `provider`; those not given as in the
+            first candidate.
 
     Raises:
         BackendError: the runtime cannot load the file.
@@ -86,6 +91,11 @@ def build(onnx: str | Path, directory: str | Path, stage: StageInterface, option
     target = place(onnx, directory, stage)
     _unpack_fp4(target)
     options = {**candidates(target)[0], **(options or {})}
+    if options.get("own_kernel"):
+        given = beside(target)
+        use_kernel(target)
+        for name in given - beside(target):
+            target.with_name(name).unlink()
     load(target, stage, options)
     return BuiltStage(target.name, options)
 
@@ -117,6 +127,8 @@ def load(
         # group of channels that shares a scale of the weights with a step of its own
         "session.qdq_matmulnbits_accuracy_level": "4" if options.get("dynamic") else "1",
     }
+    if options.get("own_kernel"):
+        _register_kernel(session_options, path)
     for key, value in entries.items():
         session_options.add_session_config_entry(key, value)
     # the first drops a ReLU before any rounding whose zero point is 0, which signed FP8 has too (seen with 1.31.1); the
@@ -186,6 +198,19 @@ def gains_by_reduced_range() -> bool:
     SmolVLA's stages, exact ones 1 %.
     """
     return sums_saturate()
+
+
+def _register_kernel(session_options: ort.SessionOptions, path: str | Path) -> None:
+    kernel = library()
+    if kernel is None:
+        raise BackendError(
+            f"stage file {path} is for the package's own kernel, which is not compiled here or not for this processor; "
+            "install the package where there is a C compiler, or build for this computer"
+        )
+    try:
+        session_options.register_custom_ops_library(str(kernel))
+    except Exception as error:  # a runtime that is too old for it
+        raise BackendError(f"ONNX Runtime {version()} does not take the package's kernel: {one_line(error)}") from error
 
 
 def _unpack_fp4(path: Path) -> None:

@@ -1,0 +1,127 @@
+#include "int4_products.h"
+
+#include <math.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#include <sys/auxv.h>
+#endif
+
+/* 1.5 * 2^23: a float of which the last bits are an integer; adding it rounds to nearest */
+#define ROUNDER 12582912.0f
+#define ROUNDER_BITS 0x4B400000
+
+void int4_round(const Product *p, size_t row) {
+    const size_t groups = p->inputs / p->group;
+    for (size_t g = 0; g < groups; g++) {
+        const float *x = p->x + row * p->inputs + g * p->group;
+        int8_t *rounded = p->rounded + row * p->inputs + g * p->group;
+        /* compared as integers, magnitudes keep their order, and what is not finite is above all others */
+        uint32_t most_bits = 0;
+        for (size_t k = 0; k < p->group; k++) {
+            uint32_t bits;
+            memcpy(&bits, x + k, sizeof bits);
+            bits &= 0x7FFFFFFF;
+            most_bits = bits > most_bits ? bits : most_bits;
+        }
+        float most;
+        memcpy(&most, &most_bits, sizeof most);
+        /* a group that is not finite becomes zeros with a step that is not, which makes y not a number */
+        const float step = most / 127, inverse = isnormal(step) ? 1 / step : 0;
+        int32_t sum = 0;
+        for (size_t k = 0; k < p->group; k++) {
+            const float moved = (inverse ? x[k] * inverse : 0) + ROUNDER;
+            int32_t bits;
+            memcpy(&bits, &moved, sizeof bits);
+            rounded[k] = (int8_t)(bits - ROUNDER_BITS);
+            sum += bits - ROUNDER_BITS;
+        }
+        p->steps[row * groups + g] = step;
+        p->shifts[row * groups + g] = -8 * step * (float)sum;
+    }
+}
+
+static inline int32_t four(const int8_t *x) {
+    int32_t word;
+    memcpy(&word, x, sizeof word);
+    return word;
+}
+
+/* What differs between processors: how wide their vectors are, and what multiplies bytes. */
+
+#if defined(__x86_64__)
+
+#define NAME(x) avx512_vnni_##x
+#define ATTRIBUTES __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
+#define WIDTH 64
+#define DOT(sum, w, x) (avx512_vnni_ints) _mm512_dpbusd_epi32((__m512i)(sum), (__m512i)(w), (__m512i)(x))
+#define SCALES(p) (avx512_vnni_floats) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p)))
+#define AT_ONCE 4
+#include "int4_block.inc"
+
+#define NAME(x) avx_vnni_##x
+#define ATTRIBUTES __attribute__((target("avx2,fma,f16c,avxvnni")))
+#define WIDTH 32
+#define DOT(sum, w, x) (avx_vnni_ints) _mm256_dpbusd_avx_epi32((__m256i)(sum), (__m256i)(w), (__m256i)(x))
+#define SCALES(p) (avx_vnni_floats) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
+#define AT_ONCE 2
+#include "int4_block.inc"
+
+#define NAME(x) avx2_##x
+#define ATTRIBUTES __attribute__((target("avx2,fma,f16c")))
+#define WIDTH 32
+/* two products are at most 2 * 15 * 127, far from where their sum would saturate in 16 bits */
+#define PAIRS(w, x) _mm256_maddubs_epi16((__m256i)(w), (__m256i)(x))
+#define DOT(sum, w, x) ((sum) + (avx2_ints)_mm256_madd_epi16(PAIRS(w, x), _mm256_set1_epi16(1)))
+#define SCALES(p) (avx2_floats) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
+#define AT_ONCE 2
+#include "int4_block.inc"
+
+static int avx512_vnni_runs(void) {
+    return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl");
+}
+
+static int avx2_runs(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+static int avx_vnni_runs(void) {
+    unsigned a, b, c, d; /* compilers of 2021 have no name for it */
+    return avx2_runs() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & 1u << 4;
+}
+
+static const Int4Way WAYS[] = {
+    {"avx512_vnni", avx512_vnni_runs, avx512_vnni_block},
+    {"avx_vnni", avx_vnni_runs, avx_vnni_block},
+    {"avx2", avx2_runs, avx2_block},
+};
+
+#elif defined(__aarch64__)
+
+#define NAME(x) neon_dot_##x
+#define ATTRIBUTES __attribute__((target("arch=armv8.2-a+dotprod")))
+#define WIDTH 16
+/* weights of 0 to 15 are the same number signed */
+#define DOT(sum, w, x) (neon_dot_ints) vdotq_s32((int32x4_t)(sum), (int8x16_t)(w), (int8x16_t)(x))
+#define SCALES(p) (neon_dot_floats) vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)))
+#define AT_ONCE 4
+#include "int4_block.inc"
+
+static int neon_dot_runs(void) { return !!(getauxval(AT_HWCAP) & 1ul << 20); }
+
+static const Int4Way WAYS[] = {{"neon_dot", neon_dot_runs, neon_dot_block}};
+
+#else
+
+static const Int4Way WAYS[] = {{NULL, NULL, NULL}};
+
+#endif
+
+const Int4Way *int4_way(const char *name) {
+    for (size_t i = 0; i < sizeof WAYS / sizeof *WAYS; i++)
+        if (WAYS[i].name && (!name || !strcmp(name, WAYS[i].name)) && WAYS[i].runs()) return WAYS + i;
+    return NULL;
+}
