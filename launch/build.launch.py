@@ -1,7 +1,8 @@
 """Builds an engine bundle: ros2 launch vla_edge build.launch.py checkpoint:=... recipe:=int8 backend:=auto."""
 
 from vla_edge.nodes.build_node import PARAMETERS
-from vla_edge.nodes.launching import arguments, default_checkpoint, description, ends_with, node, values
+from vla_edge.nodes.launching import arguments, description, ends_with, node, values
+from vla_edge.resources import shipped_checkpoint
 
 
 def actions(context):
@@ -10,4 +11,4 @@ def actions(context):
 
 
 def generate_launch_description():
-    return description(arguments(PARAMETERS, {"checkpoint": default_checkpoint()}), actions)
+    return description(arguments(PARAMETERS, {"checkpoint": shipped_checkpoint()}), actions)

@@ -11,7 +11,6 @@ from launch.actions import DeclareLaunchArgument
 from vla_edge.nodes.build_node import PARAMETERS as BUILD
 from vla_edge.nodes.launching import (
     arguments,
-    default_checkpoint,
     description,
     ends_with,
     flag,
@@ -21,6 +20,7 @@ from vla_edge.nodes.launching import (
     recorder,
     values,
 )
+from vla_edge.resources import shipped_checkpoint
 
 
 def actions(context):
@@ -54,7 +54,7 @@ def actions(context):
 def generate_launch_description():
     return description(
         [
-            *arguments(BUILD, {"checkpoint": default_checkpoint()}),
+            *arguments(BUILD, {"checkpoint": shipped_checkpoint()}),
             DeclareLaunchArgument("out", default_value="out/demo", description="directory of report, bag and film"),
             DeclareLaunchArgument("tier", default_value="touch", description="difficulty of the scenes"),
             DeclareLaunchArgument("params", default_value=parameter_file("demo.yaml"), description="node parameters"),

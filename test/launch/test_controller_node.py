@@ -228,9 +228,16 @@ def test_a_speed_scale_that_is_no_fraction_is_refused(arms):
     assert "from 0 to 1" in values["last_problem"]
 
 
+def children_of(node) -> list[str]:
+    """Process numbers of what a node has started: of a controller, the real-time process."""
+    pid = node.process.pid
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return file.read().split()
+
+
 def test_the_controller_runs_without_torch(arms):
     maps = open(f"/proc/{arms.process.pid}/maps").read()
-    children = open(f"/proc/{arms.process.pid}/task/{arms.process.pid}/children").read().split()
+    children = children_of(arms)
     assert children
     for child in children:
         maps += open(f"/proc/{child}/maps").read()
@@ -238,14 +245,14 @@ def test_the_controller_runs_without_torch(arms):
 
 
 def test_when_the_real_time_process_dies_the_node_says_so(arms):
-    (child,) = open(f"/proc/{arms.process.pid}/task/{arms.process.pid}/children").read().split()
+    (child,) = children_of(arms)
     os.kill(int(child), signal.SIGKILL)
     values = arms.peer.diagnostics("controller", lambda v: "gone" in v["message"])
     assert "restart this node" in values["message"]
 
 
 def test_the_real_time_process_ends_with_its_node(arms):
-    (child,) = open(f"/proc/{arms.process.pid}/task/{arms.process.pid}/children").read().split()
+    (child,) = children_of(arms)
     arms.arm()
     arms.process.kill()
     wait_for(lambda: not os.path.exists(f"/proc/{child}"), 10.0, "the controller's process to end")
@@ -291,7 +298,7 @@ def test_an_emergency_stop_ends_the_wish_to_arm_by_itself(start, peer):
 
 
 def test_no_thread_of_the_real_time_process_waits_behind_ordinary_load(arms):
-    (child,) = open(f"/proc/{arms.process.pid}/task/{arms.process.pid}/children").read().split()
+    (child,) = children_of(arms)
     if "real-time scheduling was refused" in arms.peer.diagnostics("controller")["realtime"]:
         pytest.skip("real-time scheduling is not granted here")
     threads = [int(thread) for thread in os.listdir(f"/proc/{child}/task")]
@@ -302,7 +309,7 @@ def test_no_thread_of_the_real_time_process_waits_behind_ordinary_load(arms):
 
 
 def test_no_process_of_the_controller_waits_for_the_shared_memory_of_others(arms):
-    (child,) = open(f"/proc/{arms.process.pid}/task/{arms.process.pid}/children").read().split()
+    (child,) = children_of(arms)
     for pid in (arms.process.pid, child):
         mapped = open(f"/proc/{pid}/maps").read()
         assert "librmw" in mapped and "/dev/shm/fastrtps" not in mapped

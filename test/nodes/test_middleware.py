@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from vla_edge.nodes.middleware import share_directory
+from vla_edge.resources import share_directory
 
 SHOW = """
 import glob, os, sys

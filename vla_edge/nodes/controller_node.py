@@ -20,10 +20,10 @@ from vla_edge.nodes.controller_status import status_level, status_values
 from vla_edge.nodes.exclusive import claim, refuse_second
 from vla_edge.nodes.health import Health
 from vla_edge.nodes.interventions import Interventions
-from vla_edge.nodes.middleware import share_directory
 from vla_edge.nodes.params import Parameter, Parameters
 from vla_edge.nodes.run import run_node
 from vla_edge.nodes.sinks import SINKS, SinkSetup
+from vla_edge.resources import share_directory
 from vla_edge.robots.dex3 import SIDES
 from vla_edge.robots.robot import Robot, load_robot
 from vla_edge.robots.unitree_frame import FrameOptions

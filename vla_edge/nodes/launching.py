@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler, Shutdown
@@ -14,15 +13,10 @@ from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
 from lifecycle_msgs.msg import Transition
 
-from vla_edge.nodes.middleware import share_directory
 from vla_edge.nodes.params import Parameter
+from vla_edge.resources import share_directory
 
 PACKAGE = "vla_edge"
-
-
-def default_checkpoint() -> Path:
-    """The checkpoint that comes with the package."""
-    return share_directory() / "engines" / "g1_tabletop" / "checkpoint"
 
 
 def parameter_file(name: str) -> str:

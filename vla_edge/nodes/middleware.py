@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from pathlib import Path
+
+from vla_edge.resources import share_directory
 
 PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 TRANSPORTS = "FASTDDS_BUILTIN_TRANSPORTS"
@@ -71,13 +72,3 @@ def _forget_parent() -> None:
             os.environ.pop(name, None)
         if before:
             os.environ[name] = before
-
-
-def share_directory() -> Path:
-    """Where launch files, node parameters and profiles lie: installed, or in a source checkout."""
-    source = Path(__file__).resolve().parents[2]
-    if (source / "launch" / "demo.launch.py").is_file() and (source / "config" / "fastdds.xml").is_file():
-        return source
-    from ament_index_python.packages import get_package_share_directory
-
-    return Path(get_package_share_directory("vla_edge"))
