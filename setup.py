@@ -50,10 +50,10 @@ EXTRAS = {
 }
 
 
-# Products with 4-bit weights; without a C compiler the package installs all the same, and runtimes use their own kernels.
-KERNEL = Extension(
-    f"{NAME}.engine.native._int4",
-    sources=[f"{NAME}/engine/native/int4_operator.c", f"{NAME}/engine/native/int4_products.c"],
+# Without a C compiler the package installs all the same, and runtimes use their own kernels.
+KERNELS = Extension(
+    f"{NAME}.engine.native._kernels",
+    sources=[f"{NAME}/engine/native/{part}.c" for part in ("attention", "int4_products", "operators")],
     depends=[str(path) for path in sorted(Path(NAME, "engine", "native").glob("*.[hi]*"))],
     extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden", "-Wno-psabi"],
     optional=True,
@@ -80,7 +80,7 @@ setup(
     maintainer="vla_edge maintainers",
     maintainer_email="maintainers@vla-edge.invalid",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
-    ext_modules=[KERNEL],
+    ext_modules=[KERNELS],
     package_data={f"{NAME}.evaluate": ["*.html"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),

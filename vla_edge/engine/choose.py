@@ -140,7 +140,7 @@ def label(backend: str, options: Mapping) -> str:
     words += ["compiled"] if options.get("compile") else []
     words += ["unpacked weights"] if options.get("fold_weights") else []
     words += ["inputs in int8"] if options.get("dynamic") else []
-    words += ["own kernel in int8"] if options.get("own_kernel") else []
+    words += ["own kernels"] if options.get("own_kernels") else []
     words += [f"keys and values in {options['cache']}"] if options.get("cache") else []
     return ", ".join([*words, f"{threads} thread{'s' if threads > 1 else ''}"])
 

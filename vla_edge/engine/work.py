@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vla_edge.engine.int4_products import OPERATOR
+from vla_edge.engine.native import attention, int4_products
 
-PRODUCTS = ("MatMul", "Gemm", "MatMulInteger", "Conv", OPERATOR)
+PRODUCTS = ("MatMul", "Gemm", "MatMulInteger", "Conv", int4_products.OPERATOR, attention.OPERATOR)
 # how the names of keys and values begin that a stage reads: a flow policy's, a prompt's, and those of tokens behind it
 CACHES = ("prefix_", "cache_", "tail_")
 
@@ -66,7 +66,7 @@ def stage_work(path: str | Path) -> Work | None:
         return node is not None and node.op_type == "DequantizeLinear"
 
     flops: dict[str, float] = {}
-    attention = 0.0
+    attention_flops = 0.0
     for node in graph.node:
         if node.op_type not in PRODUCTS:
             continue
@@ -75,21 +75,32 @@ def stage_work(path: str | Path) -> Work | None:
             continue
         inner = math.prod(shapes.get(node.input[1], ())[1:]) if node.op_type == "Conv" else left[-1]
         operations = 2.0 * math.prod(out) * inner
+        if node.op_type == attention.OPERATOR:
+            attention_flops += _of_attention(node, shapes)
+            continue
         if not constant_like(node.input[1]):
-            attention += operations
+            attention_flops += operations
             continue
         both = rounded(node.input[0]) and rounded(node.input[1])
-        kind = "int8" if node.op_type in ("MatMulInteger", OPERATOR) or both else "float32"
+        kind = "int8" if node.op_type in ("MatMulInteger", int4_products.OPERATOR) or both else "float32"
         flops[kind] = flops.get(kind, 0.0) + operations
     cache = [value for value in graph.input if value.name.startswith(CACHES)]
     rest = [value for value in graph.input if not value.name.startswith(CACHES)]
     return Work(
         flops,
-        attention,
+        attention_flops,
         sum(_bytes(c.dims, c.data_type) for c in graph.initializer),
         sum(_bytes(_shape(v), v.type.tensor_type.elem_type) for v in cache),
         sum(_bytes(_shape(v), v.type.tensor_type.elem_type) for v in (*rest, *graph.output)),
     )
+
+
+def _of_attention(node, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    """Operations of both products of an attention that is one operator."""
+    told = next(attribute.i for attribute in node.attribute if attribute.name == "rows_first")
+    q, k, v = (shapes[name] for name in node.input[:3])
+    tokens = k[1] if told & 2 else k[-2]
+    return 2.0 * math.prod(q[:-1]) * tokens * (q[-1] + v[-1])
 
 
 def _shape(value) -> tuple[int, ...]:

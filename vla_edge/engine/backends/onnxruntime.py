@@ -1,10 +1,10 @@
 """ONNX Runtime: on the CPU, and on accelerators for which its installed build has an execution provider.
 
 Which of its ways of running a file is fastest depends on the stage and the machine: one thread or all, weights kept
-packed or unpacked at load. Inputs of packed 4-bit weights can be rounded to 8 bits, for the runtime's own kernels
-(`dynamic: true`) or for ours (`own_kernel: true`, see `engine.int4_products`): integer products keep up with the memory
-where unpacking to float32 does not, and round more than the file asks for. On the CPU none of
-the other ways changes what is computed beyond the rounding of float32.
+packed or unpacked at load. Inputs of packed 4-bit weights can be rounded to 8 bits (`dynamic: true`): integer products
+keep up with the memory where unpacking to float32 does not. Kernels of our own (`own_kernels: true`, see
+`engine.native`) do that faster, and attention in whole numbers. Both round more than the file asks for; on the CPU none
+of the other ways changes what is computed beyond the rounding of float32.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vla_edge.engine.backends import (
     place,
 )
 from vla_edge.engine.backends.cpu import sums_saturate, threads_to_use, threads_worth_trying
-from vla_edge.engine.int4_products import library, takes, use_kernel
+from vla_edge.engine.native import library
 from vla_edge.engine.trace import OPSET
 
 CPU = "CPUExecutionProvider"
@@ -52,7 +52,9 @@ def candidates(onnx: str | Path) -> list[dict]:
     """Ways of running the file on the CPU, and on every accelerator this build of the runtime knows."""
     import onnx as format
 
-    graph = format.load(str(onnx), load_external_data=False).graph
+    from vla_edge.engine.native.rewrite import helps
+
+    graph = format.shape_inference.infer_shapes(format.load(str(onnx), load_external_data=False)).graph
     operators = {node.op_type for node in graph.node}
     constants = {constant.name for constant in graph.initializer}
     unpacked = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants}
@@ -69,11 +71,13 @@ def candidates(onnx: str | Path) -> list[dict]:
         {"threads": threads, "fold_weights": fold, "fuse_bias": fuse}
         for threads in threads_worth_trying() for fold in folds
     ]  # fmt: skip
+    ways: list[dict] = []
     packed = {constant.name for constant in graph.initializer if constant.data_type == format.TensorProto.INT4}
     if any(n.op_type == "DequantizeLinear" and n.input[0] in packed for n in graph.node):
-        own = [{"own_kernel": True}] if library() is not None and takes(graph) else []
-        exact = [way for way in found if not way["fold_weights"]]
-        found += [{**way, **kernel, "exact": False} for way in exact for kernel in ({"dynamic": True}, *own)]
+        ways.append({"dynamic": True})
+    if helps(graph):
+        ways.append({"own_kernels": True})
+    found += [{**exact, **way, "exact": False} for exact in found if not exact["fold_weights"] for way in ways]
     present = ort.get_available_providers()
     return found + [{"provider": name, "threads": 1, "exact": False} for name in PROVIDERS if name in present]
 
@@ -82,7 +86,7 @@ def build(onnx: str | Path, directory: str | Path, stage: StageInterface, option
     """Put the file into `directory`.
 
     Args:
-        options: `threads`, `fold_weights`, `fuse_bias`, `dynamic`, `own_kernel`, `provider`; those not given as in the
+        options: `threads`, `fold_weights`, `fuse_bias`, `dynamic`, `own_kernels`, `provider`; those not given as in the
             first candidate.
 
     Raises:
@@ -91,9 +95,11 @@ def build(onnx: str | Path, directory: str | Path, stage: StageInterface, option
     target = place(onnx, directory, stage)
     _unpack_fp4(target)
     options = {**candidates(target)[0], **(options or {})}
-    if options.get("own_kernel"):
+    if options.get("own_kernels"):
+        from vla_edge.engine.native.rewrite import use_kernels
+
         given = beside(target)
-        use_kernel(target)
+        use_kernels(target)
         for name in given - beside(target):
             target.with_name(name).unlink()
     load(target, stage, options)
@@ -127,8 +133,8 @@ def load(
         # group of channels that shares a scale of the weights with a step of its own
         "session.qdq_matmulnbits_accuracy_level": "4" if options.get("dynamic") else "1",
     }
-    if options.get("own_kernel"):
-        _register_kernel(session_options, path)
+    if options.get("own_kernels"):
+        _register_kernels(session_options, path)
     for key, value in entries.items():
         session_options.add_session_config_entry(key, value)
     # the first drops a ReLU before any rounding whose zero point is 0, which signed FP8 has too (seen with 1.31.1); the
@@ -200,17 +206,18 @@ def gains_by_reduced_range() -> bool:
     return sums_saturate()
 
 
-def _register_kernel(session_options: ort.SessionOptions, path: str | Path) -> None:
-    kernel = library()
-    if kernel is None:
+def _register_kernels(session_options: ort.SessionOptions, path: str | Path) -> None:
+    kernels = library()
+    if kernels is None:
         raise BackendError(
-            f"stage file {path} is for the package's own kernel, which is not compiled here or not for this processor; "
-            "install the package where there is a C compiler, or build for this computer"
+            f"stage file {path} is for the package's own kernels, which are not compiled here or not for this "
+            "processor; install the package where there is a C compiler, or build for this computer"
         )
     try:
-        session_options.register_custom_ops_library(str(kernel))
+        session_options.register_custom_ops_library(str(kernels))
     except Exception as error:  # a runtime that is too old for it
-        raise BackendError(f"ONNX Runtime {version()} does not take the package's kernel: {one_line(error)}") from error
+        reason = one_line(error)
+        raise BackendError(f"ONNX Runtime {version()} does not take the package's kernels: {reason}") from error
 
 
 def _unpack_fp4(path: Path) -> None:

@@ -3,42 +3,21 @@
 #include <math.h>
 #include <string.h>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#include <sys/auxv.h>
-#endif
-
-/* 1.5 * 2^23: a float of which the last bits are an integer; adding it rounds to nearest */
-#define ROUNDER 12582912.0f
-#define ROUNDER_BITS 0x4B400000
+#include "processor.h"
+#include "rounding.h"
 
 void int4_round(const Product *p, size_t row) {
     const size_t groups = p->inputs / p->group;
     for (size_t g = 0; g < groups; g++) {
         const float *x = p->x + row * p->inputs + g * p->group;
         int8_t *rounded = p->rounded + row * p->inputs + g * p->group;
-        /* compared as integers, magnitudes keep their order, and what is not finite is above all others */
-        uint32_t most_bits = 0;
-        for (size_t k = 0; k < p->group; k++) {
-            uint32_t bits;
-            memcpy(&bits, x + k, sizeof bits);
-            bits &= 0x7FFFFFFF;
-            most_bits = bits > most_bits ? bits : most_bits;
-        }
-        float most;
-        memcpy(&most, &most_bits, sizeof most);
         /* a group that is not finite becomes zeros with a step that is not, which makes y not a number */
-        const float step = most / 127, inverse = isnormal(step) ? 1 / step : 0;
+        const float step = largest(x, p->group) / 127, inverse = isnormal(step) ? 1 / step : 0;
         int32_t sum = 0;
         for (size_t k = 0; k < p->group; k++) {
-            const float moved = (inverse ? x[k] * inverse : 0) + ROUNDER;
-            int32_t bits;
-            memcpy(&bits, &moved, sizeof bits);
-            rounded[k] = (int8_t)(bits - ROUNDER_BITS);
-            sum += bits - ROUNDER_BITS;
+            const int32_t whole = nearest(inverse ? x[k] * inverse : 0);
+            rounded[k] = (int8_t)whole;
+            sum += whole;
         }
         p->steps[row * groups + g] = step;
         p->shifts[row * groups + g] = -8 * step * (float)sum;
@@ -81,18 +60,6 @@ static inline int32_t four(const int8_t *x) {
 #define AT_ONCE 2
 #include "int4_block.inc"
 
-static int avx512_vnni_runs(void) {
-    return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl");
-}
-
-static int avx2_runs(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-
-static int avx_vnni_runs(void) {
-    unsigned a, b, c, d; /* compilers of 2021 have no name for it */
-    return avx2_runs() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & 1u << 4;
-}
-
 static const Int4Way WAYS[] = {
     {"avx512_vnni", avx512_vnni_runs, avx512_vnni_block},
     {"avx_vnni", avx_vnni_runs, avx_vnni_block},
@@ -109,8 +76,6 @@ static const Int4Way WAYS[] = {
 #define SCALES(p) (neon_dot_floats) vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)))
 #define AT_ONCE 4
 #include "int4_block.inc"
-
-static int neon_dot_runs(void) { return !!(getauxval(AT_HWCAP) & 1ul << 20); }
 
 static const Int4Way WAYS[] = {{"neon_dot", neon_dot_runs, neon_dot_block}};
 

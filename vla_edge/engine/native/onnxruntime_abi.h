@@ -28,7 +28,8 @@ typedef void *const OrtApi;
 enum {
     CREATE_STATUS = 0, CREATE_CUSTOM_OP_DOMAIN = 26, CUSTOM_OP_DOMAIN_ADD = 27, ADD_CUSTOM_OP_DOMAIN = 28,
     GET_TENSOR_MUTABLE_DATA = 51, GET_DIMENSIONS_COUNT = 61, GET_DIMENSIONS = 62, GET_TENSOR_TYPE_AND_SHAPE = 65,
-    KERNEL_INFO_GET_INT = 86, KERNEL_CONTEXT_GET_INPUT = 90, KERNEL_CONTEXT_GET_OUTPUT = 91, RELEASE_SHAPE = 99,
+    KERNEL_INFO_GET_FLOAT = 85, KERNEL_INFO_GET_INT = 86, KERNEL_CONTEXT_GET_INPUT_COUNT = 88,
+    KERNEL_CONTEXT_GET_INPUT = 90, KERNEL_CONTEXT_GET_OUTPUT = 91, RELEASE_SHAPE = 99,
     KERNEL_CONTEXT_PARALLEL_FOR = 274,
 };
 
@@ -40,7 +41,9 @@ typedef Status (*GetTensorMutableData)(void *value, void **data);
 typedef Status (*GetDimensionsCount)(const void *shape, size_t *count);
 typedef Status (*GetDimensions)(const void *shape, int64_t *values, size_t count);
 typedef Status (*GetTensorTypeAndShape)(const void *value, void **shape);
+typedef Status (*KernelInfoGetFloat)(const void *info, const char *name, float *out);
 typedef Status (*KernelInfoGetInt)(const void *info, const char *name, int64_t *out);
+typedef Status (*KernelContextGetInputCount)(const void *context, size_t *count);
 typedef Status (*KernelContextGetInput)(const void *context, size_t index, const void **value);
 typedef Status (*KernelContextGetOutput)(void *context, size_t index, const int64_t *shape, size_t count, void **value);
 typedef void (*ReleaseShape)(void *shape);

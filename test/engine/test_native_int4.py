@@ -1,29 +1,24 @@
 """Our kernel for 4-bit weights: its numbers in every way that this processor runs, and the files that use it."""
 
 import ctypes
-import platform
 import shutil
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from native_kernels import KERNELS, WAYS
 
-from vla_edge.engine import int4_products
+from vla_edge.engine import native
 from vla_edge.engine.backends import BackendError, beside, get_backend
 from vla_edge.engine.backends.cpu import processor
 from vla_edge.engine.export import ConstantStore
-from vla_edge.engine.int4_products import BLOCK, OPERATOR, library, pack, use_kernel
+from vla_edge.engine.native import library
+from vla_edge.engine.native.int4_products import BLOCK, OPERATOR, pack
+from vla_edge.engine.native.rewrite import use_kernels
 from vla_edge.engine.product import chain_file, in_precision, product_interface
 from vla_edge.engine.work import stage_work
 
-KERNEL = ctypes.CDLL(str(library())) if library() is not None else None
-# those that run here: a skip for each of the others would say nothing
-WAYS = [
-    way for way in ("avx512_vnni", "avx_vnni", "avx2", "neon_dot")
-    if KERNEL is not None and KERNEL.vla_edge_int4_runs(way.encode())
-]  # fmt: skip
-ONE_THREAD = {"own_kernel": True, "threads": 1}
+ONE_THREAD = {"own_kernels": True, "threads": 1}
 
 
 class Product(ctypes.Structure):
@@ -35,13 +30,6 @@ class Product(ctypes.Structure):
     ]
 
 
-@pytest.fixture
-def kernel():
-    if KERNEL is None:
-        pytest.skip("the kernel is not compiled here")
-    return KERNEL
-
-
 def multiply(kernel, way, x, codes, scales, group):
     packed = [np.ascontiguousarray(array) for array in pack(codes, scales)]
     rows, (inputs, outputs) = len(x), codes.shape
@@ -50,6 +38,13 @@ def multiply(kernel, way, x, codes, scales, group):
     places = [array.ctypes.data for array in (*packed, x, y, rounded, steps[0], steps[1])]
     assert kernel.vla_edge_int4_product(ctypes.byref(Product(*places, rows, inputs, outputs, group)), way.encode()) == 0
     return y
+
+
+@pytest.fixture
+def kernel():
+    if KERNELS is None:
+        pytest.skip("the kernels are not compiled here")
+    return KERNELS
 
 
 def expected(x, codes, scales, group):
@@ -135,7 +130,7 @@ def stage_file(tmp_path):
 def test_onnxruntime_offers_and_runs_it(kernel, stage_file, tmp_path):
     path, stage, inputs = stage_file
     runtime = get_backend("onnxruntime")
-    ways = [way for way in runtime.candidates(path) if way.get("own_kernel")]
+    ways = [way for way in runtime.candidates(path) if way.get("own_kernels")]
     assert ways and not any(way["exact"] for way in ways)
     exact = runtime.load(path, stage).run(inputs)["y"]
     for index, way in enumerate(ways):
@@ -184,7 +179,7 @@ def test_stages_share_large_constants(kernel, stage_file, tmp_path, monkeypatch)
 
 def test_a_file_that_lies_about_its_weights_is_refused(kernel, stage_file):
     path, stage, inputs = stage_file
-    use_kernel(path)
+    use_kernels(path)
     model = onnx.load(str(path))
     blocks = next(constant for constant in model.graph.initializer if constant.name.endswith(".blocks"))
     blocks.dims[0] -= 1
@@ -199,15 +194,14 @@ def test_without_it_an_engine_that_needs_it_says_so(kernel, stage_file, tmp_path
     runtime = get_backend("onnxruntime")
     (tmp_path / "built").mkdir()
     built = runtime.build(path, tmp_path / "built", stage, ONE_THREAD)
-    monkeypatch.setattr("vla_edge.engine.backends.onnxruntime.library", lambda: None)
-    assert not any(way.get("own_kernel") for way in runtime.candidates(path))
+    for reader in ("native.rewrite", "backends.onnxruntime"):
+        monkeypatch.setattr(f"vla_edge.engine.{reader}.library", lambda: None)
+    assert not any(way.get("own_kernels") for way in runtime.candidates(path))
     with pytest.raises(BackendError, match="C compiler"):
         runtime.load(tmp_path / "built" / built.file, stage, built.options)
 
 
-def test_a_kernel_of_another_computer_is_not_used(tmp_path, monkeypatch):
-    (tmp_path / "native").mkdir()
-    (tmp_path / "native" / "_int4.so").write_bytes(b"\x7fELF of another machine")
-    monkeypatch.setattr(int4_products, "__file__", str(tmp_path / "int4_products.py"))
-    assert platform.machine() and int4_products.library.__wrapped__() is None
-    assert Path(int4_products.__file__).parent == tmp_path
+def test_kernels_of_another_computer_are_not_used(tmp_path, monkeypatch):
+    (tmp_path / "_kernels.so").write_bytes(b"\x7fELF of another machine")
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "__init__.py"))
+    assert native.library.__wrapped__() is None

@@ -1,0 +1,128 @@
+#include "attention.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "processor.h"
+#include "rounding.h"
+
+/* the widest vector has 16 lanes */
+enum { PAD = 16, MOST_ROWS = 6 };
+
+/* Largest whole number of v, and the most that what a row attends to adds up to: with the rounding of 8192 tokens on
+ * top the sum of products still fits 32 bits. */
+enum { MOST_VALUE = 4095, MOST_SHARES = 520000, MOST_SHARE = 32767 };
+
+/* One head's memory. `tokens`, `depth` and `width` are filled up to whole vectors, with what adds nothing. */
+typedef struct {
+    size_t tokens, depth, width;
+    float limit;                 /* largest whole number of a row of q or k: products of `depth` of them fit 32 bits */
+    int16_t *k, *v;              /* (depth / 2, tokens, 2), (tokens / 2, width, 2) */
+    int16_t *q, *shares;         /* (MOST_ROWS, depth), (MOST_ROWS, tokens) */
+    float *k_steps, *v_steps;    /* (tokens,), (width,) */
+    float *scores, *out, *mask;  /* (MOST_ROWS, tokens), (MOST_ROWS, width), (mask_rows, tokens) */
+    float q_steps[MOST_ROWS], inverse[MOST_ROWS];
+} Scratch;
+
+static size_t whole(size_t count) { return (count + PAD - 1) / PAD * PAD; }
+
+static size_t scratch_bytes(const Attention *at) {
+    const size_t tokens = whole(at->tokens), width = whole(at->width), masked = at->mask ? at->mask_rows : 0;
+    return sizeof(int16_t) * (at->depth * tokens + tokens * width + MOST_ROWS * (at->depth + PAD + tokens)) +
+           sizeof(float) * (tokens + width + MOST_ROWS * (tokens + width) + masked * tokens) + 64;
+}
+
+size_t attention_scratch(const Attention *at) { return whole(scratch_bytes(at) / PAD + PAD) * PAD; }
+
+/* Where a row of a head begins in one of q, k, v (and y), of which `rows_first` has `bit`. */
+static inline size_t begin(const Attention *at, size_t bit, size_t head, size_t row, size_t rows, size_t width) {
+    return (at->rows_first & bit ? row * at->heads + head : head * rows + row) * width;
+}
+
+static Scratch lay_out(const Attention *at, void *memory) {
+    Scratch s = {.tokens = whole(at->tokens), .depth = at->depth, .width = whole(at->width)};
+    s.limit = floorf(sqrtf(2147483647.0f / (float)at->depth)) - 1;
+    if (s.limit > 32767) s.limit = 32767;
+    /* whole vectors first, so that each begins at a multiple of 64 bytes */
+    s.k = memory;
+    s.v = s.k + s.depth * s.tokens;
+    s.k_steps = (float *)(s.v + s.tokens * s.width);
+    s.v_steps = s.k_steps + s.tokens;
+    s.scores = s.v_steps + s.width;
+    s.out = s.scores + MOST_ROWS * s.tokens;
+    s.mask = s.out + MOST_ROWS * s.width;
+    s.shares = (int16_t *)(s.mask + (at->mask ? at->mask_rows : 0) * s.tokens);
+    s.q = s.shares + MOST_ROWS * s.tokens;
+    return s;
+}
+
+static inline __attribute__((always_inline)) int32_t pair(const int16_t *x) {
+    int32_t word;
+    memcpy(&word, x, sizeof word);
+    return word;
+}
+
+/* x in whole numbers of up to `limit`; returns their step, which is not finite where an x is not. */
+static inline __attribute__((always_inline)) float round_row(
+    const float *x, size_t count, float limit, int16_t *rounded) {
+    const float step = largest(x, count) / limit, inverse = isnormal(step) ? 1 / step : 0;
+    for (size_t i = 0; i < count; i++) rounded[i] = (int16_t)nearest(inverse ? x[i] * inverse : 0);
+    return step;
+}
+
+#if defined(__x86_64__)
+
+#define NAME(x) avx512_vnni_##x
+#define ATTRIBUTES __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
+#define WIDTH 64
+#define DOT(sum, a, b) (avx512_vnni_ints) _mm512_dpwssd_epi32((__m512i)(sum), (__m512i)(a), (__m512i)(b))
+#define ROWS 6
+#define AT_ONCE 4
+#include "attention_head.inc"
+
+#define NAME(x) avx_vnni_##x
+#define ATTRIBUTES __attribute__((target("avx2,fma,avxvnni")))
+#define WIDTH 32
+#define DOT(sum, a, b) (avx_vnni_ints) _mm256_dpwssd_avx_epi32((__m256i)(sum), (__m256i)(a), (__m256i)(b))
+#define ROWS 4
+#define AT_ONCE 2
+#include "attention_head.inc"
+
+#define NAME(x) avx2_##x
+#define ATTRIBUTES __attribute__((target("avx2,fma")))
+#define WIDTH 32
+#define DOT(sum, a, b) ((sum) + (avx2_ints)_mm256_madd_epi16((__m256i)(a), (__m256i)(b)))
+#define ROWS 4
+#define AT_ONCE 2
+#include "attention_head.inc"
+
+static const AttentionWay WAYS[] = {
+    {"avx512_vnni", avx512_vnni_runs, avx512_vnni_head},
+    {"avx_vnni", avx_vnni_runs, avx_vnni_head},
+    {"avx2", avx2_runs, avx2_head},
+};
+
+#elif defined(__aarch64__)
+
+#define NAME(x) neon_dot_##x
+#define ATTRIBUTES
+#define WIDTH 16
+#define PRODUCTS(half, a, b) vmull_s16(vget_##half##_s16((int16x8_t)(a)), vget_##half##_s16((int16x8_t)(b)))
+#define DOT(sum, a, b) ((sum) + (neon_dot_ints)vpaddq_s32(PRODUCTS(low, a, b), PRODUCTS(high, a, b)))
+#define ROWS 4
+#define AT_ONCE 4
+#include "attention_head.inc"
+
+static const AttentionWay WAYS[] = {{"neon_dot", neon_dot_runs, neon_dot_head}};
+
+#else
+
+static const AttentionWay WAYS[] = {{NULL, NULL, NULL}};
+
+#endif
+
+const AttentionWay *attention_way(const char *name) {
+    for (size_t i = 0; i < sizeof WAYS / sizeof *WAYS; i++)
+        if (WAYS[i].name && (!name || !strcmp(name, WAYS[i].name)) && WAYS[i].runs()) return WAYS + i;
+    return NULL;
+}

@@ -1,0 +1,39 @@
+/* softmax(scale q k' + mask) v in whole numbers of 16 bits, one head at a time.
+ *
+ * Each row of q and of k has a step of its own, each channel of v too, of a size that lets sums of products fit 32
+ * bits: rounding is that of 12 bits or more, and processors multiply twice as fast as in float32. Nothing of the size
+ * of rows x tokens is ever written to memory.
+ */
+#ifndef VLA_EDGE_ATTENTION_H
+#define VLA_EDGE_ATTENTION_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* of more tokens, a row that attends to all alike could not give each of them anything */
+enum { MOST_TOKENS = 8192, MOST_DEPTH = 256 };
+
+typedef struct {
+    const float *q;    /* (heads, rows, depth), or (rows, heads, depth); depth is even */
+    const float *k;    /* (heads, tokens, depth), or (tokens, heads, depth) */
+    const float *v;    /* (heads, tokens, width), or (tokens, heads, width) */
+    const float *mask; /* (mask_rows, tokens), added for row r of any head in its row r % mask_rows; or NULL */
+    float *y;          /* (heads, rows, width), or (rows, heads, width) */
+    size_t heads, rows, tokens, depth, width, mask_rows;
+    size_t rows_first; /* which are the other way round: 1 q + 2 k + 4 v + 8 y */
+    float scale;
+} Attention;
+
+typedef struct {
+    const char *name;
+    int (*runs)(void); /* on this processor */
+    void (*head)(const Attention *attention, size_t head, void *scratch);
+} AttentionWay;
+
+/* Bytes that `head` needs for itself, 64-byte aligned. */
+size_t attention_scratch(const Attention *attention);
+
+/* The fastest that runs here, or the one of that name; NULL where there is none. */
+const AttentionWay *attention_way(const char *name);
+
+#endif

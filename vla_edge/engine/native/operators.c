@@ -1,0 +1,304 @@
+/* Operators of our own for ONNX Runtime, which runs them on its threads.
+ *
+ * `vla_edge::Int4MatMul`, the product of `int4_products.h`
+ *   inputs      x (..., inputs) float32; weights, scales and largest as in `Product`
+ *   attributes  width (its outputs), group
+ *   output      (..., width) float32
+ *
+ * `vla_edge::Attention`, as in `attention.h`
+ *   inputs      q (..., rows, depth), k (..., tokens, depth), v (..., tokens, width) and, where there is one, mask
+ *               (1, ..., mask_rows, tokens), float32
+ *   attributes  scale; rows_first, which of q, k, v and y are (1, rows, heads, ...) instead
+ *   output      (..., rows, width) float32
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "attention.h"
+#include "int4_products.h"
+#include "onnxruntime_abi.h"
+
+enum { MOST_DIMENSIONS = 8, FAIL = 1, REQUIRED = 0, OPTIONAL = 1 };
+
+#define CALL(api, type, place) ((type)(api)[place])
+#define TRY(call)                      \
+    do {                               \
+        const Status status_ = (call); \
+        if (status_) return status_;   \
+    } while (0)
+
+typedef struct {
+    void *data;
+    size_t count;
+    int64_t shape[MOST_DIMENSIONS];
+} Tensor;
+
+static Status fail(OrtApi *api, const char *why) { return CALL(api, CreateStatus, CREATE_STATUS)(FAIL, why); }
+
+static Status read_input(OrtApi *api, const void *context, size_t index, Tensor *tensor) {
+    const void *value;
+    void *shape;
+    TRY(CALL(api, KernelContextGetInput, KERNEL_CONTEXT_GET_INPUT)(context, index, &value));
+    TRY(CALL(api, GetTensorMutableData, GET_TENSOR_MUTABLE_DATA)((void *)value, &tensor->data));
+    TRY(CALL(api, GetTensorTypeAndShape, GET_TENSOR_TYPE_AND_SHAPE)(value, &shape));
+    Status status = CALL(api, GetDimensionsCount, GET_DIMENSIONS_COUNT)(shape, &tensor->count);
+    if (!status && (tensor->count < 1 || tensor->count > MOST_DIMENSIONS))
+        status = fail(api, "vla_edge: a tensor has to have 1 to 8 dimensions");
+    if (!status) status = CALL(api, GetDimensions, GET_DIMENSIONS)(shape, tensor->shape, tensor->count);
+    CALL(api, ReleaseShape, RELEASE_SHAPE)(shape);
+    return status;
+}
+
+static Status make_output(OrtApi *api, void *context, const int64_t *shape, size_t count, void **data) {
+    void *output;
+    TRY(CALL(api, KernelContextGetOutput, KERNEL_CONTEXT_GET_OUTPUT)(context, 0, shape, count, &output));
+    return CALL(api, GetTensorMutableData, GET_TENSOR_MUTABLE_DATA)(output, data);
+}
+
+/* Product of all but the last `without` dimensions. */
+static size_t leading(const Tensor *tensor, size_t without) {
+    size_t product = 1;
+    for (size_t d = 0; d + without < tensor->count; d++) product *= (size_t)tensor->shape[d];
+    return product;
+}
+
+static size_t last(const Tensor *tensor, size_t from_end) {
+    return (size_t)tensor->shape[tensor->count - 1 - from_end];
+}
+
+/* ---- products */
+
+typedef struct {
+    OrtApi *api;
+    const Int4Way *way;
+    int64_t width, group;
+} ProductKernel;
+
+typedef struct {
+    Product product;
+    const Int4Way *way;
+} ProductWork;
+
+static void round_row(void *work, size_t row) { int4_round(&((ProductWork *)work)->product, row); }
+
+static void multiply_block(void *work, size_t block) {
+    ((ProductWork *)work)->way->block(&((ProductWork *)work)->product, block);
+}
+
+static Status compute_product(void *self, void *context) {
+    const ProductKernel *kernel = self;
+    OrtApi *api = kernel->api;
+    Tensor x, weights, scales, largest;
+    TRY(read_input(api, context, 0, &x));
+    TRY(read_input(api, context, 1, &weights));
+    TRY(read_input(api, context, 2, &scales));
+    TRY(read_input(api, context, 3, &largest));
+    ProductWork work = {
+        .product = {
+            .weights = weights.data, .scales = scales.data, .largest = largest.data, .x = x.data,
+            .rows = leading(&x, 1), .inputs = last(&x, 0), .outputs = (size_t)kernel->width,
+            .group = (size_t)kernel->group,
+        },
+        .way = kernel->way,
+    };
+    Product *p = &work.product;
+    const size_t blocks = (p->outputs + BLOCK - 1) / BLOCK, groups = p->inputs / p->group;
+    /* the file may be anybody's: nothing is read beyond what it holds */
+    if (p->inputs % p->group || weights.count != 3 || scales.count != 3 || largest.count != 1 ||
+        (size_t)weights.shape[0] != blocks || (size_t)weights.shape[1] != p->inputs / INPUTS ||
+        weights.shape[2] != CHUNK || (size_t)scales.shape[0] != blocks || (size_t)scales.shape[1] != groups ||
+        scales.shape[2] != BLOCK || (size_t)largest.shape[0] != blocks * BLOCK)
+        return fail(api, "Int4MatMul: weights, scales and inputs do not fit together");
+    x.shape[x.count - 1] = kernel->width;
+    TRY(make_output(api, context, x.shape, x.count, (void **)&p->y));
+    if (!p->rows) return NULL;
+    p->steps = malloc(p->rows * (2 * groups * sizeof(float) + p->inputs));
+    if (!p->steps) return fail(api, "Int4MatMul: out of memory");
+    p->shifts = p->steps + p->rows * groups;
+    p->rounded = (int8_t *)(p->shifts + p->rows * groups);
+    ParallelFor parallel = CALL(api, ParallelFor, KERNEL_CONTEXT_PARALLEL_FOR);
+    Status status = NULL;
+    /* other threads are worth waking for more than a few rows */
+    if (p->rows <= MOST_ROWS)
+        for (size_t row = 0; row < p->rows; row++) int4_round(p, row);
+    else
+        status = parallel(context, round_row, p->rows, 0, &work);
+    if (!status) status = parallel(context, multiply_block, blocks, 0, &work);
+    free(p->steps);
+    return status;
+}
+
+static Status create_product(const CustomOp *op, OrtApi *api, const void *info, void **kernel) {
+    (void)op;
+    ProductKernel *made = calloc(1, sizeof *made);
+    if (!made) return fail(api, "Int4MatMul: out of memory");
+    made->api = api;
+    made->way = int4_way(NULL);
+    Status status = CALL(api, KernelInfoGetInt, KERNEL_INFO_GET_INT)(info, "width", &made->width);
+    if (!status) status = CALL(api, KernelInfoGetInt, KERNEL_INFO_GET_INT)(info, "group", &made->group);
+    if (!status && (made->width < 1 || made->group < 1 || made->group % INPUTS))
+        status = fail(api, "Int4MatMul: a width of at least 1 and groups of a multiple of 8");
+    if (!status && !made->way) status = fail(api, "Int4MatMul: this processor lacks the instructions for it");
+    if (status) free(made);
+    else *kernel = made;
+    return status;
+}
+
+/* ---- attention */
+
+typedef struct {
+    OrtApi *api;
+    const AttentionWay *way;
+    float scale;
+    int64_t rows_first;
+} AttentionKernel;
+
+typedef struct {
+    Attention attention;
+    const AttentionWay *way;
+    size_t scratch;
+    int failed;
+} AttentionWork;
+
+/* The shape as if heads came first where rows do; whether there are heads and rows to exchange. */
+static int heads_first(Tensor *tensor, size_t rows_do) {
+    if (!rows_do) return 1;
+    if (tensor->count != 4 || tensor->shape[0] != 1) return 0;
+    const int64_t rows = tensor->shape[1];
+    tensor->shape[1] = tensor->shape[2];
+    tensor->shape[2] = rows;
+    return 1;
+}
+
+static void attend(void *data, size_t head) {
+    AttentionWork *work = data;
+    void *scratch = aligned_alloc(64, work->scratch);
+    if (scratch) work->way->head(&work->attention, head, scratch);
+    else work->failed = 1;
+    free(scratch);
+}
+
+static Status compute_attention(void *self, void *context) {
+    const AttentionKernel *kernel = self;
+    OrtApi *api = kernel->api;
+    Tensor q, k, v, mask = {.data = NULL};
+    size_t inputs;
+    TRY(CALL(api, KernelContextGetInputCount, KERNEL_CONTEXT_GET_INPUT_COUNT)(context, &inputs));
+    TRY(read_input(api, context, 0, &q));
+    TRY(read_input(api, context, 1, &k));
+    TRY(read_input(api, context, 2, &v));
+    if (inputs > 3) TRY(read_input(api, context, 3, &mask));
+    const size_t first = (size_t)kernel->rows_first;
+    if (q.count < 2 || k.count < 2 || v.count < 2 || (mask.data && mask.count < 2))
+        return fail(api, "Attention: tensors of at least 2 dimensions");
+    if (!heads_first(&q, first & 1) || !heads_first(&k, first & 2) || !heads_first(&v, first & 4) ||
+        (first & 8 && q.count != 4))
+        return fail(api, "Attention: what has its rows first has 4 dimensions");
+    AttentionWork work = {
+        .attention = {
+            .q = q.data, .k = k.data, .v = v.data, .mask = mask.data, .heads = leading(&q, 2), .rows = last(&q, 1),
+            .tokens = last(&k, 1), .depth = last(&q, 0), .width = last(&v, 0), .scale = kernel->scale,
+            .mask_rows = mask.data ? last(&mask, 1) : 1, .rows_first = first,
+        },
+        .way = kernel->way,
+    };
+    const Attention *at = &work.attention;
+    if (leading(&k, 2) != at->heads || leading(&v, 2) != at->heads || last(&k, 0) != at->depth ||
+        last(&v, 1) != at->tokens || !at->tokens || at->tokens > MOST_TOKENS || !at->depth || at->depth % 2 ||
+        at->depth > MOST_DEPTH || !at->mask_rows || at->rows % at->mask_rows ||
+        (mask.data && (leading(&mask, 2) != 1 || last(&mask, 0) != at->tokens)))
+        return fail(api, "Attention: queries, keys, values and mask do not fit together");
+    q.shape[q.count - 1] = (int64_t)at->width;
+    heads_first(&q, first & 8); /* and back */
+    TRY(make_output(api, context, q.shape, q.count, (void **)&work.attention.y));
+    work.scratch = attention_scratch(at);
+    TRY(CALL(api, ParallelFor, KERNEL_CONTEXT_PARALLEL_FOR)(context, attend, at->heads, 0, &work));
+    return work.failed ? fail(api, "Attention: out of memory") : NULL;
+}
+
+static Status create_attention(const CustomOp *op, OrtApi *api, const void *info, void **kernel) {
+    (void)op;
+    AttentionKernel *made = calloc(1, sizeof *made);
+    if (!made) return fail(api, "Attention: out of memory");
+    made->api = api;
+    made->way = attention_way(NULL);
+    Status status = CALL(api, KernelInfoGetFloat, KERNEL_INFO_GET_FLOAT)(info, "scale", &made->scale);
+    if (!status) status = CALL(api, KernelInfoGetInt, KERNEL_INFO_GET_INT)(info, "rows_first", &made->rows_first);
+    if (!status && !made->way) status = fail(api, "Attention: this processor lacks the instructions for it");
+    if (status) free(made);
+    else *kernel = made;
+    return status;
+}
+
+/* ---- what the runtime asks of them */
+
+static void destroy_kernel(void *kernel) { free(kernel); }
+static const char *get_execution_provider(const CustomOp *op) { return (void)op, NULL; } /* the CPU */
+static size_t one(const CustomOp *op) { return (void)op, 1; }
+static size_t four_inputs(const CustomOp *op) { return (void)op, 4; }
+static int is_float(const CustomOp *op, size_t index) { return (void)op, (void)index, ORT_FLOAT; }
+static int is_required(const CustomOp *op, size_t index) { return (void)op, (void)index, REQUIRED; }
+static int is_default_memory(const CustomOp *op, size_t index) { return (void)op, (void)index, 0; }
+
+static const char *product_name(const CustomOp *op) { return (void)op, "Int4MatMul"; }
+
+static int product_input(const CustomOp *op, size_t index) {
+    (void)op;
+    return (const int[]){ORT_FLOAT, ORT_UINT8, ORT_FLOAT16, ORT_FLOAT}[index];
+}
+
+static const char *attention_name(const CustomOp *op) { return (void)op, "Attention"; }
+static int attention_needs(const CustomOp *op, size_t index) { return (void)op, index < 3 ? REQUIRED : OPTIONAL; }
+
+static const CustomOp OPERATORS[] = {
+    {
+        .version = ORT_VERSION, .get_name = product_name, .get_execution_provider = get_execution_provider,
+        .get_input_type = product_input, .get_input_count = four_inputs, .get_output_type = is_float,
+        .get_output_count = one, .destroy_kernel = destroy_kernel, .get_input_characteristic = is_required,
+        .get_output_characteristic = is_required, .get_input_memory = is_default_memory,
+        .create_kernel = create_product, .compute = compute_product,
+    },
+    {
+        .version = ORT_VERSION, .get_name = attention_name, .get_execution_provider = get_execution_provider,
+        .get_input_type = is_float, .get_input_count = four_inputs, .get_output_type = is_float,
+        .get_output_count = one, .destroy_kernel = destroy_kernel, .get_input_characteristic = attention_needs,
+        .get_output_characteristic = is_required, .get_input_memory = is_default_memory,
+        .create_kernel = create_attention, .compute = compute_attention,
+    },
+};
+
+#define EXPORTED __attribute__((visibility("default")))
+
+/* What the runtime calls when it is told of this library. */
+EXPORTED Status RegisterCustomOps(void *options, const OrtApiBase *base) {
+    static void *domain; /* for as long as the process lives: sessions keep a pointer to it */
+    OrtApi *api = base->get_api(ORT_VERSION);
+    if (!api) return ((OrtApi *)base->get_api(1)) ? fail(base->get_api(1), "vla_edge: ONNX Runtime is too old") : NULL;
+    if (!domain) {
+        void *made;
+        TRY(CALL(api, CreateCustomOpDomain, CREATE_CUSTOM_OP_DOMAIN)("vla_edge", &made));
+        for (size_t i = 0; i < sizeof OPERATORS / sizeof *OPERATORS; i++)
+            TRY(CALL(api, CustomOpDomainAdd, CUSTOM_OP_DOMAIN_ADD)(made, OPERATORS + i));
+        domain = made;
+    }
+    return CALL(api, AddCustomOpDomain, ADD_CUSTOM_OP_DOMAIN)(options, domain);
+}
+
+/* Whether all of them run on this processor, in the way of that name or any. */
+EXPORTED int vla_edge_runs(const char *way) { return int4_way(way) && attention_way(way); }
+
+/* Alone, in the way of that name or the fastest, for tests: 0, or -1 where that cannot run. */
+EXPORTED int vla_edge_int4_product(const Product *product, const char *way) {
+    const Int4Way *chosen = int4_way(way);
+    if (!chosen) return -1;
+    for (size_t row = 0; row < product->rows; row++) int4_round(product, row);
+    for (size_t block = 0; block * BLOCK < product->outputs; block++) chosen->block(product, block);
+    return 0;
+}
+
+EXPORTED int vla_edge_attention(const Attention *attention, const char *way) {
+    AttentionWork work = {*attention, attention_way(way), attention_scratch(attention), 0};
+    if (!work.way) return -1;
+    for (size_t head = 0; head < attention->heads; head++) attend(&work, head);
+    return work.failed ? -1 : 0;
+}

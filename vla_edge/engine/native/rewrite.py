@@ -1,0 +1,95 @@
+"""A stage file with the nodes that kernels of our own compute replaced by their operators."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from vla_edge.engine.export import PAGE
+from vla_edge.engine.native import DOMAIN, attention, int4_products, library
+
+
+def helps(graph) -> bool:
+    """Whether the kernels are here, and something for them in a graph (`onnx.GraphProto` with inferred shapes)."""
+    return library() is not None and bool(int4_products.takes(graph) or attention.find(graph))
+
+
+def use_kernels(path: Path) -> None:
+    """Rewrite a stage file so that the kernels compute what they can.
+
+    One layer's weights are in memory at a time. Where the file keeps large constants beside it, the new one does too,
+    those of each layer in a file that is named by what it holds: stages with the same weights share them.
+    """
+    import onnx
+
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(path), load_external_data=False))
+    graph, directory = model.graph, path.parent
+    constants = {constant.name: constant for constant in graph.initializer}
+    outside = {name for name, constant in constants.items() if constant.data_location == constant.EXTERNAL}
+    shapes = {value.name: value for value in graph.value_info}
+
+    def value(name: str):
+        return onnx.numpy_helper.to_array(_inside(constants[name], directory))
+
+    for weights, made in int4_products.replace(graph, value):
+        if weights in outside:
+            _move_out(made, directory)
+        graph.initializer.extend(made)
+    attention.replace(graph)
+    _drop_unread(graph)
+    for constant in graph.initializer:
+        if constant.name in outside:  # the file that it lies in is mostly what is not needed any more
+            constant.CopyFrom(_inside(constant, directory))
+            _move_out([constant], directory)
+    del graph.value_info[:]
+    # the runtime cannot tell the shapes of what these operators give
+    own = [name for node in graph.node if node.domain == DOMAIN for name in node.output if name in shapes]
+    graph.value_info.extend(shapes[name] for name in own)
+    model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+    path.unlink()  # it may share its blocks with the file it was made of
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _inside(constant, directory: Path):
+    """A constant with its data, which may lie in a file beside it.
+
+    (What onnx has for this refuses a file that has a second name, as those of a build do.)
+    """
+    if constant.data_location != constant.EXTERNAL:
+        return constant
+    told = {entry.key: entry.value for entry in constant.external_data}
+    read = type(constant)(name=constant.name, data_type=constant.data_type, dims=constant.dims)
+    with open(directory / told["location"], "rb") as file:
+        file.seek(int(told.get("offset", 0)))
+        read.raw_data = file.read(int(told["length"]))
+    return read
+
+
+def _move_out(constants: Sequence, directory: Path) -> None:
+    """The data of constants into one file."""
+    from onnx.external_data_helper import set_external_data
+
+    data = b"".join(constant.raw_data.ljust(-(-len(constant.raw_data) // PAGE) * PAGE, b"\0") for constant in constants)
+    file = directory / f"{hashlib.sha256(data).hexdigest()[:16]}.weights"
+    file.write_bytes(data)
+    offset = 0
+    for constant in constants:
+        size = len(constant.raw_data)
+        set_external_data(constant, file.name, offset, size)
+        constant.ClearField("raw_data")
+        constant.data_location = constant.EXTERNAL
+        offset += -(-size // PAGE) * PAGE
+
+
+def _drop_unread(graph) -> None:
+    """Remove nodes and constants that nothing reads any more."""
+    while True:
+        read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+        unread = [node for node in graph.node if not read.intersection(node.output)]
+        if not unread:
+            break
+        for node in unread:
+            graph.node.remove(node)
+    for constant in [constant for constant in graph.initializer if constant.name not in read]:
+        graph.initializer.remove(constant)
