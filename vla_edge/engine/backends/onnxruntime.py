@@ -123,6 +123,9 @@ def load(
     session_options.intra_op_num_threads = threads_to_use(options.get("threads"), threads)
     session_options.inter_op_num_threads = 1
     session_options.log_severity_level = 3
+    # The runtime's own store of memory grows by doubling and gives nothing back: a process with SmolVLA-450M took 761 MB
+    # with it and 690 without, and calls of small engines at most 3 % longer (measured).
+    session_options.enable_cpu_mem_arena = False
     entries = {
         # waiting threads take a core from the controller only while a stage runs
         "session.force_spinning_stop": "1",
