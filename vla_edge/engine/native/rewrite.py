@@ -28,6 +28,7 @@ def use_kernels(path: Path) -> None:
     constants = {constant.name: constant for constant in graph.initializer}
     outside = {name for name, constant in constants.items() if constant.data_location == constant.EXTERNAL}
     shapes = {value.name: value for value in graph.value_info}
+    moved = False
 
     def value(name: str):
         return onnx.numpy_helper.to_array(_inside(constants[name], directory))
@@ -35,11 +36,12 @@ def use_kernels(path: Path) -> None:
     for weights, made in int4_products.replace(graph, value):
         if weights in outside:
             _move_out(made, directory)
+            moved = True
         graph.initializer.extend(made)
     attention.replace(graph)
     _drop_unread(graph)
     for constant in graph.initializer:
-        if constant.name in outside:  # the file that it lies in is mostly what is not needed any more
+        if moved and constant.name in outside:  # the file that it lies in is mostly what is not needed any more
             constant.CopyFrom(_inside(constant, directory))
             _move_out([constant], directory)
     del graph.value_info[:]
