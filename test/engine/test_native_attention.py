@@ -9,7 +9,7 @@ import torch
 from native_kernels import KERNELS, WAYS
 
 from vla_edge.engine.backends import BackendError, StageInterface, get_backend
-from vla_edge.engine.native.attention import OPERATOR, find
+from vla_edge.engine.native.attention import OPERATOR, Attentions
 from vla_edge.engine.native.rewrite import use_kernels
 from vla_edge.engine.trace import OPSET
 from vla_edge.policy.stages import TensorSpec
@@ -181,13 +181,13 @@ def test_attention_of_a_file_is_found_and_runs(tmp_path, groups, masked):
 
 def test_few_rows_and_other_sums_stay_the_runtimes(tmp_path):
     path, _, _ = written(tmp_path, rows=4)
-    assert not find(onnx.shape_inference.infer_shapes(onnx.load(str(path))).graph)
+    assert not Attentions(onnx.shape_inference.infer_shapes(onnx.load(str(path))).graph).found
     model = onnx.shape_inference.infer_shapes(onnx.load(str(written(tmp_path, masked=True)[0])))
-    assert len(find(model.graph)) == 1
+    assert len(Attentions(model.graph).found) == 1
     softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
     seen = onnx.helper.make_tensor_value_info(softmax.output[0], onnx.TensorProto.FLOAT, (1, 6, 24, 40))
     model.graph.output.append(seen)  # somebody else reads the weights
-    assert not find(model.graph)
+    assert not Attentions(model.graph).found
 
 
 def test_a_file_that_lies_about_its_shapes_is_refused(tmp_path):

@@ -14,7 +14,7 @@ from vla_edge.engine.trace import ExportError, linear_layers, trace
 from vla_edge.policy.stages import Stage
 from vla_edge.policy.weights import OnDemand
 
-__all__ = ["ConstantStore", "ExportError", "as_it_is", "export_stage", "linear_layers", "trace"]
+__all__ = ["ConstantStore", "ExportError", "as_it_is", "export_stage", "leave_to", "linear_layers", "trace"]
 
 LARGEST_FILE = 2**30  # bytes of constants; a protocol buffer holds less than twice that
 PAGE = 4096  # what a runtime can map into memory begins at a multiple of it
@@ -54,9 +54,6 @@ class ConstantStore:
             path.unlink()
 
     def _move_out(self, constant, file: str, out: BinaryIO) -> None:
-        from onnx import TensorProto
-        from onnx.external_data_helper import set_external_data
-
         raw = constant.raw_data
         if len(raw) < PAGE:
             return
@@ -66,9 +63,16 @@ class ConstantStore:
             self._places[key] = file, out.tell()
             out.write(raw)
         location, offset = self._places[key]
-        set_external_data(constant, location, offset, len(raw))
-        constant.ClearField("raw_data")
-        constant.data_location = TensorProto.EXTERNAL
+        leave_to(constant, location, offset)
+
+
+def leave_to(constant, file: str, offset: int) -> None:
+    """Have a constant's data (`onnx.TensorProto`) read from where it lies in a file beside the stage's."""
+    from onnx.external_data_helper import set_external_data
+
+    set_external_data(constant, file, offset, len(constant.raw_data))
+    constant.ClearField("raw_data")
+    constant.data_location = constant.EXTERNAL
 
 
 def export_stage(

@@ -24,6 +24,7 @@ from vla_edge.compress.quantize.formats import FP8, INT4
 from vla_edge.compress.quantize.packing import pack_4_bits
 from vla_edge.compress.quantize.weights import ActivationQuant, CompressedLinear, QuantizedWeight
 from vla_edge.engine import convolutions
+from vla_edge.engine.onnx_graph import needed
 from vla_edge.engine.trace import CONVOLUTION, MARKER_DOMAIN, OPSET, ExportError
 
 # A constant operand at least this large in a product would be a layer the compressor never saw.
@@ -192,13 +193,7 @@ class _Builder:
         import onnx
 
         graph, model = self.model.graph, self.model
-        outputs = {value.name for value in graph.output}
-        while True:
-            used = {operand for node in self.nodes for operand in node.input} | outputs
-            kept = [node for node in self.nodes if any(output in used for output in node.output)]
-            if len(kept) == len(self.nodes):
-                break
-            self.nodes = kept
+        self.nodes, used = needed(self.nodes, (value.name for value in graph.output))
         constants = {constant.name: constant for constant in graph.initializer} | self.constants
         clean = onnx.helper.make_graph(
             self.nodes,

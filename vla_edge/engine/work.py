@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_edge.engine.native import attention, int4_products
+from vla_edge.engine.onnx_graph import shape_of, tensor_shapes
 
 PRODUCTS = ("MatMul", "Gemm", "MatMulInteger", "Conv", int4_products.OPERATOR, attention.OPERATOR)
 # how the names of keys and values begin that a stage reads: a flow policy's, a prompt's, and those of tokens behind it
@@ -53,9 +54,7 @@ def stage_work(path: str | Path) -> Work | None:
         return None
     model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
     graph = model.graph
-    shapes = {v.name: _shape(v) for v in (*graph.value_info, *graph.input, *graph.output)}
-    constants = {constant.name: constant for constant in graph.initializer}
-    shapes |= {name: tuple(constant.dims) for name, constant in constants.items()}
+    constants, shapes = {constant.name for constant in graph.initializer}, tensor_shapes(graph)
     makers = {output: node for node in graph.node for output in node.output}
 
     def constant_like(name: str) -> bool:
@@ -90,8 +89,8 @@ def stage_work(path: str | Path) -> Work | None:
         flops,
         attention_flops,
         sum(_bytes(c.dims, c.data_type) for c in graph.initializer),
-        sum(_bytes(_shape(v), v.type.tensor_type.elem_type) for v in cache),
-        sum(_bytes(_shape(v), v.type.tensor_type.elem_type) for v in (*rest, *graph.output)),
+        sum(_bytes(shape_of(v), v.type.tensor_type.elem_type) for v in cache),
+        sum(_bytes(shape_of(v), v.type.tensor_type.elem_type) for v in (*rest, *graph.output)),
     )
 
 
@@ -101,10 +100,6 @@ def _of_attention(node, shapes: Mapping[str, tuple[int, ...]]) -> float:
     q, k, v = (shapes[name] for name in node.input[:3])
     tokens = k[1] if told & 2 else k[-2]
     return 2.0 * math.prod(q[:-1]) * tokens * (q[-1] + v[-1])
-
-
-def _shape(value) -> tuple[int, ...]:
-    return tuple(dimension.dim_value for dimension in value.type.tensor_type.shape.dim)
 
 
 def _bytes(shape, kind: int) -> int:

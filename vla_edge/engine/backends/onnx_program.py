@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from vla_edge.engine.backends import BackendError, StageInterface, check_tensors, one_line
+from vla_edge.engine.onnx_graph import shape_of
 
 # operands (None for one left out) and attributes -> the result, or a tuple of them
 Operator = Callable[[Sequence, Mapping], object]
@@ -38,7 +39,7 @@ class Program:
         graph = model.graph
         self._operators, self._finish = operators, finish
         self._known: dict = {"": None, **{constant.name: _array(constant) for constant in graph.initializer}}
-        self.inputs = {value.name: tuple(size.dim_value for size in value.type.tensor_type.shape.dim) for value in graph.input}
+        self.inputs = {value.name: shape_of(value) for value in graph.input}
         self.outputs = [value.name for value in graph.output]
         self._nodes = []
         for node in graph.node:

@@ -54,7 +54,22 @@ def candidates(onnx: str | Path) -> list[dict]:
 
     from vla_edge.engine.native.rewrite import helps
 
-    graph = format.shape_inference.infer_shapes(format.load(str(onnx), load_external_data=False)).graph
+    model = format.load(str(onnx), load_external_data=False)
+    found, ways = _as_the_file_says(model.graph), []
+    packed = {c.name for c in model.graph.initializer if c.data_type == format.TensorProto.INT4}
+    if any(n.op_type == "DequantizeLinear" and n.input[0] in packed for n in model.graph.node):
+        ways.append({"dynamic": True})
+    if helps(model):
+        ways.append({"own_kernels": True})
+    found += [{**exact, **way, "exact": False} for exact in found if not exact["fold_weights"] for way in ways]
+    present = ort.get_available_providers()
+    return found + [{"provider": name, "threads": 1, "exact": False} for name in PROVIDERS if name in present]
+
+
+def _as_the_file_says(graph) -> list[dict]:
+    """The ways that round no more than a file does, the most exact one first."""
+    import onnx as format
+
     operators = {node.op_type for node in graph.node}
     constants = {constant.name for constant in graph.initializer}
     unpacked = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants}
@@ -67,19 +82,10 @@ def candidates(onnx: str | Path) -> list[dict]:
         folds = [True]  # there are no products of FP8 on the CPU; fused ones would be looked for and not found
     # fused into a Gemm, a product with an unquantized bias is no longer recognized as an integer product
     fuse = "QuantizeLinear" not in operators
-    found = [
+    return [
         {"threads": threads, "fold_weights": fold, "fuse_bias": fuse}
         for threads in threads_worth_trying() for fold in folds
     ]  # fmt: skip
-    ways: list[dict] = []
-    packed = {constant.name for constant in graph.initializer if constant.data_type == format.TensorProto.INT4}
-    if any(n.op_type == "DequantizeLinear" and n.input[0] in packed for n in graph.node):
-        ways.append({"dynamic": True})
-    if helps(graph):
-        ways.append({"own_kernels": True})
-    found += [{**exact, **way, "exact": False} for exact in found if not exact["fold_weights"] for way in ways]
-    present = ort.get_available_providers()
-    return found + [{"provider": name, "threads": 1, "exact": False} for name in PROVIDERS if name in present]
 
 
 def build(onnx: str | Path, directory: str | Path, stage: StageInterface, options: Mapping | None = None) -> BuiltStage:
@@ -92,9 +98,12 @@ def build(onnx: str | Path, directory: str | Path, stage: StageInterface, option
     Raises:
         BackendError: the runtime cannot load the file.
     """
+    import onnx as format
+
     target = place(onnx, directory, stage)
     _unpack_fp4(target)
-    options = {**candidates(target)[0], **(options or {})}
+    first = _as_the_file_says(format.load(str(target), load_external_data=False).graph)[0]
+    options = {**first, **(options or {})}
     if options.get("own_kernels"):
         from vla_edge.engine.native.rewrite import use_kernels
 
@@ -123,8 +132,8 @@ def load(
     session_options.intra_op_num_threads = threads_to_use(options.get("threads"), threads)
     session_options.inter_op_num_threads = 1
     session_options.log_severity_level = 3
-    # The runtime's own store of memory grows by doubling and gives nothing back: a process with SmolVLA-450M took 761 MB
-    # with it and 690 without, and calls of small engines at most 3 % longer (measured).
+    # The runtime's own store of memory grows by doubling and gives nothing back: a process with SmolVLA-450M took 761
+    # MB with it and 690 without, and calls of small engines at most 3 % longer (measured).
     session_options.enable_cpu_mem_arena = False
     entries = {
         # waiting threads take a core from the controller only while a stage runs

@@ -3,11 +3,17 @@
 #include <math.h>
 #include <string.h>
 
-#include "processor.h"
 #include "rounding.h"
+#include "ways.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 /* the widest vector has 16 lanes */
-enum { PAD = 16, MOST_ROWS = 6 };
+enum { PAD = 16, MOST_QUERIES = 6 };
 
 /* Largest whole number of v, and the most that what a row attends to adds up to: with the rounding of 8192 tokens on
  * top the sum of products still fits 32 bits. */
@@ -18,18 +24,18 @@ typedef struct {
     size_t tokens, depth, width;
     float limit;                 /* largest whole number of a row of q or k: products of `depth` of them fit 32 bits */
     int16_t *k, *v;              /* (depth / 2, tokens, 2), (tokens / 2, width, 2) */
-    int16_t *q, *shares;         /* (MOST_ROWS, depth), (MOST_ROWS, tokens) */
+    int16_t *q, *shares;         /* (MOST_QUERIES, depth), (MOST_QUERIES, tokens) */
     float *k_steps, *v_steps;    /* (tokens,), (width,) */
-    float *scores, *out, *mask;  /* (MOST_ROWS, tokens), (MOST_ROWS, width), (mask_rows, tokens) */
-    float q_steps[MOST_ROWS], inverse[MOST_ROWS];
+    float *scores, *out, *mask;  /* (MOST_QUERIES, tokens), (MOST_QUERIES, width), (mask_rows, tokens) */
+    float q_steps[MOST_QUERIES], inverse[MOST_QUERIES];
 } Scratch;
 
 static size_t whole(size_t count) { return (count + PAD - 1) / PAD * PAD; }
 
 static size_t scratch_bytes(const Attention *at) {
     const size_t tokens = whole(at->tokens), width = whole(at->width), masked = at->mask ? at->mask_rows : 0;
-    return sizeof(int16_t) * (at->depth * tokens + tokens * width + MOST_ROWS * (at->depth + PAD + tokens)) +
-           sizeof(float) * (tokens + width + MOST_ROWS * (tokens + width) + masked * tokens) + 64;
+    return sizeof(int16_t) * (at->depth * tokens + tokens * width + MOST_QUERIES * (at->depth + PAD + tokens)) +
+           sizeof(float) * (tokens + width + MOST_QUERIES * (tokens + width) + masked * tokens) + 64;
 }
 
 size_t attention_scratch(const Attention *at) { return whole(scratch_bytes(at) / PAD + PAD) * PAD; }
@@ -49,10 +55,10 @@ static Scratch lay_out(const Attention *at, void *memory) {
     s.k_steps = (float *)(s.v + s.tokens * s.width);
     s.v_steps = s.k_steps + s.tokens;
     s.scores = s.v_steps + s.width;
-    s.out = s.scores + MOST_ROWS * s.tokens;
-    s.mask = s.out + MOST_ROWS * s.width;
+    s.out = s.scores + MOST_QUERIES * s.tokens;
+    s.mask = s.out + MOST_QUERIES * s.width;
     s.shares = (int16_t *)(s.mask + (at->mask ? at->mask_rows : 0) * s.tokens);
-    s.q = s.shares + MOST_ROWS * s.tokens;
+    s.q = s.shares + MOST_QUERIES * s.tokens;
     return s;
 }
 
@@ -96,12 +102,6 @@ static inline __attribute__((always_inline)) float round_row(
 #define AT_ONCE 2
 #include "attention_head.inc"
 
-static const AttentionWay WAYS[] = {
-    {"avx512_vnni", avx512_vnni_runs, avx512_vnni_head},
-    {"avx_vnni", avx_vnni_runs, avx_vnni_head},
-    {"avx2", avx2_runs, avx2_head},
-};
-
 #elif defined(__aarch64__)
 
 #define NAME(x) neon_dot_##x
@@ -113,16 +113,4 @@ static const AttentionWay WAYS[] = {
 #define AT_ONCE 4
 #include "attention_head.inc"
 
-static const AttentionWay WAYS[] = {{"neon_dot", neon_dot_runs, neon_dot_head}};
-
-#else
-
-static const AttentionWay WAYS[] = {{NULL, NULL, NULL}};
-
 #endif
-
-const AttentionWay *attention_way(const char *name) {
-    for (size_t i = 0; i < sizeof WAYS / sizeof *WAYS; i++)
-        if (WAYS[i].name && (!name || !strcmp(name, WAYS[i].name)) && WAYS[i].runs()) return WAYS + i;
-    return NULL;
-}

@@ -24,16 +24,7 @@ typedef struct {
     float scale;
 } Attention;
 
-typedef struct {
-    const char *name;
-    int (*runs)(void); /* on this processor */
-    void (*head)(const Attention *attention, size_t head, void *scratch);
-} AttentionWay;
-
 /* Bytes that `head` needs for itself, 64-byte aligned. */
 size_t attention_scratch(const Attention *attention);
-
-/* The fastest that runs here, or the one of that name; NULL where there is none. */
-const AttentionWay *attention_way(const char *name);
 
 #endif

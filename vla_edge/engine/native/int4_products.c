@@ -3,8 +3,14 @@
 #include <math.h>
 #include <string.h>
 
-#include "processor.h"
 #include "rounding.h"
+#include "ways.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 void int4_round(const Product *p, size_t row) {
     const size_t groups = p->inputs / p->group;
@@ -60,12 +66,6 @@ static inline int32_t four(const int8_t *x) {
 #define AT_ONCE 2
 #include "int4_block.inc"
 
-static const Int4Way WAYS[] = {
-    {"avx512_vnni", avx512_vnni_runs, avx512_vnni_block},
-    {"avx_vnni", avx_vnni_runs, avx_vnni_block},
-    {"avx2", avx2_runs, avx2_block},
-};
-
 #elif defined(__aarch64__)
 
 #define NAME(x) neon_dot_##x
@@ -77,16 +77,4 @@ static const Int4Way WAYS[] = {
 #define AT_ONCE 4
 #include "int4_block.inc"
 
-static const Int4Way WAYS[] = {{"neon_dot", neon_dot_runs, neon_dot_block}};
-
-#else
-
-static const Int4Way WAYS[] = {{NULL, NULL, NULL}};
-
 #endif
-
-const Int4Way *int4_way(const char *name) {
-    for (size_t i = 0; i < sizeof WAYS / sizeof *WAYS; i++)
-        if (WAYS[i].name && (!name || !strcmp(name, WAYS[i].name)) && WAYS[i].runs()) return WAYS + i;
-    return NULL;
-}

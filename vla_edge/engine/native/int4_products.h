@@ -28,14 +28,4 @@ typedef struct {
 /* Fills `rounded`, `steps` and `shifts` of one row. */
 void int4_round(const Product *product, size_t row);
 
-/* A way of computing it: `block` gives y of all rows for the outputs of one block. */
-typedef struct {
-    const char *name;
-    int (*runs)(void); /* on this processor */
-    void (*block)(const Product *product, size_t block);
-} Int4Way;
-
-/* The fastest that runs here, or the one of that name; NULL where there is none. */
-const Int4Way *int4_way(const char *name);
-
 #endif

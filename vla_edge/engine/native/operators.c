@@ -14,9 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "attention.h"
-#include "int4_products.h"
 #include "onnxruntime_abi.h"
+#include "ways.h"
 
 enum { MOST_DIMENSIONS = 8, FAIL = 1, REQUIRED = 0, OPTIONAL = 1 };
 
@@ -66,17 +65,37 @@ static size_t last(const Tensor *tensor, size_t from_end) {
     return (size_t)tensor->shape[tensor->count - 1 - from_end];
 }
 
+/* A node of either operator, with its attributes. */
+typedef struct {
+    OrtApi *api;
+    const Way *way;
+    int64_t width, group; /* of a product */
+    int64_t rows_first;   /* of an attention */
+    float scale;
+} Kernel;
+
+static Status new_kernel(OrtApi *api, Kernel **made) {
+    const Way *way = find_way(NULL);
+    if (!way) return fail(api, "vla_edge: this processor lacks the instructions for it");
+    *made = calloc(1, sizeof **made);
+    if (!*made) return fail(api, "vla_edge: out of memory");
+    (*made)->api = api;
+    (*made)->way = way;
+    return NULL;
+}
+
+/* Hands a kernel over, unless something was wrong with its attributes. */
+static Status hand_over(Status status, Kernel *made, void **kernel) {
+    if (status) free(made);
+    else *kernel = made;
+    return status;
+}
+
 /* ---- products */
 
 typedef struct {
-    OrtApi *api;
-    const Int4Way *way;
-    int64_t width, group;
-} ProductKernel;
-
-typedef struct {
     Product product;
-    const Int4Way *way;
+    const Way *way;
 } ProductWork;
 
 static void round_row(void *work, size_t row) { int4_round(&((ProductWork *)work)->product, row); }
@@ -86,7 +105,7 @@ static void multiply_block(void *work, size_t block) {
 }
 
 static Status compute_product(void *self, void *context) {
-    const ProductKernel *kernel = self;
+    const Kernel *kernel = self;
     OrtApi *api = kernel->api;
     Tensor x, weights, scales, largest;
     TRY(read_input(api, context, 0, &x));
@@ -130,32 +149,20 @@ static Status compute_product(void *self, void *context) {
 
 static Status create_product(const CustomOp *op, OrtApi *api, const void *info, void **kernel) {
     (void)op;
-    ProductKernel *made = calloc(1, sizeof *made);
-    if (!made) return fail(api, "Int4MatMul: out of memory");
-    made->api = api;
-    made->way = int4_way(NULL);
+    Kernel *made;
+    TRY(new_kernel(api, &made));
     Status status = CALL(api, KernelInfoGetInt, KERNEL_INFO_GET_INT)(info, "width", &made->width);
     if (!status) status = CALL(api, KernelInfoGetInt, KERNEL_INFO_GET_INT)(info, "group", &made->group);
     if (!status && (made->width < 1 || made->group < 1 || made->group % INPUTS))
         status = fail(api, "Int4MatMul: a width of at least 1 and groups of a multiple of 8");
-    if (!status && !made->way) status = fail(api, "Int4MatMul: this processor lacks the instructions for it");
-    if (status) free(made);
-    else *kernel = made;
-    return status;
+    return hand_over(status, made, kernel);
 }
 
 /* ---- attention */
 
 typedef struct {
-    OrtApi *api;
-    const AttentionWay *way;
-    float scale;
-    int64_t rows_first;
-} AttentionKernel;
-
-typedef struct {
     Attention attention;
-    const AttentionWay *way;
+    const Way *way;
     size_t scratch;
     int failed;
 } AttentionWork;
@@ -179,7 +186,7 @@ static void attend(void *data, size_t head) {
 }
 
 static Status compute_attention(void *self, void *context) {
-    const AttentionKernel *kernel = self;
+    const Kernel *kernel = self;
     OrtApi *api = kernel->api;
     Tensor q, k, v, mask = {.data = NULL};
     size_t inputs;
@@ -218,16 +225,11 @@ static Status compute_attention(void *self, void *context) {
 
 static Status create_attention(const CustomOp *op, OrtApi *api, const void *info, void **kernel) {
     (void)op;
-    AttentionKernel *made = calloc(1, sizeof *made);
-    if (!made) return fail(api, "Attention: out of memory");
-    made->api = api;
-    made->way = attention_way(NULL);
+    Kernel *made;
+    TRY(new_kernel(api, &made));
     Status status = CALL(api, KernelInfoGetFloat, KERNEL_INFO_GET_FLOAT)(info, "scale", &made->scale);
     if (!status) status = CALL(api, KernelInfoGetInt, KERNEL_INFO_GET_INT)(info, "rows_first", &made->rows_first);
-    if (!status && !made->way) status = fail(api, "Attention: this processor lacks the instructions for it");
-    if (status) free(made);
-    else *kernel = made;
-    return status;
+    return hand_over(status, made, kernel);
 }
 
 /* ---- what the runtime asks of them */
@@ -284,12 +286,12 @@ EXPORTED Status RegisterCustomOps(void *options, const OrtApiBase *base) {
     return CALL(api, AddCustomOpDomain, ADD_CUSTOM_OP_DOMAIN)(options, domain);
 }
 
-/* Whether all of them run on this processor, in the way of that name or any. */
-EXPORTED int vla_edge_runs(const char *way) { return int4_way(way) && attention_way(way); }
+/* Whether they run on this processor, in the way of that name or any. */
+EXPORTED int vla_edge_runs(const char *way) { return find_way(way) != NULL; }
 
 /* Alone, in the way of that name or the fastest, for tests: 0, or -1 where that cannot run. */
 EXPORTED int vla_edge_int4_product(const Product *product, const char *way) {
-    const Int4Way *chosen = int4_way(way);
+    const Way *chosen = find_way(way);
     if (!chosen) return -1;
     for (size_t row = 0; row < product->rows; row++) int4_round(product, row);
     for (size_t block = 0; block * BLOCK < product->outputs; block++) chosen->block(product, block);
@@ -297,7 +299,7 @@ EXPORTED int vla_edge_int4_product(const Product *product, const char *way) {
 }
 
 EXPORTED int vla_edge_attention(const Attention *attention, const char *way) {
-    AttentionWork work = {*attention, attention_way(way), attention_scratch(attention), 0};
+    AttentionWork work = {*attention, find_way(way), attention_scratch(attention), 0};
     if (!work.way) return -1;
     for (size_t head = 0; head < attention->heads; head++) attend(&work, head);
     return work.failed ? -1 : 0;

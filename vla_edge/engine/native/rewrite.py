@@ -6,13 +6,20 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from vla_edge.engine.export import PAGE
+from vla_edge.engine.export import PAGE, leave_to
 from vla_edge.engine.native import DOMAIN, attention, int4_products, library
+from vla_edge.engine.onnx_graph import needed
 
 
-def helps(graph) -> bool:
-    """Whether the kernels are here, and something for them in a graph (`onnx.GraphProto` with inferred shapes)."""
-    return library() is not None and bool(int4_products.takes(graph) or attention.find(graph))
+def helps(model) -> bool:
+    """Whether the kernels are here, and something for them in a stage (`onnx.ModelProto`)."""
+    import onnx
+
+    if library() is None:
+        return False
+    if int4_products.takes(model.graph):
+        return True
+    return bool(attention.Attentions(onnx.shape_inference.infer_shapes(model).graph).found)
 
 
 def use_kernels(path: Path) -> None:
@@ -38,10 +45,15 @@ def use_kernels(path: Path) -> None:
             _move_out(made, directory)
             moved = True
         graph.initializer.extend(made)
-    attention.replace(graph)
-    _drop_unread(graph)
-    for constant in graph.initializer:
-        if moved and constant.name in outside:  # the file that it lies in is mostly what is not needed any more
+    nodes, read = needed(attention.Attentions(graph).replaced(), (value.name for value in graph.output))
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+    for place in reversed(range(len(graph.initializer))):
+        constant = graph.initializer[place]
+        if constant.name not in read:
+            del graph.initializer[place]
+        elif moved and constant.name in outside:  # the file that it lies in is mostly what is not needed any more
             constant.CopyFrom(_inside(constant, directory))
             _move_out([constant], directory)
     del graph.value_info[:]
@@ -70,28 +82,11 @@ def _inside(constant, directory: Path):
 
 def _move_out(constants: Sequence, directory: Path) -> None:
     """The data of constants into one file."""
-    from onnx.external_data_helper import set_external_data
-
     data = b"".join(constant.raw_data.ljust(-(-len(constant.raw_data) // PAGE) * PAGE, b"\0") for constant in constants)
     file = directory / f"{hashlib.sha256(data).hexdigest()[:16]}.weights"
     file.write_bytes(data)
     offset = 0
     for constant in constants:
-        size = len(constant.raw_data)
-        set_external_data(constant, file.name, offset, size)
-        constant.ClearField("raw_data")
-        constant.data_location = constant.EXTERNAL
-        offset += -(-size // PAGE) * PAGE
-
-
-def _drop_unread(graph) -> None:
-    """Remove nodes and constants that nothing reads any more."""
-    while True:
-        read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-        unread = [node for node in graph.node if not read.intersection(node.output)]
-        if not unread:
-            break
-        for node in unread:
-            graph.node.remove(node)
-    for constant in [constant for constant in graph.initializer if constant.name not in read]:
-        graph.initializer.remove(constant)
+        end = offset + len(constant.raw_data)
+        leave_to(constant, file.name, offset)
+        offset = -(-end // PAGE) * PAGE

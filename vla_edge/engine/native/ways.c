@@ -1,10 +1,11 @@
-/* What the processor that runs this can do, by the names that its ways have here. */
-#ifndef VLA_EDGE_PROCESSOR_H
-#define VLA_EDGE_PROCESSOR_H
+#include "ways.h"
+
+#include <string.h>
+
+#define WAY(name) {#name, name##_runs, name##_block, name##_head}
 
 #if defined(__x86_64__)
 #include <cpuid.h>
-#include <immintrin.h>
 
 static int avx512_vnni_runs(void) {
     return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
@@ -18,11 +19,23 @@ static int avx_vnni_runs(void) {
     return avx2_runs() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & 1u << 4;
 }
 
+static const Way WAYS[] = {WAY(avx512_vnni), WAY(avx_vnni), WAY(avx2)};
+
 #elif defined(__aarch64__)
-#include <arm_neon.h>
 #include <sys/auxv.h>
 
 static int neon_dot_runs(void) { return !!(getauxval(AT_HWCAP) & 1ul << 20); }
 
+static const Way WAYS[] = {WAY(neon_dot)};
+
+#else
+
+static const Way WAYS[] = {{NULL, NULL, NULL, NULL}};
+
 #endif
-#endif
+
+const Way *find_way(const char *name) {
+    for (size_t i = 0; i < sizeof WAYS / sizeof *WAYS; i++)
+        if (WAYS[i].name && (!name || !strcmp(name, WAYS[i].name)) && WAYS[i].runs()) return WAYS + i;
+    return NULL;
+}
