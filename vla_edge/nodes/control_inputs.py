@@ -87,7 +87,9 @@ class ControlInputs:
     def _arm(self) -> None:
         now_ns = time.monotonic_ns()
         self._give_up_ns = self._give_up_ns or now_ns + _ARM_WITHIN_NS
-        if not self._order("rearm") or self._stopped or now_ns > self._give_up_ns:
+        # asked before the order: a stop that refuses it may be released, in another thread, before it comes back
+        stopped = self._stopped
+        if not self._order("rearm") or stopped or now_ns > self._give_up_ns:
             self._arming = False
 
     def _on_chunk(self, message: JointTrajectory) -> None:
@@ -99,7 +101,8 @@ class ControlInputs:
 
     def _on_emergency_stop(self, message: Bool) -> None:
         self._stopped = message.data
-        self._arming = self._arming and not message.data
+        if message.data:
+            self._arming = False
         self._process.emergency_stop(message.data)
 
     def _on_speed_scale(self, message: Float64) -> None:
