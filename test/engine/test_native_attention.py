@@ -146,6 +146,17 @@ class Module(torch.nn.Module):
         return y.transpose(1, 2).reshape(batch, rows, -1)
 
 
+def see_in_8_bits(path, name):
+    """Have an input of a stage file rounded, as a recipe has it."""
+    model = onnx.load(str(path))
+    grid = [f"{name}.codes", f"{name}.step", f"{name}.zero"]
+    for node in model.graph.node:
+        node.input[:] = [f"{name}.seen" if operand == name else operand for operand in node.input]
+    model.graph.node.insert(0, onnx.helper.make_node("DynamicQuantizeLinear", [name], grid))
+    model.graph.node.insert(1, onnx.helper.make_node("DequantizeLinear", grid, [f"{name}.seen"]))
+    path.write_bytes(model.SerializeToString())
+
+
 def written(tmp_path, groups=1, masked=False, rows=24):
     """A stage file, its interface and inputs."""
     rng = np.random.default_rng(0)
@@ -166,6 +177,8 @@ def written(tmp_path, groups=1, masked=False, rows=24):
 def test_attention_of_a_file_is_found_and_runs(tmp_path, groups, masked):
     path, stage, inputs = written(tmp_path, groups, masked)
     runtime = get_backend("onnxruntime")
+    assert not any(way.get("own_kernels") for way in runtime.candidates(path))  # of full precision it stays
+    see_in_8_bits(path, "v")
     assert any(way.get("own_kernels") for way in runtime.candidates(path))
     exact = runtime.load(path, stage).run(inputs)["y"]
     place = tmp_path / "built"

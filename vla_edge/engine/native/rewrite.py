@@ -11,11 +11,18 @@ from vla_edge.engine.native import DOMAIN, attention, int4_products, library
 from vla_edge.engine.onnx_graph import needed
 
 
+# what a stage has that a recipe rounds
+_ROUNDING = {"DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"}
+
+
 def helps(model) -> bool:
-    """Whether the kernels are here, and something for them in a stage (`onnx.ModelProto`)."""
+    """Whether the kernels are here, and something for them in a stage (`onnx.ModelProto`).
+
+    A stage that its recipe left in full precision stays in it, its attention too.
+    """
     import onnx
 
-    if library() is None:
+    if library() is None or not any(node.op_type in _ROUNDING for node in model.graph.node):
         return False
     if int4_products.takes(model.graph):
         return True
