@@ -53,7 +53,7 @@ EXTRAS = {
 # Without a C compiler the package installs all the same, and runtimes use their own kernels.
 KERNELS = Extension(
     f"{NAME}.engine.native._kernels",
-    sources=[f"{NAME}/engine/native/{part}.c" for part in ("attention", "int4_products", "operators", "ways")],
+    sources=sorted(str(path) for path in Path(NAME, "engine", "native").glob("*.c")),
     depends=[str(path) for path in sorted(Path(NAME, "engine", "native").glob("*.[hi]*"))],
     extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden", "-Wno-psabi"],
     optional=True,

@@ -26,3 +26,30 @@ def needed(nodes: Iterable, outputs: Iterable[str]) -> tuple[list, set[str]]:
         if len(still) == len(kept):
             return kept, read
         kept = still
+
+
+class Neighbours:
+    """Which node made a tensor of a graph (`onnx.GraphProto`), and which ones read it.
+
+    Attributes:
+        constants: name -> `onnx.TensorProto`. makers: name -> node.
+    """
+
+    def __init__(self, graph):
+        self.constants = {constant.name: constant for constant in graph.initializer}
+        self.makers = {output: node for node in graph.node for output in node.output}
+        # a name that is an output of the graph has None among its readers
+        self._readers: dict[str, list] = {value.name: [None] for value in graph.output}
+        for node in graph.node:
+            for name in node.input:
+                self._readers.setdefault(name, []).append(node)
+
+    def above(self, name: str, *kinds: str):
+        """The node of one of these kinds that made a tensor for one reader alone."""
+        node = self.makers.get(name)
+        return node if node is not None and node.op_type in kinds and len(self._readers[name]) == 1 else None
+
+    def below(self, name: str, kind: str):
+        """The node of that kind that alone reads a tensor."""
+        only = self._readers.get(name, [])
+        return only[0] if len(only) == 1 and only[0] is not None and only[0].op_type == kind else None

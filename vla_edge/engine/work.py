@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vla_edge.engine.native import attention, int4_products
+from vla_edge.engine.native import attention, int4_products, int8_products
 from vla_edge.engine.onnx_graph import shape_of, tensor_shapes
 
-PRODUCTS = ("MatMul", "Gemm", "MatMulInteger", "Conv", int4_products.OPERATOR, attention.OPERATOR)
+OF_INTEGERS = ("MatMulInteger", int4_products.OPERATOR, int8_products.OPERATOR)
+PRODUCTS = ("MatMul", "Gemm", "Conv", *OF_INTEGERS, attention.OPERATOR)
 # how the names of keys and values begin that a stage reads: a flow policy's, a prompt's, and those of tokens behind it
 CACHES = ("prefix_", "cache_", "tail_")
 
@@ -81,7 +82,7 @@ def stage_work(path: str | Path) -> Work | None:
             attention_flops += operations
             continue
         both = rounded(node.input[0]) and rounded(node.input[1])
-        kind = "int8" if node.op_type in ("MatMulInteger", int4_products.OPERATOR) or both else "float32"
+        kind = "int8" if node.op_type in OF_INTEGERS or both else "float32"
         flops[kind] = flops.get(kind, 0.0) + operations
     cache = [value for value in graph.input if value.name.startswith(CACHES)]
     rest = [value for value in graph.input if not value.name.startswith(CACHES)]

@@ -3,8 +3,8 @@
 Which of its ways of running a file is fastest depends on the stage and the machine: one thread or all, weights kept
 packed or unpacked at load. Inputs of packed 4-bit weights can be rounded to 8 bits (`dynamic: true`): integer products
 keep up with the memory where unpacking to float32 does not. Kernels of our own (`own_kernels: true`, see
-`engine.native`) do that faster, and attention in whole numbers. Both round more than the file asks for; on the CPU none
-of the other ways changes what is computed beyond the rounding of float32.
+`engine.native`) do that faster, products with 8-bit weights, and attention in whole numbers. Both round otherwise than
+the file asks for; on the CPU none of the other ways changes what is computed beyond the rounding of float32.
 """
 
 from __future__ import annotations

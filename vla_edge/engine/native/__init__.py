@@ -1,6 +1,7 @@
 """Kernels of our own, in C, which ONNX Runtime runs as operators on its threads, where runtimes leave speed unused.
 
     int4_products   weights of 4 bits with inputs rounded to 8
+    int8_products   weights of 8 bits with inputs rounded to 8
     attention       softmax of products, in whole numbers of 16 bits
 
 Installing the package compiles them where there is a C compiler; without them runtimes use their own. A build tries

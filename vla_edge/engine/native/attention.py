@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vla_edge.engine.native import DOMAIN
-from vla_edge.engine.onnx_graph import tensor_shapes
+from vla_edge.engine.onnx_graph import Neighbours, tensor_shapes
 
 OPERATOR = "Attention"
 # of attention.h
@@ -35,13 +35,7 @@ class Attentions:
 
     def __init__(self, graph):
         self._graph, self._shapes = graph, tensor_shapes(graph)
-        self._constants = {constant.name: constant for constant in graph.initializer}
-        self._makers = {output: node for node in graph.node for output in node.output}
-        # a name that is an output of the graph has None among its readers
-        self._readers: dict[str, list] = {value.name: [None] for value in graph.output}
-        for node in graph.node:
-            for name in node.input:
-                self._readers.setdefault(name, []).append(node)
+        self._near = Neighbours(graph)
         softmaxes = [node for node in graph.node if node.op_type == "Softmax" and self._is_over_tokens(node)]
         self.found = [found for found in map(self._around, softmaxes) if found is not None]
 
@@ -56,36 +50,26 @@ class Attentions:
         axis = next((attribute.i for attribute in softmax.attribute if attribute.name == "axis"), -1)
         return axis in (-1, len(self._shapes.get(softmax.input[0], ())) - 1)
 
-    def _above(self, name: str, *kinds: str):
-        """The node of one of these kinds that made a tensor for this reader alone."""
-        node = self._makers.get(name)
-        return node if node is not None and node.op_type in kinds and len(self._readers[name]) == 1 else None
-
-    def _below(self, name: str, kind: str):
-        """The node of that kind that alone reads a tensor."""
-        only = self._readers.get(name, [])
-        return only[0] if len(only) == 1 and only[0] is not None and only[0].op_type == kind else None
-
     def _around(self, softmax) -> Found | None:
         import onnx
 
         name, mask, scale = softmax.input[0], None, 1.0
-        added = self._above(name, "Add")
+        added = self._near.above(name, "Add")
         if added is not None:
             # scores are made for this sum alone
-            own = 0 if self._above(added.input[0], "Reshape", "Mul", "MatMul") else 1
+            own = 0 if self._near.above(added.input[0], "Reshape", "Mul", "MatMul") else 1
             mask, name = added.input[1 - own], added.input[own]
-        split = self._above(name, "Reshape")
+        split = self._near.above(name, "Reshape")
         name = name if split is None else split.input[0]
-        scaled = self._above(name, "Mul")
-        if scaled is not None and scaled.input[1] in self._constants and not self._shapes[scaled.input[1]]:
-            scale = float(onnx.numpy_helper.to_array(self._constants[scaled.input[1]]))
+        scaled = self._near.above(name, "Mul")
+        if scaled is not None and scaled.input[1] in self._near.constants and not self._shapes[scaled.input[1]]:
+            scale = float(onnx.numpy_helper.to_array(self._near.constants[scaled.input[1]]))
             name = scaled.input[0]
-        first = self._above(name, "MatMul")
+        first = self._near.above(name, "MatMul")
         weights = softmax.output[0]
-        joined = self._below(weights, "Reshape")
+        joined = self._near.below(weights, "Reshape")
         weights = weights if joined is None else joined.output[0]
-        second = self._below(weights, "MatMul")
+        second = self._near.below(weights, "MatMul")
         if first is None or second is None or second.input[0] != weights or (split is None) != (joined is None):
             return None
         found = Found(first, second, scale, mask)
@@ -112,7 +96,7 @@ class Attentions:
 
     def _perm(self, name: str) -> list[int] | None:
         """The order of axes in which a tensor is another one's; None where it is no transposition."""
-        node = self._makers.get(name)
+        node = self._near.makers.get(name)
         if node is None or node.op_type != "Transpose":
             return None
         return list(next(attribute.ints for attribute in node.attribute if attribute.name == "perm"))
@@ -127,7 +111,7 @@ class Attentions:
         (q, k), v, y = found.first.input, found.second.input[1], found.second.output[0]
         made, rows_first = [], 0
         order = self._perm(k)
-        source = k if order is None else self._makers[k].input[0]
+        source = k if order is None else self._near.makers[k].input[0]
         order = order or list(range(len(self._shapes[k])))
         order = [*order[:-2], order[-1], order[-2]]
         if swapped(order, k):
@@ -138,11 +122,11 @@ class Attentions:
             k = f"{y}.keys"
             made.append(onnx.helper.make_node("Transpose", [source], [k], k, perm=order))
         if swapped(self._perm(q), q):
-            q, rows_first = self._makers[q].input[0], rows_first | 1
+            q, rows_first = self._near.makers[q].input[0], rows_first | 1
         if swapped(self._perm(v), v):
-            v, rows_first = self._makers[v].input[0], rows_first | 4
+            v, rows_first = self._near.makers[v].input[0], rows_first | 4
         gone = {y: made}
-        after = self._below(y, "Transpose")
+        after = self._near.below(y, "Transpose")
         if after is not None and swapped(self._perm(after.output[0]), y):
             y, rows_first = after.output[0], rows_first | 8
             gone[y] = []

@@ -12,30 +12,6 @@
 #include <arm_neon.h>
 #endif
 
-void int4_round(const Product *p, size_t row) {
-    const size_t groups = p->inputs / p->group;
-    for (size_t g = 0; g < groups; g++) {
-        const float *x = p->x + row * p->inputs + g * p->group;
-        int8_t *rounded = p->rounded + row * p->inputs + g * p->group;
-        /* a group that is not finite becomes zeros with a step that is not, which makes y not a number */
-        const float step = largest(x, p->group) / 127, inverse = isnormal(step) ? 1 / step : 0;
-        int32_t sum = 0;
-        for (size_t k = 0; k < p->group; k++) {
-            const int32_t whole = nearest(inverse ? x[k] * inverse : 0);
-            rounded[k] = (int8_t)whole;
-            sum += whole;
-        }
-        p->steps[row * groups + g] = step;
-        p->shifts[row * groups + g] = -8 * step * (float)sum;
-    }
-}
-
-static inline int32_t four(const int8_t *x) {
-    int32_t word;
-    memcpy(&word, x, sizeof word);
-    return word;
-}
-
 /* What differs between processors: how wide their vectors are, and what multiplies bytes. */
 
 #if defined(__x86_64__)

@@ -10,9 +10,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { BLOCK = 64, INPUTS = 8, CHUNK = BLOCK * INPUTS / 2, MOST_ROWS = 4 };
+enum { INT4_BLOCK = 64, INT4_INPUTS = 8, INT4_CHUNK = INT4_BLOCK * INT4_INPUTS / 2, INT4_MOST_ROWS = 4 };
 
-/* One product. `inputs` is a multiple of `group`, which is one of 8. */
+/* `inputs` is a multiple of `group`, which is one of 8. */
 typedef struct {
     const uint8_t *weights;  /* (blocks, inputs / 8, 256) */
     const uint16_t *scales;  /* (blocks, inputs / group, 64) float16 */
@@ -23,9 +23,6 @@ typedef struct {
     float *steps;            /* (rows, groups) */
     float *shifts;           /* (rows, groups): -8 times the sum of a group's rounded inputs, in its steps */
     size_t rows, inputs, outputs, group;
-} Product;
-
-/* Fills `rounded`, `steps` and `shifts` of one row. */
-void int4_round(const Product *product, size_t row);
+} Int4Product;
 
 #endif

@@ -13,7 +13,7 @@
 /* the first version that has all of the places below */
 #define ORT_VERSION 17
 
-enum { ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_FLOAT16 = 10 }; /* as in ONNX */
+enum { ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_INT8 = 3, ORT_INT32 = 6, ORT_FLOAT16 = 10 }; /* as in ONNX */
 
 typedef void *Status; /* NULL: well */
 

@@ -1,8 +1,13 @@
 /* Operators of our own for ONNX Runtime, which runs them on its threads.
  *
  * `vla_edge::Int4MatMul`, the product of `int4_products.h`
- *   inputs      x (..., inputs) float32; weights, scales and largest as in `Product`
+ *   inputs      x (..., inputs) float32; weights, scales and largest as in `Int4Product`
  *   attributes  width (its outputs), group
+ *   output      (..., width) float32
+ *
+ * `vla_edge::Int8MatMul`, the product of `int8_products.h`
+ *   inputs      x (..., inputs) float32; weights, scales, sums and, where there is one, bias as in `Int8Product`
+ *   attributes  width
  *   output      (..., width) float32
  *
  * `vla_edge::Attention`, as in `attention.h`
@@ -18,6 +23,8 @@
 #include "ways.h"
 
 enum { MOST_DIMENSIONS = 8, FAIL = 1, REQUIRED = 0, OPTIONAL = 1 };
+/* so many share out evenly over the threads of a robot's computer */
+enum { ENOUGH_TASKS = 16 };
 
 #define CALL(api, type, place) ((type)(api)[place])
 #define TRY(call)                      \
@@ -65,7 +72,10 @@ static size_t last(const Tensor *tensor, size_t from_end) {
     return (size_t)tensor->shape[tensor->count - 1 - from_end];
 }
 
-/* A node of either operator, with its attributes. */
+/* How many pieces of that size hold so many. */
+static size_t pieces(size_t count, size_t size) { return (count + size - 1) / size; }
+
+/* A node of any operator, with its attributes. */
 typedef struct {
     OrtApi *api;
     const Way *way;
@@ -91,20 +101,22 @@ static Status hand_over(Status status, Kernel *made, void **kernel) {
     return status;
 }
 
-/* ---- products */
+/* ---- products with 4-bit weights */
 
 typedef struct {
-    Product product;
+    Int4Product product;
     const Way *way;
-} ProductWork;
+} Int4Work;
 
-static void round_row(void *work, size_t row) { int4_round(&((ProductWork *)work)->product, row); }
-
-static void multiply_block(void *work, size_t block) {
-    ((ProductWork *)work)->way->block(&((ProductWork *)work)->product, block);
+static void int4_round_row(void *work, size_t row) {
+    ((Int4Work *)work)->way->int4_round(&((Int4Work *)work)->product, row);
 }
 
-static Status compute_product(void *self, void *context) {
+static void int4_multiply(void *work, size_t block) {
+    ((Int4Work *)work)->way->int4_block(&((Int4Work *)work)->product, block);
+}
+
+static Status compute_int4(void *self, void *context) {
     const Kernel *kernel = self;
     OrtApi *api = kernel->api;
     Tensor x, weights, scales, largest;
@@ -112,7 +124,7 @@ static Status compute_product(void *self, void *context) {
     TRY(read_input(api, context, 1, &weights));
     TRY(read_input(api, context, 2, &scales));
     TRY(read_input(api, context, 3, &largest));
-    ProductWork work = {
+    Int4Work work = {
         .product = {
             .weights = weights.data, .scales = scales.data, .largest = largest.data, .x = x.data,
             .rows = leading(&x, 1), .inputs = last(&x, 0), .outputs = (size_t)kernel->width,
@@ -120,13 +132,13 @@ static Status compute_product(void *self, void *context) {
         },
         .way = kernel->way,
     };
-    Product *p = &work.product;
-    const size_t blocks = (p->outputs + BLOCK - 1) / BLOCK, groups = p->inputs / p->group;
+    Int4Product *p = &work.product;
+    const size_t blocks = pieces(p->outputs, INT4_BLOCK), groups = p->inputs / p->group;
     /* the file may be anybody's: nothing is read beyond what it holds */
     if (p->inputs % p->group || weights.count != 3 || scales.count != 3 || largest.count != 1 ||
-        (size_t)weights.shape[0] != blocks || (size_t)weights.shape[1] != p->inputs / INPUTS ||
-        weights.shape[2] != CHUNK || (size_t)scales.shape[0] != blocks || (size_t)scales.shape[1] != groups ||
-        scales.shape[2] != BLOCK || (size_t)largest.shape[0] != blocks * BLOCK)
+        (size_t)weights.shape[0] != blocks || (size_t)weights.shape[1] != p->inputs / INT4_INPUTS ||
+        weights.shape[2] != INT4_CHUNK || (size_t)scales.shape[0] != blocks || (size_t)scales.shape[1] != groups ||
+        scales.shape[2] != INT4_BLOCK || (size_t)largest.shape[0] != blocks * INT4_BLOCK)
         return fail(api, "Int4MatMul: weights, scales and inputs do not fit together");
     x.shape[x.count - 1] = kernel->width;
     TRY(make_output(api, context, x.shape, x.count, (void **)&p->y));
@@ -138,23 +150,103 @@ static Status compute_product(void *self, void *context) {
     ParallelFor parallel = CALL(api, ParallelFor, KERNEL_CONTEXT_PARALLEL_FOR);
     Status status = NULL;
     /* other threads are worth waking for more than a few rows */
-    if (p->rows <= MOST_ROWS)
-        for (size_t row = 0; row < p->rows; row++) int4_round(p, row);
+    if (p->rows <= INT4_MOST_ROWS)
+        for (size_t row = 0; row < p->rows; row++) int4_round_row(&work, row);
     else
-        status = parallel(context, round_row, p->rows, 0, &work);
-    if (!status) status = parallel(context, multiply_block, blocks, 0, &work);
+        status = parallel(context, int4_round_row, p->rows, 0, &work);
+    if (!status) status = parallel(context, int4_multiply, blocks, 0, &work);
     free(p->steps);
     return status;
 }
 
-static Status create_product(const CustomOp *op, OrtApi *api, const void *info, void **kernel) {
+static Status create_int4(const CustomOp *op, OrtApi *api, const void *info, void **kernel) {
     (void)op;
     Kernel *made;
     TRY(new_kernel(api, &made));
     Status status = CALL(api, KernelInfoGetInt, KERNEL_INFO_GET_INT)(info, "width", &made->width);
     if (!status) status = CALL(api, KernelInfoGetInt, KERNEL_INFO_GET_INT)(info, "group", &made->group);
-    if (!status && (made->width < 1 || made->group < 1 || made->group % INPUTS))
+    if (!status && (made->width < 1 || made->group < 1 || made->group % INT4_INPUTS))
         status = fail(api, "Int4MatMul: a width of at least 1 and groups of a multiple of 8");
+    return hand_over(status, made, kernel);
+}
+
+/* ---- products with 8-bit weights */
+
+/* `parts` shares of the rows, so that there is work for every thread where the `blocks` are few. */
+typedef struct {
+    Int8Product product;
+    const Way *way;
+    size_t blocks, parts;
+} Int8Work;
+
+static void int8_round_row(void *data, size_t row) {
+    const Int8Work *work = data;
+    work->way->int8_round(&work->product, row);
+}
+
+static void int8_multiply(void *data, size_t task) {
+    const Int8Work *work = data;
+    const Int8Product *p = &work->product;
+    const size_t tiles = pieces(p->rows, INT8_MOST_ROWS), part = task / work->blocks;
+    const size_t begin = part * tiles / work->parts, end = (part + 1) * tiles / work->parts;
+    const size_t most = end * INT8_MOST_ROWS;
+    work->way->int8_block(p, task % work->blocks, begin * INT8_MOST_ROWS, most < p->rows ? most : p->rows);
+}
+
+static Status compute_int8(void *self, void *context) {
+    const Kernel *kernel = self;
+    OrtApi *api = kernel->api;
+    Tensor x, weights, scales, sums, bias = {.data = NULL};
+    size_t inputs;
+    TRY(CALL(api, KernelContextGetInputCount, KERNEL_CONTEXT_GET_INPUT_COUNT)(context, &inputs));
+    TRY(read_input(api, context, 0, &x));
+    TRY(read_input(api, context, 1, &weights));
+    TRY(read_input(api, context, 2, &scales));
+    TRY(read_input(api, context, 3, &sums));
+    if (inputs > 4) TRY(read_input(api, context, 4, &bias));
+    Int8Work work = {
+        .product = {
+            .weights = weights.data, .scales = scales.data, .sums = sums.data, .bias = bias.data, .x = x.data,
+            .rows = leading(&x, 1), .inputs = last(&x, 0), .padded = pieces(last(&x, 0), INT8_INPUTS) * INT8_INPUTS,
+            .outputs = (size_t)kernel->width,
+        },
+        .way = kernel->way,
+    };
+    Int8Product *p = &work.product;
+    const size_t blocks = work.blocks = pieces(p->outputs, INT8_BLOCK), tiles = pieces(p->rows, INT8_MOST_ROWS);
+    /* the file may be anybody's: nothing is read beyond what it holds */
+    if (p->inputs > INT8_MOST_INPUTS || weights.count != 3 || scales.count != 1 || sums.count != 1 ||
+        (size_t)weights.shape[0] != blocks || (size_t)weights.shape[1] != p->padded / INT8_INPUTS ||
+        weights.shape[2] != INT8_CHUNK || (size_t)scales.shape[0] != blocks * INT8_BLOCK ||
+        (size_t)sums.shape[0] != blocks * INT8_BLOCK ||
+        (p->bias && (bias.count != 1 || (size_t)bias.shape[0] != p->outputs)))
+        return fail(api, "Int8MatMul: weights, scales and inputs do not fit together");
+    x.shape[x.count - 1] = kernel->width;
+    TRY(make_output(api, context, x.shape, x.count, (void **)&p->y));
+    if (!p->rows) return NULL;
+    p->steps = malloc(p->rows * (sizeof(float) + sizeof(int32_t) + p->padded));
+    if (!p->steps) return fail(api, "Int8MatMul: out of memory");
+    p->zeros = (int32_t *)(p->steps + p->rows);
+    p->rounded = (uint8_t *)(p->zeros + p->rows);
+    work.parts = pieces(ENOUGH_TASKS, blocks) < tiles ? pieces(ENOUGH_TASKS, blocks) : tiles;
+    ParallelFor parallel = CALL(api, ParallelFor, KERNEL_CONTEXT_PARALLEL_FOR);
+    Status status = NULL;
+    /* other threads are worth waking for more than a few rows */
+    if (p->rows <= INT8_MOST_ROWS)
+        for (size_t row = 0; row < p->rows; row++) int8_round_row(&work, row);
+    else
+        status = parallel(context, int8_round_row, p->rows, 0, &work);
+    if (!status) status = parallel(context, int8_multiply, blocks * work.parts, 0, &work);
+    free(p->steps);
+    return status;
+}
+
+static Status create_int8(const CustomOp *op, OrtApi *api, const void *info, void **kernel) {
+    (void)op;
+    Kernel *made;
+    TRY(new_kernel(api, &made));
+    Status status = CALL(api, KernelInfoGetInt, KERNEL_INFO_GET_INT)(info, "width", &made->width);
+    if (!status && made->width < 1) status = fail(api, "Int8MatMul: a width of at least 1");
     return hand_over(status, made, kernel);
 }
 
@@ -238,35 +330,43 @@ static void destroy_kernel(void *kernel) { free(kernel); }
 static const char *get_execution_provider(const CustomOp *op) { return (void)op, NULL; } /* the CPU */
 static size_t one(const CustomOp *op) { return (void)op, 1; }
 static size_t four_inputs(const CustomOp *op) { return (void)op, 4; }
+static size_t five_inputs(const CustomOp *op) { return (void)op, 5; }
 static int is_float(const CustomOp *op, size_t index) { return (void)op, (void)index, ORT_FLOAT; }
 static int is_required(const CustomOp *op, size_t index) { return (void)op, (void)index, REQUIRED; }
 static int is_default_memory(const CustomOp *op, size_t index) { return (void)op, (void)index, 0; }
 
-static const char *product_name(const CustomOp *op) { return (void)op, "Int4MatMul"; }
+static const char *int4_name(const CustomOp *op) { return (void)op, "Int4MatMul"; }
 
-static int product_input(const CustomOp *op, size_t index) {
+static int int4_input(const CustomOp *op, size_t index) {
     (void)op;
     return (const int[]){ORT_FLOAT, ORT_UINT8, ORT_FLOAT16, ORT_FLOAT}[index];
+}
+
+static const char *int8_name(const CustomOp *op) { return (void)op, "Int8MatMul"; }
+static int int8_needs(const CustomOp *op, size_t index) { return (void)op, index < 4 ? REQUIRED : OPTIONAL; }
+
+static int int8_input(const CustomOp *op, size_t index) {
+    (void)op;
+    return (const int[]){ORT_FLOAT, ORT_INT8, ORT_FLOAT, ORT_INT32, ORT_FLOAT}[index];
 }
 
 static const char *attention_name(const CustomOp *op) { return (void)op, "Attention"; }
 static int attention_needs(const CustomOp *op, size_t index) { return (void)op, index < 3 ? REQUIRED : OPTIONAL; }
 
+/* what they have in common: float32 comes out, all of it in the processor's memory */
+#define OPERATOR(kind, inputs, type_of_input, characteristic)                                                 \
+    {                                                                                                         \
+        .version = ORT_VERSION, .get_name = kind##_name, .get_execution_provider = get_execution_provider,    \
+        .get_input_type = type_of_input, .get_input_count = inputs, .get_output_type = is_float,              \
+        .get_output_count = one, .destroy_kernel = destroy_kernel, .get_input_characteristic = characteristic, \
+        .get_output_characteristic = is_required, .get_input_memory = is_default_memory,                      \
+        .create_kernel = create_##kind, .compute = compute_##kind,                                            \
+    }
+
 static const CustomOp OPERATORS[] = {
-    {
-        .version = ORT_VERSION, .get_name = product_name, .get_execution_provider = get_execution_provider,
-        .get_input_type = product_input, .get_input_count = four_inputs, .get_output_type = is_float,
-        .get_output_count = one, .destroy_kernel = destroy_kernel, .get_input_characteristic = is_required,
-        .get_output_characteristic = is_required, .get_input_memory = is_default_memory,
-        .create_kernel = create_product, .compute = compute_product,
-    },
-    {
-        .version = ORT_VERSION, .get_name = attention_name, .get_execution_provider = get_execution_provider,
-        .get_input_type = is_float, .get_input_count = four_inputs, .get_output_type = is_float,
-        .get_output_count = one, .destroy_kernel = destroy_kernel, .get_input_characteristic = attention_needs,
-        .get_output_characteristic = is_required, .get_input_memory = is_default_memory,
-        .create_kernel = create_attention, .compute = compute_attention,
-    },
+    OPERATOR(int4, four_inputs, int4_input, is_required),
+    OPERATOR(int8, five_inputs, int8_input, int8_needs),
+    OPERATOR(attention, four_inputs, is_float, attention_needs),
 };
 
 #define EXPORTED __attribute__((visibility("default")))
@@ -290,11 +390,20 @@ EXPORTED Status RegisterCustomOps(void *options, const OrtApiBase *base) {
 EXPORTED int vla_edge_runs(const char *way) { return find_way(way) != NULL; }
 
 /* Alone, in the way of that name or the fastest, for tests: 0, or -1 where that cannot run. */
-EXPORTED int vla_edge_int4_product(const Product *product, const char *way) {
+EXPORTED int vla_edge_int4_product(const Int4Product *product, const char *way) {
     const Way *chosen = find_way(way);
     if (!chosen) return -1;
-    for (size_t row = 0; row < product->rows; row++) int4_round(product, row);
-    for (size_t block = 0; block * BLOCK < product->outputs; block++) chosen->block(product, block);
+    for (size_t row = 0; row < product->rows; row++) chosen->int4_round(product, row);
+    for (size_t block = 0; block * INT4_BLOCK < product->outputs; block++) chosen->int4_block(product, block);
+    return 0;
+}
+
+EXPORTED int vla_edge_int8_product(const Int8Product *product, const char *way) {
+    const Way *chosen = find_way(way);
+    if (!chosen) return -1;
+    for (size_t row = 0; row < product->rows; row++) chosen->int8_round(product, row);
+    for (size_t block = 0; block * INT8_BLOCK < product->outputs; block++)
+        chosen->int8_block(product, block, 0, product->rows);
     return 0;
 }
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vla_edge.engine.export import PAGE, leave_to
-from vla_edge.engine.native import DOMAIN, attention, int4_products, library
+from vla_edge.engine.native import DOMAIN, attention, int4_products, int8_products, library
 from vla_edge.engine.onnx_graph import needed
 
-
+PRODUCTS = (int4_products, int8_products)
 # what a stage has that a recipe rounds
 _ROUNDING = {"DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"}
 
@@ -24,7 +24,7 @@ def helps(model) -> bool:
 
     if library() is None or not any(node.op_type in _ROUNDING for node in model.graph.node):
         return False
-    if int4_products.takes(model.graph):
+    if any(products.takes(model.graph) for products in PRODUCTS):
         return True
     return bool(attention.Attentions(onnx.shape_inference.infer_shapes(model).graph).found)
 
@@ -47,11 +47,12 @@ def use_kernels(path: Path) -> None:
     def value(name: str):
         return onnx.numpy_helper.to_array(_inside(constants[name], directory))
 
-    for weights, made in int4_products.replace(graph, value):
-        if weights in outside:
-            _move_out(made, directory)
-            moved = True
-        graph.initializer.extend(made)
+    for products in PRODUCTS:
+        for weights, made in products.replace(graph, value):
+            if weights in outside:
+                _move_out(made, directory)
+                moved = True
+            graph.initializer.extend(made)
     nodes, read = needed(attention.Attentions(graph).replaced(), (value.name for value in graph.output))
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]

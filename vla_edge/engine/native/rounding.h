@@ -34,4 +34,25 @@ static inline float largest(const float *x, size_t count) {
     return found;
 }
 
+/* x as an integer: numbers keep their order, and what is not one is below or above all others */
+static inline int32_t in_order(const float *x) {
+    int32_t bits;
+    memcpy(&bits, x, sizeof bits);
+    return bits ^ (bits >> 31 & 0x7FFFFFFF);
+}
+
+static inline float from_order(int32_t place) {
+    const int32_t bits = place ^ (place >> 31 & 0x7FFFFFFF);
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* Four rounded inputs, one after the other, as a word. */
+static inline int32_t four(const void *x) {
+    int32_t word;
+    memcpy(&word, x, sizeof word);
+    return word;
+}
+
 #endif

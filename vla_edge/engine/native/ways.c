@@ -2,7 +2,8 @@
 
 #include <string.h>
 
-#define WAY(name) {#name, name##_runs, name##_block, name##_head}
+#define WAY(name) \
+    {#name, name##_runs, name##_int4_round, name##_int4_block, name##_int8_round, name##_int8_block, name##_head}
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -30,7 +31,7 @@ static const Way WAYS[] = {WAY(neon_dot)};
 
 #else
 
-static const Way WAYS[] = {{NULL, NULL, NULL, NULL}};
+static const Way WAYS[] = {{.name = NULL}};
 
 #endif
 

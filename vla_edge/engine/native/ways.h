@@ -4,16 +4,23 @@
 
 #include "attention.h"
 #include "int4_products.h"
+#include "int8_products.h"
 
 typedef struct {
     const char *name;
     int (*runs)(void); /* on this processor */
-    void (*block)(const Product *product, size_t block);                  /* y of all rows for a block's outputs */
-    void (*head)(const Attention *attention, size_t head, void *scratch); /* y of one head */
+    void (*int4_round)(const Int4Product *, size_t row);
+    void (*int4_block)(const Int4Product *, size_t block); /* y of all rows for a block's outputs */
+    void (*int8_round)(const Int8Product *, size_t row);
+    void (*int8_block)(const Int8Product *, size_t block, size_t row, size_t end); /* y of these rows for its outputs */
+    void (*head)(const Attention *, size_t head, void *scratch);                   /* y of one head */
 } Way;
 
-#define DECLARE(name)                           \
-    void name##_block(const Product *, size_t); \
+#define DECLARE(name)                                                 \
+    void name##_int4_round(const Int4Product *, size_t);               \
+    void name##_int4_block(const Int4Product *, size_t);               \
+    void name##_int8_round(const Int8Product *, size_t);               \
+    void name##_int8_block(const Int8Product *, size_t, size_t, size_t); \
     void name##_head(const Attention *, size_t, void *);
 
 #if defined(__x86_64__)

@@ -1,0 +1,186 @@
+"""Our kernel for 8-bit weights: its numbers in every way that this processor runs, and the files that use it."""
+
+import ctypes
+
+import numpy as np
+import onnx
+import pytest
+from native_kernels import KERNELS, WAYS
+
+from vla_edge.engine.backends import BackendError, get_backend
+from vla_edge.engine.native.int8_products import BLOCK, INPUTS, OPERATOR, pack, takes
+from vla_edge.engine.native.rewrite import use_kernels
+from vla_edge.engine.product import chain_file, in_precision, product_interface
+from vla_edge.engine.work import stage_work
+
+pytestmark = pytest.mark.skipif(KERNELS is None, reason="the kernels are not compiled here")
+ONE_THREAD = {"own_kernels": True, "threads": 1}
+
+
+class Product(ctypes.Structure):
+    """As native/int8_products.h has it."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("weights", "scales", "sums", "bias", "x", "y", "rounded", "steps", "zeros")),
+        *((name, ctypes.c_size_t) for name in ("rows", "inputs", "padded", "outputs")),
+    ]
+
+
+def multiply(way, x, codes, scales, bias=None):
+    """y, and the inputs as they were rounded with their zero points."""
+    blocks, sums = pack(codes)
+    rows, (inputs, outputs) = len(x), codes.shape
+    steps = np.zeros(len(sums), np.float32)
+    steps[:outputs] = scales
+    padded = -(-inputs // INPUTS) * INPUTS
+    y, rounded = np.full((rows, outputs), 7.0, np.float32), np.full((rows, padded), 99, np.uint8)
+    found, zeros = np.zeros(rows, np.float32), np.zeros(rows, np.int32)
+    arrays = (blocks, steps, sums, bias, x, y, rounded, found, zeros)
+    places = [None if array is None else array.ctypes.data for array in arrays]
+    assert KERNELS.vla_edge_int8_product(ctypes.byref(Product(*places, rows, inputs, padded, outputs)), way.encode()) == 0
+    return y, rounded, zeros
+
+
+def expected(x, codes, scales, bias=0.0):
+    """In float64, of inputs on the grid that each row gets."""
+    x = x.astype(np.float64)
+    low, high = np.minimum(x.min(1, keepdims=True), 0), np.maximum(x.max(1, keepdims=True), 0)
+    step = (high - low) / 255
+    step = np.where(step, step, 1)
+    zero = np.rint(-low / step)
+    return (np.clip(np.rint(x / step) + zero, 0, 255) - zero) * step @ codes.astype(np.float64) * scales + bias
+
+
+def case(rows, inputs, outputs, seed=0):
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(-127, 128, (inputs, outputs)).astype(np.int8)
+    x = rng.normal(rng.normal(size=(rows, 1)), np.exp(rng.normal(size=(rows, 1))), (rows, inputs)).astype(np.float32)
+    return x, codes, rng.uniform(1e-3, 1e-1, outputs).astype(np.float32)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"),
+    [(1, 256, 64), (2, 97, 100), (3, 64, 1), (4, 63, 65), (5, 384, 130), (6, 2, 64), (13, 130, 192)],
+)
+def test_is_the_product_of_rounded_inputs(way, rows, inputs, outputs):
+    x, codes, scales = case(rows, inputs, outputs)
+    bias = np.random.default_rng(1).normal(size=outputs).astype(np.float32)
+    for added in (None, bias):
+        found, rounded, zeros = multiply(way, x, codes, scales, added)
+        wanted = expected(x, codes, scales, 0.0 if added is None else added.astype(np.float64))
+        # a number half way between two steps may go to either
+        assert np.linalg.norm(found - wanted) <= 1e-3 * np.linalg.norm(wanted)
+        whole = rounded[:, :inputs].astype(np.int64) - zeros[:, None]
+        of_integers = whole @ codes.astype(np.int64)
+        steps = (np.maximum(x.max(1), 0) - np.minimum(x.min(1), 0)) / np.float32(255)
+        exact = of_integers * steps[:, None].astype(np.float64) * scales + (0.0 if added is None else added)
+        np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_extremes_do_not_overflow(way):
+    """The largest weights and inputs there are, of the widest layer, which add up in whole numbers without loss."""
+    inputs = 65536
+    for code, sign in ((-127, 1), (127, 1), (-127, -1), (127, -1)):
+        x, codes = np.full((2, inputs), 255.0 * sign, np.float32), np.full((inputs, BLOCK), code, np.int8)
+        found, *_ = multiply(way, x, codes, np.ones(BLOCK, np.float32))
+        np.testing.assert_allclose(found, 255.0 * sign * code * inputs, rtol=1e-6)
+
+
+def test_zeros_stay_zeros_and_what_is_not_finite_is_seen():
+    x, codes, scales = case(5, 128, 64)
+    x[0], x[1, 5], x[2, 70], x[3, 9] = 0, np.nan, np.inf, -np.inf
+    found, *_ = multiply(WAYS[0], x, codes, scales)
+    assert not found[0].any()
+    assert not np.isfinite(found[1:4]).any()
+    assert np.isfinite(found[4]).all()
+
+
+def test_a_row_does_not_pay_for_another():
+    """Where all rows share a grid, one that is a thousand times as large leaves nothing of the others."""
+    x, codes, scales = case(4, 256, 64)
+    alone, *_ = multiply(WAYS[0], x, codes, scales)
+    x[0] *= 1000
+    beside, *_ = multiply(WAYS[0], x, codes, scales)
+    np.testing.assert_array_equal(beside[1:], alone[1:])
+
+
+@pytest.fixture(params=["int8 dynamic", "int8 weights"])
+def stage_file(request, tmp_path):
+    """Two layers of 8-bit weights, one after the other; inputs rounded by the file or not."""
+    rng = np.random.default_rng(3)
+    weights = [rng.normal(0, 0.1, shape).astype(np.float32) for shape in ((100, 130), (64, 100))]
+    layers = [in_precision(weight, request.param, 32) for weight in weights]
+    path = tmp_path / "given.onnx"
+    path.write_bytes(chain_file(layers, 3))
+    return path, product_interface(3, 130, 64), {"x": rng.normal(size=(1, 3, 130)).astype(np.float32)}
+
+
+def test_onnxruntime_offers_and_runs_it(stage_file, tmp_path):
+    path, stage, inputs = stage_file
+    runtime = get_backend("onnxruntime")
+    ways = [way for way in runtime.candidates(path) if way.get("own_kernels")]
+    assert ways and not any(way["exact"] for way in ways)
+    exact = runtime.load(path, stage).run(inputs)["y"]
+    for index, way in enumerate(ways):
+        place = tmp_path / str(index)
+        place.mkdir()
+        built = runtime.build(path, place, stage, way)
+        graph = onnx.load(str(place / built.file)).graph
+        assert [node.op_type for node in graph.node] == [OPERATOR, OPERATOR]
+        found = runtime.load(place / built.file, stage, built.options).run(inputs)["y"]
+        assert 0 < np.linalg.norm(found - exact) < 0.02 * np.linalg.norm(exact)
+        assert stage_work(place / built.file).flops == {"int8": 2.0 * 3 * 100 * (130 + 64)}
+
+
+def test_a_bias_is_added_by_it(stage_file, tmp_path):
+    path, stage, inputs = stage_file
+    model = onnx.load(str(path))
+    graph, last = model.graph, model.graph.node[-1]
+    bias = np.random.default_rng(5).normal(size=64).astype(np.float32)
+    graph.initializer.append(onnx.numpy_helper.from_array(bias, "bias"))
+    last.output[0] = "before"
+    graph.node.append(onnx.helper.make_node("Add", ["before", "bias"], ["y"], "add"))
+    without = get_backend("onnxruntime").load(path, stage).run(inputs)["y"]
+    path.write_bytes(model.SerializeToString())
+    use_kernels(path)
+    assert [node.op_type for node in onnx.load(str(path)).graph.node] == [OPERATOR, OPERATOR]
+    found = get_backend("onnxruntime").load(path, stage, ONE_THREAD).run(inputs)["y"]
+    assert np.linalg.norm(found - without - bias) < 0.02 * np.linalg.norm(without)
+
+
+def test_inputs_on_a_grid_of_the_recipe_stay_on_it(tmp_path):
+    """Static grids, groups of weights and weights around another point than zero are not for it."""
+    rng = np.random.default_rng(3)
+    path = tmp_path / "given.onnx"
+    path.write_bytes(chain_file([in_precision(rng.normal(size=(64, 64)).astype(np.float32), "int8 weights", 32)], 3))
+    model = onnx.load(str(path))
+    assert len(takes(model.graph)) == 1
+    weights = next(node for node in model.graph.node if node.op_type == "DequantizeLinear")
+    product = next(node for node in model.graph.node if node.op_type == "MatMul")
+    for change in ("zero", "block", "grid"):
+        other = onnx.ModelProto.FromString(model.SerializeToString())
+        source = next(node for node in other.graph.node if node.name == weights.name)
+        if change == "zero":
+            moved = np.full(64, 3, np.int8)
+            other.graph.initializer.append(onnx.numpy_helper.from_array(moved, "moved"))
+            source.input[2] = "moved"
+        elif change == "block":
+            source.attribute.append(onnx.helper.make_attribute("block_size", 32))
+        else:
+            grid = onnx.helper.make_node("DequantizeLinear", ["codes", "step"], [product.input[0]], "grid")
+            other.graph.node.insert(0, grid)
+        assert not takes(other.graph), change
+
+
+def test_a_file_that_lies_about_its_weights_is_refused(stage_file):
+    path, stage, inputs = stage_file
+    use_kernels(path)
+    model = onnx.load(str(path))
+    blocks = next(constant for constant in model.graph.initializer if constant.name.endswith(".blocks"))
+    blocks.dims[1] -= 1
+    blocks.raw_data = blocks.raw_data[: int(np.prod(blocks.dims))]
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BackendError, match="do not fit together"):
+        get_backend("onnxruntime").load(path, stage, ONE_THREAD).run(inputs)
