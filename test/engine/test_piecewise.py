@@ -27,6 +27,7 @@ from vla_edge.engine import build as building
 from vla_edge.engine import export, piecewise
 from vla_edge.engine.backends import BackendError
 from vla_edge.engine.bundle import BundleError
+from vla_edge.engine.foreseen import enough
 from vla_edge.engine.piecewise import Piecewise, needs_pieces, whole_memory
 from vla_edge.engine.runner import Runner
 from vla_edge.engine.trace import linear_layers
@@ -181,12 +182,26 @@ def test_a_policy_in_bfloat16_is_calibrated_in_it_and_held_to_what_it_does_in_fu
         pieces = in_pieces(openvla, data=data)
         layers = pieces.compressed().layers
         found[pays] = {name: layers[name].effective_weight() for name in layers if name.startswith("prefill.layers")}
-        chunks = pieces.foreseen.reference(checkpoint.spec)
+        chunks, seen = pieces.foreseen.reference(checkpoint.spec), pieces.foreseen
         for observation in data.held_out:
             expected = reference.infer(observation).chunk.positions
             np.testing.assert_array_equal(chunks.infer(observation).chunk.positions, expected)
+        calibrated = range(len(data.held_out), len(seen))
+        assert len(calibrated) == 5 and all(len(seen.calls(place, "prefill")) == 1 for place in calibrated)
+        # of those that are only calibrated on, what reaches the prompt is enough: tokens go through the same layers
+        assert [bool(seen.calls(place, "decode")) for place in calibrated] == [not pays] * 5
+        assert [seen.has_chunk(place) for place in calibrated] == [not pays] * 5
     apart = [np.linalg.norm(found[True][name] - exact) / np.linalg.norm(exact) for name, exact in found[False].items()]
     assert 0 < max(apart) < 0.3  # of weights that have nothing to do with each other: above 1
+
+
+def test_only_where_all_that_follows_shares_its_layers_an_inference_may_end_early():
+    shared = SimpleNamespace
+    vision, prefill = shared(name="vision", shares=None), shared(name="prefill", shares=None)
+    decode, draft = shared(name="decode", shares="prefill"), shared(name="draft", shares=None)
+    assert enough([vision, prefill, decode]) == "prefill"
+    assert enough([vision, prefill, decode, draft]) is None
+    assert enough([vision, prefill]) is None
 
 
 @pytest.mark.parametrize(("family", "recipe"), [("openvla", RECIPE), ("pi0", AWQ)])

@@ -103,18 +103,26 @@ class Foreseen:
             call |= {name: array for name, array in before.items() if name not in call}
         return found
 
+    def has_chunk(self, place: int) -> bool:
+        """Whether an observation was inferred to the end."""
+        with np.load(self.path(place)) as file:
+            return "positions" in file
+
     def positions(self, place: int) -> np.ndarray:
-        """(T, J) the chunk, rad."""
+        """(T, J) the chunk, rad, of an observation that was inferred to the end."""
         with np.load(self.path(place)) as file:
             return file["positions"]
 
     def reference(self, spec) -> Chunks:
-        """What stands for the policy in full precision where engines are compared with it."""
+        """What stands for the policy in full precision where engines are compared with it: the observations that were
+        inferred to the end."""
+        whole = [place for place in range(len(self)) if self.has_chunk(place)]
+        observations = [self.observations[place] for place in whole]
         chunks = [
             ActionChunk(observation.stamp_ns, spec.joint_names, self.positions(place), spec.dt)
-            for place, observation in enumerate(self.observations)
+            for place, observation in zip(whole, observations)
         ]
-        return Chunks(spec, self.observations, chunks)
+        return Chunks(spec, observations, chunks)
 
 
 class Chunks:
@@ -144,8 +152,8 @@ def foresee(
 
     Args:
         most_bytes: of tensors that go between stages, of all observations that advance together.
-        exact: how many from the first on are inferred in float32; the products of the others are of bfloat16. All when
-            None.
+        exact: how many from the first on are inferred in float32. Of the others, which are only calibrated on, products
+            are of bfloat16, and inference ends where nothing new would be calibrated (`enough`). All when None.
 
     Raises:
         CheckpointError: values that are damaged or not finite. ObservationError: the policy cannot be shown one.
@@ -157,20 +165,22 @@ def foresee(
     done, for_all = 0, foreseen.for_all
     for bfloat16 in (False, True):
         places = [place for place in missing if bfloat16 == (place >= exact)]
-        for count in _infer(PiecewiseStages(source, bfloat16), foreseen, places, most_bytes, {} if bfloat16 else for_all):
+        performer, until = PiecewiseStages(source, bfloat16), enough(source.policy.stages()) if bfloat16 else None
+        for count in _infer(performer, foreseen, places, most_bytes, {} if bfloat16 else for_all, until):
             done += count
             tell(done / len(missing))
     return foreseen
 
 
 def _infer(
-    performer: PiecewiseStages, foreseen: Foreseen, places: Sequence[int], most_bytes: int, for_all: dict
-) -> Iterator[int]:
+    performer: PiecewiseStages, foreseen: Foreseen, places: Sequence[int], most_bytes: int, for_all: dict,
+    until: str | None,
+) -> Iterator[int]:  # fmt: skip
     """Leaves the files of the observations at `places`; gives how many there are more, as many at a time as advance
     together.
 
     Args:
-        for_all: where calls that all observations need are put.
+        for_all: where calls that all observations need are put. until: as of `infer_together`.
     """
     checkpoint, stages = performer.source.checkpoint, performer.source.policy.stages()
     kept = {stage.name: [spec.name for spec in stage.inputs if is_kept(spec, stage)] for stage in stages}
@@ -187,11 +197,20 @@ def _infer(
 
     done = 0
     observations = [foreseen.observations[place] for place in places]
-    for chunks in infer_together(make, performer, observations, 0, most_bytes, seen):
+    for chunks in infer_together(make, performer, observations, 0, most_bytes, seen, until):
         for place, chunk in zip(places[done:], chunks):
-            _write(foreseen.path(place), given.pop(place), chunk.positions)
+            _write(foreseen.path(place), given.pop(place), None if chunk is None else chunk.positions)
         done += len(chunks)
         yield len(chunks)
+
+
+def enough(stages: Sequence[Stage]) -> str | None:
+    """The stage whose first call tells all that a policy's layers are to be calibrated on, None where inference has to
+    be whole: only stages follow that share its layers, as behind the prompt of a policy that writes tokens. Each token
+    would take all layers through memory again, and is one row beside the prompt's hundreds.
+    """
+    own = [number for number, stage in enumerate(stages) if stage.shares is None]
+    return stages[own[-1]].name if own[-1] + 1 < len(stages) else None
 
 
 def is_kept(spec: TensorSpec, stage: Stage) -> bool:
@@ -205,9 +224,9 @@ def _copy(array: np.ndarray, before: np.ndarray | None) -> np.ndarray:
     return before if before is not None and np.array_equal(array, before) else array.copy()
 
 
-def _write(path: Path, given: Mapping[str, Sequence[Mapping[str, np.ndarray]]], positions: np.ndarray) -> None:
-    """What differs from the call before, and how many calls there are."""
-    arrays: dict[str, np.ndarray] = {"positions": positions}
+def _write(path: Path, given: Mapping[str, Sequence[Mapping[str, np.ndarray]]], positions: np.ndarray | None) -> None:
+    """What differs from the call before, how many calls there are, and the chunk where there is one."""
+    arrays: dict[str, np.ndarray] = {} if positions is None else {"positions": positions}
     for stage, calls in given.items():
         arrays[f"{stage}/calls"] = np.array(len(calls))
         for number, (before, call) in enumerate(zip(({}, *calls), calls)):

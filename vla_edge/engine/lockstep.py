@@ -84,12 +84,14 @@ def infer_together(
     seed: int = 0,
     most_bytes: int = 1 << 30,
     seen: Seen = lambda place, stage, call: None,
-) -> Iterator[list[ActionChunk]]:
+    until: str | None = None,
+) -> Iterator[list[ActionChunk | None]]:
     """Chunks of `observations` in order, as many at a time as advance together.
 
     Args:
         make: a runner of such stages, with buffers of its own.
         most_bytes: of the buffers of all runners that advance together; of one alone in any case.
+        until: a stage before whose first call each inference ends, once it is `seen`; there are no chunks then.
     """
     stages = {name: Deferred(interface, performer, seen) for name, interface in performer.interfaces.items()}
     runners = [make(stages)]
@@ -97,10 +99,13 @@ def infer_together(
     runners += [make(stages) for _ in range(count - 1)]
     for begin in range(0, len(observations), count):
         group = observations[begin : begin + count]
-        yield _advance(runners, group, performer, seed, lambda place, *call, begin=begin: seen(begin + place, *call))
+        shown = lambda place, *call, begin=begin: seen(begin + place, *call)  # noqa: E731
+        yield _advance(runners, group, performer, seed, shown, until)
 
 
-def _advance(runners, observations, performer: Performer, seed: int, seen: Seen) -> list[ActionChunk]:
+def _advance(
+    runners, observations, performer: Performer, seed: int, seen: Seen, until: str | None
+) -> list[ActionChunk | None]:
     chunks: list = [None] * len(observations)
     walks = [runner.steps(observation, seed) for runner, observation in zip(runners, observations)]
     waiting: dict[int, tuple[str, Call]] = {}
@@ -119,6 +124,9 @@ def _advance(runners, observations, performer: Performer, seed: int, seen: Seen)
         now = [place for place in sorted(waiting) if waiting[place][0] == stage]
         for place in now:
             seen(place, stage, waiting[place][1])
+        if stage == until:
+            waiting = {place: call for place, call in waiting.items() if place not in now}
+            continue
         performer.perform(stage, [waiting[place][1] for place in now])
         for place in now:
             advance(place)
