@@ -1,16 +1,20 @@
 """Our kernel for 8-bit weights: its numbers in every way that this processor runs, and the files that use it."""
 
 import ctypes
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 from native_kernels import KERNELS, WAYS
+from scipy.special import erf
 
 from vla_edge.engine.backends import BackendError, get_backend
-from vla_edge.engine.native.int8_products import BLOCK, INPUTS, OPERATOR, pack, takes
+from vla_edge.engine.lower import lower
+from vla_edge.engine.native.int8_products import BLOCK, INPUTS, OPERATOR, Finish, pack, takes
 from vla_edge.engine.native.rewrite import use_kernels
 from vla_edge.engine.product import chain_file, in_precision, product_interface
+from vla_edge.engine.trace import MARKER, MARKER_DOMAIN, OPSET
 from vla_edge.engine.work import stage_work
 
 pytestmark = pytest.mark.skipif(KERNELS is None, reason="the kernels are not compiled here")
@@ -21,12 +25,14 @@ class Product(ctypes.Structure):
     """As native/int8_products.h has it."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("weights", "scales", "sums", "bias", "x", "y", "rounded", "steps", "zeros")),
+        *((name, ctypes.c_void_p) for name in ("weights", "scales", "sums", "bias", "x", "norm", "shift")),
+        ("epsilon", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("y", "rounded", "steps", "zeros")),
         *((name, ctypes.c_size_t) for name in ("rows", "inputs", "padded", "outputs")),
     ]
 
 
-def multiply(way, x, codes, scales, bias=None):
+def multiply(way, x, codes, scales, bias=None, norm=None, shift=None, epsilon=0.0):
     """y, and the inputs as they were rounded with their zero points."""
     blocks, sums = pack(codes)
     rows, (inputs, outputs) = len(x), codes.shape
@@ -35,9 +41,10 @@ def multiply(way, x, codes, scales, bias=None):
     padded = -(-inputs // INPUTS) * INPUTS
     y, rounded = np.full((rows, outputs), 7.0, np.float32), np.full((rows, padded), 99, np.uint8)
     found, zeros = np.zeros(rows, np.float32), np.zeros(rows, np.int32)
-    arrays = (blocks, steps, sums, bias, x, y, rounded, found, zeros)
-    places = [None if array is None else array.ctypes.data for array in arrays]
-    assert KERNELS.vla_edge_int8_product(ctypes.byref(Product(*places, rows, inputs, padded, outputs)), way.encode()) == 0
+    given = [None if array is None else array.ctypes.data for array in (blocks, steps, sums, bias, x, norm, shift)]
+    made = [array.ctypes.data for array in (y, rounded, found, zeros)]
+    told = Product(*given, epsilon, *made, rows, inputs, padded, outputs)
+    assert KERNELS.vla_edge_int8_product(ctypes.byref(told), way.encode()) == 0
     return y, rounded, zeros
 
 
@@ -104,6 +111,165 @@ def test_a_row_does_not_pay_for_another():
     x[0] *= 1000
     beside, *_ = multiply(WAYS[0], x, codes, scales)
     np.testing.assert_array_equal(beside[1:], alone[1:])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("inputs", [5, 64, 97])
+@pytest.mark.parametrize("centred", [False, True])
+def test_a_norm_comes_before_the_rounding(way, inputs, centred):
+    x, codes, scales = case(7, inputs, 70)
+    rng = np.random.default_rng(4)
+    norm, shift = (rng.normal(1, 0.5, inputs).astype(np.float32) for _ in range(2))
+    found, *_ = multiply(way, x, codes, scales, None, norm, shift if centred else None, 1e-3)
+    wide = x.astype(np.float64)
+    wide = wide - wide.mean(1, keepdims=True) if centred else wide
+    normed = wide / np.sqrt((wide**2).mean(1, keepdims=True) + 1e-3) * norm + (shift if centred else 0)
+    wanted = expected(normed, codes, scales)
+    # a number half way between two steps may go to either
+    assert np.linalg.norm(found - wanted) <= 2e-3 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_row_that_is_not_finite_is_seen_behind_a_norm(way):
+    x, codes, scales = case(4, 40, 64)
+    x[0, 3], x[1, 4], x[2] = np.nan, np.inf, 0
+    ones = np.ones(40, np.float32)
+    for shift in (None, ones):
+        found, *_ = multiply(way, x, codes, scales, None, ones, shift, 1e-6)
+        assert not np.isfinite(found[:2]).any() and np.isfinite(found[2:]).all()
+
+
+def finish_(way, y, other, finish):
+    """By the kernel, in place."""
+    places = (ctypes.c_void_p(array.ctypes.data) for array in (y, other))
+    sizes = (ctypes.c_size_t(size) for size in y.shape)
+    assert KERNELS.vla_edge_int8_finish(*places, *sizes, int(finish), way.encode()) == 0
+
+
+def finished(y, other, finish):
+    """In float64."""
+    if finish is Finish.ADDED:
+        return y + other
+    if finish is Finish.GATED:
+        return y / (1 + np.exp(-y)) * other
+    if finish is Finish.GELU_ERF:
+        return y * (1 + erf(y / np.sqrt(2))) / 2
+    return y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3))) / 2
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("finish", list(Finish)[1:])
+@pytest.mark.parametrize("count", [1, 16, 61])
+def test_outputs_are_finished_to_the_precision_of_float32(way, finish, count):
+    rng = np.random.default_rng(6)
+    given = [np.linspace(-30, 30, 5 * count), rng.normal(size=4 * count), np.zeros(count)]
+    y = np.concatenate(given).astype(np.float32).reshape(-1, count)
+    other = rng.normal(size=y.shape).astype(np.float32)
+    wanted = finished(y.astype(np.float64), other, finish)
+    finish_(way, y, other, finish)
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=2e-6)
+
+
+def test_what_is_not_finite_stays_so_when_outputs_are_finished():
+    for finish in list(Finish)[1:]:
+        y, other = np.array([[np.nan, 1.0]], np.float32), np.ones((1, 2), np.float32)
+        finish_(WAYS[0], y, other, finish)
+        assert np.isnan(y[0, 0]) and np.isfinite(y[0, 1])
+
+
+def marker(name, x, y):
+    return onnx.helper.make_node(MARKER, [x], [y], domain=MARKER_DOMAIN, layer=name)
+
+
+def block_file(nodes, layers, constants, precision, width):
+    """A stage file of nodes of which some are layers, (outputs, inputs) float32 each, of which some have a bias."""
+    made = {}
+    for name, (weight, bias) in layers.items():
+        made[name] = replace(in_precision(weight, precision, 32), bias=bias)
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (1, ROWS, width)) for name in ("x", "y"))
+    tensors = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "block", [x], [y], tensors),
+        opset_imports=[onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(MARKER_DOMAIN, 1)],
+    )
+    return lower(graph, made, {}, "block").SerializeToString()
+
+
+ROWS, WIDTH, HIDDEN = 9, 48, 70
+
+
+def block(kind, rng):
+    """Nodes, layers and constants of half a transformer's block, as exporters write it."""
+    node = onnx.helper.make_node
+
+    def weight(outputs, inputs, biased=True):
+        bias = rng.normal(size=outputs).astype(np.float32) if biased else None
+        return rng.normal(0, 0.2, (outputs, inputs)).astype(np.float32), bias
+
+    scale, shift = rng.normal(1, 0.3, WIDTH).astype(np.float32), rng.normal(size=WIDTH).astype(np.float32)
+    constants = {"scale": scale, "two": np.float32(2), "axes": np.array([-1]), "epsilon": np.float32(1e-5)}
+    rms = [
+        node("Pow", ["x", "two"], ["squares"]), node("ReduceMean", ["squares", "axes"], ["mean"], keepdims=1),
+        node("Add", ["mean", "epsilon"], ["moved"]), node("Sqrt", ["moved"], ["root"]),
+        node("Div", ["x", "root"], ["even"]), node("Mul", ["even", "scale"], ["normed"]),
+    ]  # fmt: skip
+    if kind == "gated":
+        nodes = [
+            *rms, marker("gate", "normed", "a"), node("Sigmoid", ["a"], ["s"]), node("Mul", ["a", "s"], ["silu"]),
+            marker("up", "normed", "b"), node("Mul", ["silu", "b"], ["h"]), marker("down", "h", "d"),
+            node("Add", ["x", "d"], ["y"]),
+        ]  # fmt: skip
+        layers = {"gate": weight(HIDDEN, WIDTH, False), "up": weight(HIDDEN, WIDTH), "down": weight(WIDTH, HIDDEN)}
+        return nodes, layers, constants
+    if kind == "gelu":
+        nodes = [
+            node("LayerNormalization", ["x", "scale", "shift"], ["normed"], axis=-1, epsilon=1e-4),
+            marker("up", "normed", "b"), node("Gelu", ["b"], ["h"], approximate="tanh"), marker("down", "h", "d"),
+            node("Add", ["d", "x"], ["y"]),
+        ]  # fmt: skip
+        layers = {"up": weight(HIDDEN, WIDTH), "down": weight(WIDTH, HIDDEN, False)}
+        return nodes, layers, {"scale": scale, "shift": shift}
+    nodes = [
+        *rms, *(marker(name, "normed", name) for name in "qkv"),
+        node("Mul", ["q", "k"], ["qk"]), node("Tanh", ["v"], ["t"]), node("Add", ["qk", "t"], ["y"]),
+    ]  # fmt: skip
+    return nodes, {name: weight(WIDTH, WIDTH, name == "k") for name in "qkv"}, constants
+
+
+@pytest.mark.parametrize("precision", ["int8 dynamic", "int8 weights"])
+@pytest.mark.parametrize(
+    ("kind", "finishes", "others"),
+    [("gated", [Finish.GATED, Finish.ADDED], []), ("gelu", [Finish.GELU_TANH, Finish.ADDED], []),
+     ("attention", [Finish.PLAIN], ["Mul", "Tanh", "Add"])],
+)  # fmt: skip
+def test_what_goes_with_layers_goes_into_them(kind, finishes, others, precision, tmp_path):
+    rng = np.random.default_rng(8)
+    nodes, layers, constants = block(kind, rng)
+    path, stage = tmp_path / "block.onnx", product_interface(ROWS, WIDTH, WIDTH)
+    inputs = {"x": rng.normal(size=(1, ROWS, WIDTH)).astype(np.float32)}
+    path.write_bytes(block_file(nodes, layers, constants, "int8 weights", WIDTH))
+    exact = get_backend("onnxruntime").load(path, stage).run(inputs)["y"]
+    path.write_bytes(block_file(nodes, layers, constants, precision, WIDTH))
+    use_kernels(path)
+    graph = onnx.load(str(path)).graph
+    ours = [node for node in graph.node if node.op_type == OPERATOR]
+    told = [{attribute.name: attribute.i for attribute in node.attribute}["finish"] for node in ours]
+    assert told == finishes and [node.op_type for node in graph.node if node.op_type != OPERATOR] == others
+    found = get_backend("onnxruntime").load(path, stage, ONE_THREAD).run(inputs)["y"]
+    assert np.linalg.norm(found - exact) < 0.02 * np.linalg.norm(exact)
+    operations = 2.0 * ROWS * sum(weight.size for weight, _ in layers.values())
+    assert stage_work(path).flops == {"int8": operations}
+
+
+def test_a_norm_that_others_read_too_stays(tmp_path):
+    rng = np.random.default_rng(8)
+    nodes, layers, constants = block("gelu", rng)
+    nodes[-1] = onnx.helper.make_node("Add", ["d", "normed"], ["y"])
+    path = tmp_path / "block.onnx"
+    path.write_bytes(block_file(nodes, layers, constants, "int8 dynamic", WIDTH))
+    use_kernels(path)
+    operators = [node.op_type for node in onnx.load(str(path)).graph.node]
+    assert operators == ["LayerNormalization", OPERATOR, OPERATOR]
 
 
 @pytest.fixture(params=["int8 dynamic", "int8 weights"])

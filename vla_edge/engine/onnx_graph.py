@@ -44,6 +44,15 @@ class Neighbours:
             for name in node.input:
                 self._readers.setdefault(name, []).append(node)
 
+    def readers(self, name: str) -> list:
+        """The nodes that read a tensor; None among them where it is an output of the graph."""
+        return self._readers.get(name, [])
+
+    def maker(self, name: str, kind: str):
+        """The node of that kind that made a tensor."""
+        node = self.makers.get(name)
+        return node if node is not None and node.op_type == kind else None
+
     def above(self, name: str, *kinds: str):
         """The node of one of these kinds that made a tensor for one reader alone."""
         node = self.makers.get(name)

@@ -55,7 +55,7 @@ def stage_work(path: str | Path) -> Work | None:
         return None
     model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
     graph = model.graph
-    constants, shapes = {constant.name for constant in graph.initializer}, tensor_shapes(graph)
+    constants, shapes = {constant.name: constant for constant in graph.initializer}, tensor_shapes(graph)
     makers = {output: node for node in graph.node for output in node.output}
 
     def constant_like(name: str) -> bool:
@@ -75,6 +75,8 @@ def stage_work(path: str | Path) -> Work | None:
             continue
         inner = math.prod(shapes.get(node.input[1], ())[1:]) if node.op_type == "Conv" else left[-1]
         operations = 2.0 * math.prod(out) * inner
+        if node.op_type == int8_products.OPERATOR:  # may be several layers
+            operations = 2.0 * math.prod(left) * int8_products.outputs_of(node, constants)
         if node.op_type == attention.OPERATOR:
             attention_flops += _of_attention(node, shapes)
             continue

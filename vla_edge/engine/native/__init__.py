@@ -3,6 +3,7 @@
     int4_products   weights of 4 bits with inputs rounded to 8
     int8_products   weights of 8 bits with inputs rounded to 8
     attention       softmax of products, in whole numbers of 16 bits
+    rotary          rotary embeddings, in one pass
 
 Installing the package compiles them where there is a C compiler; without them runtimes use their own. A build tries
 them as one more way of running a stage (`own_kernels: true` of the ONNX Runtime backend).

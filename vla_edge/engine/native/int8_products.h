@@ -13,12 +13,18 @@ enum { INT8_BLOCK = 64, INT8_INPUTS = 4, INT8_CHUNK = INT8_BLOCK * INT8_INPUTS, 
 /* sums of products of 255 and 127 fit 32 bits */
 enum { INT8_MOST_INPUTS = 65536 };
 
+/* What becomes of a layer's outputs: nothing more; y plus another; silu(y) times another; GELU by erf or by tanh. */
+enum Finish { PLAIN, ADDED, GATED, GELU_ERF, GELU_TANH };
+
 typedef struct {
     const int8_t *weights;  /* (blocks, padded / 4, 256) */
     const float *scales;    /* (64 blocks,) */
     const int32_t *sums;    /* (64 blocks,): of an output's weights */
     const float *bias;      /* (outputs,), or NULL */
     const float *x;         /* (rows, inputs) */
+    const float *norm;      /* (inputs,), or NULL: rows are brought to one size and multiplied with it before */
+    const float *shift;     /* (inputs,), or NULL: rows are brought around zero, too, and it is added */
+    float epsilon;          /* added to what a row's size is the root of */
     float *y;               /* (rows, outputs) */
     uint8_t *rounded;       /* (rows, padded): x in steps of its row, moved by its zero point */
     float *steps;           /* (rows,) */

@@ -13,7 +13,7 @@
 /* the first version that has all of the places below */
 #define ORT_VERSION 17
 
-enum { ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_INT8 = 3, ORT_INT32 = 6, ORT_FLOAT16 = 10 }; /* as in ONNX */
+enum { ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_INT8 = 3, ORT_INT32 = 6, ORT_INT64 = 7, ORT_FLOAT16 = 10 }; /* as in ONNX */
 
 typedef void *Status; /* NULL: well */
 
@@ -65,7 +65,9 @@ typedef struct CustomOp {
     int (*get_input_characteristic)(const struct CustomOp *, size_t index);
     int (*get_output_characteristic)(const struct CustomOp *, size_t index);
     int (*get_input_memory)(const struct CustomOp *, size_t index);
-    void *variadic[4];
+    void *get_variadic_input_min_arity, *get_variadic_input_homogeneity;
+    int (*get_variadic_output_min_arity)(const struct CustomOp *);
+    int (*get_variadic_output_homogeneity)(const struct CustomOp *);
     Status (*create_kernel)(const struct CustomOp *, OrtApi *api, const void *info, void **kernel);
     Status (*compute)(void *kernel, void *context);
     void *infer_output_shape, *get_start_version, *get_end_version;

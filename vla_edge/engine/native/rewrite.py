@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vla_edge.engine.export import PAGE, leave_to
-from vla_edge.engine.native import DOMAIN, attention, int4_products, int8_products, library
+from vla_edge.engine.native import DOMAIN, attention, int4_products, int8_products, library, rotary
 from vla_edge.engine.onnx_graph import needed
 
 PRODUCTS = (int4_products, int8_products)
@@ -53,6 +53,7 @@ def use_kernels(path: Path) -> None:
                 _move_out(made, directory)
                 moved = True
             graph.initializer.extend(made)
+    rotary.replace(graph)
     nodes, read = needed(attention.Attentions(graph).replaced(), (value.name for value in graph.output))
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]

@@ -3,7 +3,8 @@
 #include <string.h>
 
 #define WAY(name) \
-    {#name, name##_runs, name##_int4_round, name##_int4_block, name##_int8_round, name##_int8_block, name##_head}
+    {#name, name##_runs, name##_int4_round, name##_int4_block, name##_int8_round, name##_int8_block, \
+     name##_int8_finish, name##_head}
 
 #if defined(__x86_64__)
 #include <cpuid.h>

@@ -13,14 +13,18 @@ typedef struct {
     void (*int4_block)(const Int4Product *, size_t block); /* y of all rows for a block's outputs */
     void (*int8_round)(const Int8Product *, size_t row);
     void (*int8_block)(const Int8Product *, size_t block, size_t row, size_t end); /* y of these rows for its outputs */
-    void (*head)(const Attention *, size_t head, void *scratch);                   /* y of one head */
+    /* y of `rows`, each `stride` behind the one before, and `count` outputs */
+    void (*int8_finish)(
+        float *y, size_t stride, const float *other, size_t other_stride, size_t rows, size_t count, enum Finish);
+    void (*head)(const Attention *, size_t head, void *scratch); /* y of one head */
 } Way;
 
-#define DECLARE(name)                                                 \
-    void name##_int4_round(const Int4Product *, size_t);               \
-    void name##_int4_block(const Int4Product *, size_t);               \
-    void name##_int8_round(const Int8Product *, size_t);               \
-    void name##_int8_block(const Int8Product *, size_t, size_t, size_t); \
+#define DECLARE(name)                                                                             \
+    void name##_int4_round(const Int4Product *, size_t);                                          \
+    void name##_int4_block(const Int4Product *, size_t);                                          \
+    void name##_int8_round(const Int8Product *, size_t);                                          \
+    void name##_int8_block(const Int8Product *, size_t, size_t, size_t);                          \
+    void name##_int8_finish(float *, size_t, const float *, size_t, size_t, size_t, enum Finish); \
     void name##_head(const Attention *, size_t, void *);
 
 #if defined(__x86_64__)
