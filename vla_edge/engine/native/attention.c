@@ -19,47 +19,66 @@ enum { PAD = 16, MOST_QUERIES = 6 };
  * top the sum of products still fits 32 bits. */
 enum { MOST_VALUE = 4095, MOST_SHARES = 520000, MOST_SHARE = 32767 };
 
-/* One head's memory. `tokens`, `depth` and `width` are filled up to whole vectors, with what adds nothing. */
+/* A head's keys and values, the mask, and what rows at work need. `tokens` and `width` are filled up to whole vectors,
+ * with what adds nothing. */
 typedef struct {
     size_t tokens, depth, width;
-    float limit;                 /* largest whole number of a row of q or k: products of `depth` of them fit 32 bits */
-    int16_t *k, *v;              /* (depth / 2, tokens, 2), (tokens / 2, width, 2) */
-    int16_t *q, *shares;         /* (MOST_QUERIES, depth), (MOST_QUERIES, tokens) */
-    float *k_steps, *v_steps;    /* (tokens,), (width,) */
-    float *scores, *out, *mask;  /* (MOST_QUERIES, tokens), (MOST_QUERIES, width), (mask_rows, tokens) */
-    float q_steps[MOST_QUERIES], inverse[MOST_QUERIES];
-} Scratch;
+    float limit;               /* largest whole number of a row of q or k: products of `depth` of them fit 32 bits */
+    int16_t *k, *v;            /* (depth / 2, tokens, 2), (tokens / 2, width, 2) */
+    float *k_steps, *v_steps;  /* (tokens,), (width,) */
+    float *inverse;            /* (width,), while values are rounded */
+    const float *mask;         /* (mask_rows, tokens) */
+    int16_t *q, *shares;       /* (MOST_QUERIES, depth), (MOST_QUERIES, tokens) */
+    float *scores, *out;       /* (MOST_QUERIES, tokens), (MOST_QUERIES, width) */
+    float q_steps[MOST_QUERIES], of_all[MOST_QUERIES];
+} Memory;
 
 static size_t whole(size_t count) { return (count + PAD - 1) / PAD * PAD; }
+static size_t lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-static size_t scratch_bytes(const Attention *at) {
-    const size_t tokens = whole(at->tokens), width = whole(at->width), masked = at->mask ? at->mask_rows : 0;
-    return sizeof(int16_t) * (at->depth * tokens + tokens * width + MOST_QUERIES * (at->depth + PAD + tokens)) +
-           sizeof(float) * (tokens + width + MOST_QUERIES * (tokens + width) + masked * tokens) + 64;
+size_t attention_packed(const Attention *at) {
+    const size_t tokens = whole(at->tokens), width = whole(at->width);
+    return lines(sizeof(int16_t) * tokens * (at->depth + width) + sizeof(float) * (tokens + 2 * width));
 }
 
-size_t attention_scratch(const Attention *at) { return whole(scratch_bytes(at) / PAD + PAD) * PAD; }
+size_t attention_masked(const Attention *at) {
+    return at->mask ? lines(sizeof(float) * at->mask_rows * whole(at->tokens)) : 0;
+}
+
+size_t attention_scratch(const Attention *at) {
+    const size_t tokens = whole(at->tokens), width = whole(at->width);
+    return lines(MOST_QUERIES * (sizeof(float) * (tokens + width) + sizeof(int16_t) * (tokens + at->depth + PAD)));
+}
+
+void attention_mask(const Attention *at, void *memory) {
+    float *mask = memory;
+    for (size_t row = 0; at->mask && row < at->mask_rows; row++, mask += whole(at->tokens)) {
+        memcpy(mask, at->mask + row * at->tokens, at->tokens * sizeof *mask);
+        memset(mask + at->tokens, 0, (whole(at->tokens) - at->tokens) * sizeof *mask);
+    }
+}
 
 /* Where a row of a head begins in one of q, k, v (and y), of which `rows_first` has `bit`. */
 static inline size_t begin(const Attention *at, size_t bit, size_t head, size_t row, size_t rows, size_t width) {
     return (at->rows_first & bit ? row * at->heads + head : head * rows + row) * width;
 }
 
-static Scratch lay_out(const Attention *at, void *memory) {
-    Scratch s = {.tokens = whole(at->tokens), .depth = at->depth, .width = whole(at->width)};
-    s.limit = floorf(sqrtf(2147483647.0f / (float)at->depth)) - 1;
-    if (s.limit > 32767) s.limit = 32767;
-    /* whole vectors first, so that each begins at a multiple of 64 bytes */
-    s.k = memory;
-    s.v = s.k + s.depth * s.tokens;
-    s.k_steps = (float *)(s.v + s.tokens * s.width);
-    s.v_steps = s.k_steps + s.tokens;
-    s.scores = s.v_steps + s.width;
-    s.out = s.scores + MOST_QUERIES * s.tokens;
-    s.mask = s.out + MOST_QUERIES * s.width;
-    s.shares = (int16_t *)(s.mask + (at->mask ? at->mask_rows : 0) * s.tokens);
-    s.q = s.shares + MOST_QUERIES * s.tokens;
-    return s;
+/* Whole vectors come first in each part, so that every one of them begins at a multiple of 64 bytes. */
+static Memory lay_out(const Attention *at, void *packed, const void *mask, void *scratch) {
+    Memory m = {.tokens = whole(at->tokens), .depth = at->depth, .width = whole(at->width), .mask = mask};
+    m.limit = floorf(sqrtf(2147483647.0f / (float)at->depth)) - 1;
+    if (m.limit > 32767) m.limit = 32767;
+    m.k = packed;
+    m.v = m.k + m.depth * m.tokens;
+    m.k_steps = (float *)(m.v + m.tokens * m.width);
+    m.v_steps = m.k_steps + m.tokens;
+    m.inverse = m.v_steps + m.width;
+    m.scores = scratch;
+    if (!scratch) return m;
+    m.out = m.scores + MOST_QUERIES * m.tokens;
+    m.shares = (int16_t *)(m.out + MOST_QUERIES * m.width);
+    m.q = m.shares + MOST_QUERIES * m.tokens;
+    return m;
 }
 
 static inline __attribute__((always_inline)) int32_t pair(const int16_t *x) {

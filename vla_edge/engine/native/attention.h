@@ -1,4 +1,5 @@
-/* softmax(scale q k' + mask) v in whole numbers of 16 bits, one head at a time.
+/* softmax(scale q k' + mask) v in whole numbers of 16 bits: keys and values of a head are rounded once, its rows some
+ * at a time.
  *
  * Each row of q and of k has a step of its own, each channel of v too, of a size that lets sums of products fit 32
  * bits: rounding is that of 12 bits or more, and processors multiply twice as fast as in float32. Nothing of the size
@@ -24,7 +25,12 @@ typedef struct {
     float scale;
 } Attention;
 
-/* Bytes that `head` needs for itself, 64-byte aligned. */
+/* Bytes, multiples of 64, that have to begin at one: of a head's keys and values, of the mask, and of rows at work. */
+size_t attention_packed(const Attention *attention);
+size_t attention_masked(const Attention *attention);
 size_t attention_scratch(const Attention *attention);
+
+/* Fill the mask up to whole vectors. */
+void attention_mask(const Attention *attention, void *mask);
 
 #endif

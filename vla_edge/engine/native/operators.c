@@ -36,6 +36,8 @@ enum { ENOUGH_TASKS = 16 };
 /* outputs of so many rows are finished while they are in the nearest cache */
 enum { NEAR_ROWS = 8 * INT8_MOST_ROWS };
 enum { MOST_LAYERS = 8 };
+/* of an attention: a multiple of those that any way has at work together */
+enum { ROWS_AT_ONCE = 12 };
 /* other threads are not worth waking for so many; this many products with weights take as long as one */
 enum { FEW_NUMBERS = 8192, PRODUCTS_OF_A_NUMBER = 48 };
 
@@ -349,7 +351,8 @@ static Status create_int8(const CustomOp *op, OrtApi *api, const void *info, voi
 typedef struct {
     Attention attention;
     const Way *way;
-    size_t scratch;
+    char *packed, *mask;           /* of all heads, one after the other */
+    size_t each, scratch, parts;   /* bytes of a head and of rows at work; shares of the rows */
     int failed;
 } AttentionWork;
 
@@ -363,12 +366,37 @@ static int heads_first(Tensor *tensor, size_t rows_do) {
     return 1;
 }
 
-static void attend(void *data, size_t head) {
+static void pack_head(void *data, size_t head) {
+    const AttentionWork *work = data;
+    work->way->pack(&work->attention, head, work->packed + head * work->each);
+}
+
+static void attend(void *data, size_t task) {
     AttentionWork *work = data;
+    const Attention *at = &work->attention;
+    const size_t head = task / work->parts, part = task % work->parts, tiles = pieces(at->rows, ROWS_AT_ONCE);
+    const size_t begin = part * tiles / work->parts * ROWS_AT_ONCE;
+    const size_t most = (part + 1) * tiles / work->parts * ROWS_AT_ONCE;
     void *scratch = aligned_alloc(64, work->scratch);
-    if (scratch) work->way->head(&work->attention, head, scratch);
-    else work->failed = 1;
+    if (!scratch) work->failed = 1;
+    else
+        work->way->attend(
+            at, head, begin, most < at->rows ? most : at->rows, work->packed + head * work->each, work->mask, scratch);
     free(scratch);
+}
+
+/* Memory for all of it, in one; whoever calls frees `packed`. */
+static int prepare_attention(AttentionWork *work) {
+    const Attention *at = &work->attention;
+    const size_t tiles = pieces(at->rows, ROWS_AT_ONCE), parts = pieces(ENOUGH_TASKS, at->heads ? at->heads : 1);
+    work->parts = parts < tiles ? parts : tiles;
+    work->each = attention_packed(at);
+    work->scratch = attention_scratch(at);
+    work->packed = aligned_alloc(64, at->heads * work->each + attention_masked(at) + 64);
+    if (!work->packed) return 0;
+    work->mask = work->packed + at->heads * work->each;
+    attention_mask(at, work->mask);
+    return 1;
 }
 
 static Status compute_attention(void *self, void *context) {
@@ -402,9 +430,14 @@ static Status compute_attention(void *self, void *context) {
     q.shape[q.count - 1] = (int64_t)at->width;
     heads_first(&q, first & 8); /* and back */
     TRY(make_output(api, context, 0, q.shape, q.count, (void **)&work.attention.y));
-    work.scratch = attention_scratch(at);
-    TRY(CALL(api, ParallelFor, KERNEL_CONTEXT_PARALLEL_FOR)(context, attend, at->heads, 0, &work));
-    return work.failed ? fail(api, "Attention: out of memory") : NULL;
+    if (!at->heads || !at->rows) return NULL;
+    if (!prepare_attention(&work)) return fail(api, "Attention: out of memory");
+    Status status = share(api, context, pack_head, at->heads, at->tokens * (at->depth + at->width), &work);
+    const size_t products = at->heads * at->rows * at->tokens * (at->depth + at->width) / PRODUCTS_OF_A_NUMBER;
+    const size_t tasks = at->heads * work.parts;
+    if (!status) status = share(api, context, attend, tasks, products / tasks, &work);
+    free(work.packed);
+    return !status && work.failed ? fail(api, "Attention: out of memory") : status;
 }
 
 static Status create_attention(const CustomOp *op, OrtApi *api, const void *info, void **kernel) {
@@ -547,8 +580,10 @@ EXPORTED int vla_edge_int8_finish(
 }
 
 EXPORTED int vla_edge_attention(const Attention *attention, const char *way) {
-    AttentionWork work = {*attention, find_way(way), attention_scratch(attention), 0};
-    if (!work.way) return -1;
-    for (size_t head = 0; head < attention->heads; head++) attend(&work, head);
+    AttentionWork work = {.attention = *attention, .way = find_way(way)};
+    if (!work.way || !prepare_attention(&work)) return -1;
+    for (size_t head = 0; head < attention->heads; head++) pack_head(&work, head);
+    for (size_t task = 0; task < attention->heads * work.parts; task++) attend(&work, task);
+    free(work.packed);
     return work.failed ? -1 : 0;
 }

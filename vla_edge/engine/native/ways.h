@@ -16,7 +16,10 @@ typedef struct {
     /* y of `rows`, each `stride` behind the one before, and `count` outputs */
     void (*int8_finish)(
         float *y, size_t stride, const float *other, size_t other_stride, size_t rows, size_t count, enum Finish);
-    void (*head)(const Attention *, size_t head, void *scratch); /* y of one head */
+    void (*pack)(const Attention *, size_t head, void *packed); /* keys and values of one head */
+    /* y of these rows of one head */
+    void (*attend)(
+        const Attention *, size_t head, size_t row, size_t end, void *packed, const void *mask, void *scratch);
 } Way;
 
 #define DECLARE(name)                                                                             \
@@ -25,7 +28,8 @@ typedef struct {
     void name##_int8_round(const Int8Product *, size_t);                                          \
     void name##_int8_block(const Int8Product *, size_t, size_t, size_t);                          \
     void name##_int8_finish(float *, size_t, const float *, size_t, size_t, size_t, enum Finish); \
-    void name##_head(const Attention *, size_t, void *);
+    void name##_pack(const Attention *, size_t, void *);                                          \
+    void name##_attend(const Attention *, size_t, size_t, size_t, void *, const void *, void *);
 
 #if defined(__x86_64__)
 DECLARE(avx512_vnni)
