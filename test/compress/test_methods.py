@@ -11,7 +11,7 @@ from vla_edge.compress.quantize.formats import FP8, INT4, INT8
 from vla_edge.compress.quantize.gptq import gptq
 from vla_edge.compress.quantize.rtn import grid_steps, round_on_grid, round_to_nearest
 from vla_edge.compress.quantize.smoothquant import best_smoothing, smoothing_scale
-from vla_edge.compress.statistics import BLOCK, TOGETHER, InputStatistics, output_error
+from vla_edge.compress.statistics import BLOCK, TOGETHER, InputStatistics, output_error, rounded_output_error
 
 
 def error(quantized, weight, inputs) -> float:
@@ -143,6 +143,30 @@ def test_awq_finds_a_scale_that_protects_what_large_inputs_meet(weight, statisti
     assert output_error(difference, statistics.second_moment) < 0.7 * error(plain, weight, inputs)
     large = statistics.mean_magnitude > 5 * np.median(statistics.mean_magnitude)
     assert scale[large].min() > np.median(scale[~large])
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+def test_products_in_bfloat16_tell_the_same_errors_apart(weight, inputs, weighed):
+    """To the half percent that its rounding leaves of every product, which sums of thousands average away."""
+    exact, rounded = InputStatistics(), InputStatistics(bfloat16=True)
+    weights = np.linspace(0.5, 1.5, len(inputs)).astype(np.float32) if weighed else None
+    for seen in (exact, rounded):
+        seen.update(inputs, weights)
+    moment, other = exact.second_moment, rounded.second_moment
+    size = np.sqrt(np.outer(moment.diagonal(), moment.diagonal()))
+    assert 0 < np.abs(other - moment).max() and (np.abs(other - moment) <= 0.01 * size).all()
+    np.testing.assert_array_equal(rounded.low, exact.low)  # nothing else is rounded
+    np.testing.assert_array_equal(rounded.mean_magnitude, exact.mean_magnitude)
+    for bits in (INT4, INT8):
+        difference = round_to_nearest(weight, bits).dequantize() - weight
+        assert rounded_output_error(other)(difference) == pytest.approx(output_error(difference, moment), rel=0.01)
+
+    def quantize(weight):
+        return round_to_nearest(weight, INT4, 16)
+
+    scales = [search_scale(seen, [weight], [quantize]) for seen in (exact, rounded)]
+    errors = [output_error(quantize(weight * scale).dequantize() / scale - weight, moment) for scale in scales]
+    assert errors[1] == pytest.approx(errors[0], rel=0.02)
 
 
 def test_smoothing_follows_the_paper_and_auto_is_never_worse_than_a_fixed_strength(weight, statistics, inputs):

@@ -93,6 +93,7 @@ def compress_layers(
     given: Mapping[str, CompressedLinear] | None = None,
     weighed: Weighed | None = None,
     most_products: int | None = None,
+    bfloat16: bool = False,
 ) -> dict[str, CompressedLinear]:
     """What becomes of `modules`, all layers of a policy or a part that `input_groups` leaves whole.
 
@@ -100,6 +101,7 @@ def compress_layers(
         plan, smoothing, pruning: of at least these layers. groups: of `input_groups`.
         record: shows the data to layers; for the others see `compress_policy`, and what it raises.
         most_products: bytes of products of channels that are held at once; `products_bytes` when None.
+        bfloat16: errors that are only compared are found by products in bfloat16.
     """
     done = dict(given or {})
     fixed = {id(modules[name]) for name in done}
@@ -130,7 +132,7 @@ def compress_layers(
         def part(fraction: float, what: str, number: int = number) -> None:
             tell(0.6 * (number + fraction) / len(shares), what)
 
-        seen = _recorded(share, modules, record, weighed, part)
+        seen = _recorded(share, modules, record, weighed, part, bfloat16)
         for group in share:
             if not seen[group].count:
                 raise never_reached(group.names[0])
@@ -210,7 +212,7 @@ def _shares(
 
 
 def _recorded(
-    share: Mapping[InputGroup, Sequence], modules, record: Record, weighed: Weighed | None, part: Tell
+    share: Mapping[InputGroup, Sequence], modules, record: Record, weighed: Weighed | None, part: Tell, bfloat16: bool
 ) -> dict[InputGroup, InputStatistics]:
     """What reaches each group."""
     first = {group.names[0]: group for group in share}
@@ -222,11 +224,15 @@ def _recorded(
     if important:
         readers = {group.names[0]: [modules[name] for name in group.names] for group in important}
         seen |= weighed(readers, lambda f: part(cut * f, told))
+
+    def moments(name: str) -> InputStatistics:
+        asking = [step for step in share[first[name]] if step.needs_products]
+        rounded = bfloat16 and all(isinstance(step, Quantize) and step.compares_only for step in asking)
+        return InputStatistics(bool(asking), rounded)
+
     if rest:
         seen |= record(
-            {name: modules[name] for name in rest},
-            lambda name: InputStatistics(any(step.needs_products for step in share[first[name]])),
-            lambda f: part(cut + (0.8 - cut) * f, told),
+            {name: modules[name] for name in rest}, moments, lambda f: part(cut + (0.8 - cut) * f, told)
         )
     return {first[name]: statistics for name, statistics in seen.items()}
 

@@ -53,7 +53,8 @@ def compress_piecewise(
     Args:
         plan: result of `plan_layers`. calls: of so many `observations`.
         tell: called with the fraction done and what is being done.
-        bfloat16: what reaches the layers is inferred with products in bfloat16 (`policy.products`).
+        bfloat16: what reaches the layers is inferred with products in bfloat16 (`policy.products`), and so are errors
+            that are only compared.
 
     Raises:
         RecipeError, CalibrationError: as `compress_policy`. CheckpointError: of the values of `source`.
@@ -91,7 +92,7 @@ def compress_piecewise(
                         lambda f, what, share=share, before=before, number=number: tell(
                             before + share * f, f"{stage.name}, piece {number + 1} of {len(work.numbers)}: {what}"
                         ),
-                        reduce_range, most_products=_products_held(mine),
+                        reduce_range, most_products=_products_held(mine), bfloat16=bfloat16,
                     )  # fmt: skip
                     piece.finish(layers)
             work.forget(number)

@@ -7,7 +7,7 @@ second moment C = E[x x^T]: one matrix for each input stands for every activatio
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -23,13 +23,16 @@ class InputStatistics:
 
     Args:
         products: whether E[x x^T] is kept; without it memory grows with a layer's inputs and not with their square.
+        bfloat16: it is made of products in bfloat16, which tells errors of a layer apart; equations that are solved
+            with it need more.
 
     Attributes:
         count: vectors seen.
         low, high: (in,) smallest and largest value of each channel.
     """
 
-    def __init__(self, products: bool = True):
+    def __init__(self, products: bool = True, bfloat16: bool = False):
+        self.bfloat16 = bfloat16
         self.count, self._weight = 0, 0.0
         self.low = self.high = self._sum = self._magnitude = self._squares = self._products = None
         self._keeps_products, self._factor = products, None
@@ -78,9 +81,12 @@ class InputStatistics:
         rows = np.concatenate([rows for rows, _ in self._waiting])
         weighed = rows if alike else np.concatenate([weighed for _, weighed in self._waiting])
         self._waiting.clear()
+        if self.bfloat16:
+            rows, weighed = _in_bfloat16(rows), _in_bfloat16(weighed)
         for number, products in enumerate(self._products):
             begin = number * BLOCK
-            products += rows[:, begin : begin + BLOCK].T @ weighed[:, begin:]
+            made = rows[:, begin : begin + BLOCK].T @ weighed[:, begin:]
+            products += made.float().numpy() if self.bfloat16 else made
 
     @property
     def largest(self) -> np.ndarray:
@@ -171,3 +177,23 @@ def products_size(width: int) -> int:
 def output_error(difference: np.ndarray, second_moment: np.ndarray) -> float:
     """Mean square of what a change of weights (out, in) does to a layer's output, summed over the outputs."""
     return float(np.einsum("oi,oi->", difference @ second_moment, difference))
+
+
+def rounded_output_error(second_moment: np.ndarray) -> Callable[[np.ndarray], float]:
+    """`output_error` for that moment by a product in bfloat16, where the processor has those: sums over so many outputs
+    and inputs tell two changes apart all the same."""
+    import torch
+
+    moment = _in_bfloat16(second_moment)
+
+    def error(difference: np.ndarray) -> float:
+        change = torch.from_numpy(difference)
+        return float((change.bfloat16() @ moment).float().mul_(change).sum())
+
+    return error
+
+
+def _in_bfloat16(array: np.ndarray):
+    import torch
+
+    return torch.from_numpy(array).bfloat16()

@@ -247,6 +247,11 @@ class Quantize:
         return self.method != "rtn" or self.low_rank > 0
 
     @property
+    def compares_only(self) -> bool:
+        """Whether products of channels are only asked which of two errors is larger, and no equations are solved."""
+        return self.method in ("rtn", "awq") and not self.low_rank
+
+    @property
     def changes_policy(self) -> bool:
         return self.scales_channels
 

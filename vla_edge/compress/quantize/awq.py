@@ -1,19 +1,21 @@
 """AWQ (Lin et al., 2023, arXiv:2306.00978): the few weights that large activations meet are protected by scaling their
 channels up before rounding; then each group of weights is clipped where that costs its output least.
 
-Both searches measure the error of the layer's output over the calibration data, exactly, through its second moment.
+Both searches measure the error of the layer's output over the calibration data through its second moment: exactly, or
+as well as products in bfloat16 tell errors apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 
 from vla_edge.compress.quantize.formats import Format
 from vla_edge.compress.quantize.rtn import CACHED, grid_steps
 from vla_edge.compress.quantize.weights import QuantizedWeight
-from vla_edge.compress.statistics import InputStatistics, MomentByRows, output_error
+from vla_edge.compress.statistics import InputStatistics, MomentByRows, output_error, rounded_output_error
 
 RATIOS = tuple(np.linspace(0.0, 1.0, 21))
 MOST_ROWS, LEAST_ROWS, PRODUCTS = 512, 128, 2**32
@@ -36,6 +38,7 @@ def search_scale(
         weights: (out, in) of every layer that reads the tensor. quantizers: how each will be rounded.
     """
     moment = statistics.second_moment
+    measure = rounded_output_error(moment) if statistics.bfloat16 else partial(output_error, second_moment=moment)
     activity = np.maximum(statistics.mean_magnitude, 1e-4 * statistics.mean_magnitude.max() + 1e-12)
     size = np.mean([np.mean(np.abs(w) / np.abs(w).max(1, keepdims=True).clip(1e-12), 0) for w in weights], axis=0)
     size = np.maximum(size, 1e-4)
@@ -48,7 +51,7 @@ def search_scale(
             scale = np.float32(scale / np.sqrt(scale.max() * scale.min()))
             error = 0.0
             for weight, stride, quantize in zip(weights, strides, quantizers):
-                error += stride * output_error(quantize(weight * scale).dequantize() / scale - weight, moment)
+                error += stride * measure(quantize(weight * scale).dequantize() / scale - weight)
             if error < best[0]:
                 best = error, scale
     return best[1]
