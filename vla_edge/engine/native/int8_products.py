@@ -17,7 +17,7 @@ from vla_edge.engine.native import DOMAIN
 from vla_edge.engine.onnx_graph import Neighbours, tensor_shapes
 
 OPERATOR = "Int8MatMul"
-# of int8_products.h and operators.c
+# of int8_products.h and int8_operator.c
 BLOCK, INPUTS, MOST_INPUTS, MOST_LAYERS = 64, 4, 65536, 8
 
 
