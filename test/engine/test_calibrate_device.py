@@ -13,7 +13,7 @@ from vla_edge.compress.recipe import load_recipe
 from vla_edge.engine.checkpoint_shapes import architecture_of
 from vla_edge.engine.calibrate_device import _ordered, device_from, fit_costs, read_calibration
 from vla_edge.engine.calibration_blocks import BLOCKS, VARIANTS, Block, block_stage
-from vla_edge.engine.cost import LABELS, PACKED, ROUNDED, SCHEDULING, UNPACKED, WEIGHTS, MeasuredSum, features
+from vla_edge.engine.cost import LABELS, OWN, PACKED, ROUNDED, SCHEDULING, UNPACKED, WEIGHTS, MeasuredSum, features
 from vla_edge.engine.devices import DeviceError
 from vla_edge.engine.operations import Attention, Convolution, GroupNorm, Pointwise, Product, StageWork
 from vla_edge.engine.plan import predict
@@ -50,6 +50,21 @@ def test_what_a_call_does_is_counted():
     assert counted(packed, way=UNPACKED) == counted(LayerPrecision("float32"))
     bytes_ = 64 * 16 + 2 * 64 * 32 // 32
     assert counted(packed, way=ROUNDED) == {**base, "int4 rounded": products, "int4 inputs": 640, "cached": bytes_}
+    attended = {"own attention": 25_600, "own scores": 800, "call": 1}
+    # what is rounded: inputs, and 320 numbers of queries and 640 of keys and values
+    inputs = {"own inputs": 640 + 320 + 640}
+    assert counted(packed, way=OWN) == {
+        **attended, **inputs, "own int4": products, "own kernels": 2, "cached": bytes_, "curved": 100, "copied": 300,
+        "kernels": 3,
+    }  # fmt: skip
+    bytes_ = 64 * 32 + 4 * 32
+    for eight in (dynamic, LayerPrecision("int8")):  # with norms and sums in passing
+        assert counted(eight, way=OWN) == {
+            **attended, **inputs, "own int8": products, "own kernels": 5, "cached": bytes_, "own curved": 100,
+            "own copied": 300,
+        }  # fmt: skip
+    static = LayerPrecision("int8", "int8")  # on a grid of the recipe's
+    assert counted(static, way=OWN)["int8"] == products
     row = StageWork("decode", 1, "token", (Product("a", 1, 64, 32),))
     found = features(row, {"a": packed}, (1e6, 4e6))
     assert found["int4 row"] == 64 * 32 and not found["int4"] and not found["unpacked"]
@@ -69,6 +84,16 @@ def test_a_convolution_is_one_in_float32_and_a_product_of_patches_in_int8():
     patches = {"copied": 2 * 4 * 324, "kernels": 11 + 2 * 4}
     rounded = {"int8": products, "rounded": 9 * 36, "cached": 36 * 8 + 4 * 8}
     assert counted(LayerPrecision("int8", "int8-dynamic")) == {**base, **patches, **rounded}
+
+
+def test_our_kernels_are_only_planned_with_where_they_were_measured_and_something_is_rounded():
+    work = StageWork("vision", 1, "camera", (Product("a", 10, 64, 32),))
+    costs = dict.fromkeys(LABELS, 0.0) | {"call": 1.0, "int8": 1e-3, "float32": 1e-3, "own int8": 1e-9, "own int4": 1e-9}
+    for missing in (None, "own int8", "own int4"):
+        model = MeasuredSum({1: costs | ({missing: 0.0} if missing else {})})
+        for precision, ours in ((LayerPrecision("int8", "int8-dynamic"), missing is None), (LayerPrecision("float32"), False)):
+            seconds = sum(model.call_seconds(work, {"a": precision}, None).values())
+            assert (seconds < 1.1) == ours
 
 
 def test_weights_from_farther_away_cost_no_less():

@@ -22,6 +22,7 @@ from vla_edge.engine.backends.cpu import processor
 from vla_edge.engine.calibration_blocks import BLOCKS, VARIANTS, block_layers, block_stage
 from vla_edge.engine.cost import LABELS, MeasuredSum, features
 from vla_edge.engine.devices import LOCAL, Device, DeviceError, Efficiency
+from vla_edge.engine.native import library
 from vla_edge.engine.roofline import read_speed
 
 ROUNDS, TURN_S = 15, 0.012
@@ -55,6 +56,7 @@ def calibration_path() -> Path:
 
     it = processor()
     able = " ".join(sorted(it.flags))
+    able += " own kernels" if library() is not None else ""
     key = f"{it.name} {able} {len(os.sched_getaffinity(0))} {onnxruntime.__version__} {BLOCKS} {VARIANTS}"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "vla_edge" / f"device-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"

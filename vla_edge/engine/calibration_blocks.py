@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 from vla_edge.engine.counted import count_stage
 from vla_edge.engine.operations import Attention, Decoder, Operation, Pointwise, Product, StageWork, encoder_layer
-from vla_edge.engine.cost import PACKED, ROUNDED
+from vla_edge.engine.cost import OWN, PACKED, ROUNDED
+from vla_edge.engine.native import library
 from vla_edge.engine.precision import LayerPrecision
 
 
 @dataclass(frozen=True)
 class Variant:
-    """How a block is stored, and how ONNX Runtime is told to multiply that: `options`, which `way` is the name of."""
+    """How a block is stored, and how it is multiplied: `options` of the ONNX Runtime backend, which `way` is the name
+    of."""
 
     precision: LayerPrecision
     way: str = PACKED
@@ -25,6 +27,8 @@ VARIANTS = {
     "int8": Variant(LayerPrecision("int8", "int8-dynamic")),
     "int4": Variant(LayerPrecision("int4", group=64)),
     "int4 rounded": Variant(LayerPrecision("int4", group=64), ROUNDED, (("fold_weights", False), ("dynamic", True))),
+    "int8 own": Variant(LayerPrecision("int8", "int8-dynamic"), OWN, (("own_kernels", True),)),
+    "int4 own": Variant(LayerPrecision("int4", group=64), OWN, (("own_kernels", True),)),
 }
 LARGE = 5e7  # weights
 
@@ -59,7 +63,10 @@ class Block:
         if self.kind not in ("encoder", "decoder", "products"):
             return ("float32",)
         large = 2 * self.layers * self.width * self.hidden > LARGE
-        return tuple(name for name, variant in VARIANTS.items() if not large or variant.precision.weights == "int4")
+        return tuple(
+            name for name, variant in VARIANTS.items()
+            if (not large or variant.precision.weights == "int4") and (variant.way != OWN or library() is not None)
+        )  # fmt: skip
 
     @property
     def shape(self) -> tuple[int, ...]:

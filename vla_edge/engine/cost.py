@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from vla_edge.engine.choose import SAVING_BY_ROUNDING, SAVING_PER_DOUBLING
+from vla_edge.engine.native.attention import FEWEST_ROWS
 from vla_edge.engine.operations import Attention, Convolution, GroupNorm, Pointwise, Product, Rotation, StageWork
 from vla_edge.engine.precision import FLOAT_BYTES, LayerPrecision
 from vla_edge.types import VlaEdgeError
@@ -143,6 +144,8 @@ class MeasuredSum:
         best: tuple[float, dict[str, float]] | None = None
         for threads, costs in self.seconds_per.items():
             for way in WAYS:
+                if way == OWN and not (_is_rounded(work, precisions) and costs.get("own int8") and costs.get("own int4")):
+                    continue  # none for it, or none on this computer
                 counted = features(work, precisions, self.caches, way)
                 spent: dict[str, float] = {}
                 for name, amount in counted.items():
@@ -152,15 +155,16 @@ class MeasuredSum:
                 spent[WEIGHTS] = spent.get(WEIGHTS, 0.0) + max(0.0, least - sum(spent.values()))
                 # the rules by which the backend takes more threads, and more rounding than a file asks for
                 price = sum(spent.values()) / (1 - SAVING_PER_DOUBLING) ** math.log2(threads)
-                price /= 1 - SAVING_BY_ROUNDING if way == ROUNDED else 1
+                price /= 1 - SAVING_BY_ROUNDING if way in (ROUNDED, OWN) else 1
                 if best is None or price < best[0]:
                     best = price, spent
         return best[1]
 
 
-PACKED, UNPACKED, ROUNDED = WAYS = ("packed", "unpacked", "rounded")
-"""How ONNX Runtime multiplies 4-bit weights with float inputs: unpacked in passing; unpacked when the file is loaded; as
-integers with inputs that are rounded to 8 bits."""
+PACKED, UNPACKED, ROUNDED, OWN = WAYS = ("packed", "unpacked", "rounded", "own")
+"""How 4-bit weights are multiplied with float inputs: by ONNX Runtime unpacked in passing; unpacked when the file is
+loaded; as integers with inputs that are rounded to 8 bits; and by kernels of our own (`engine.native`), which take 8-bit
+weights and attention too."""
 
 LABELS = {
     "float32": COMPUTE,
@@ -183,6 +187,14 @@ LABELS = {
     "curved": POINTWISE,
     "grouped": POINTWISE,
     "copied": POINTWISE,
+    "own int8": COMPUTE,
+    "own int4": COMPUTE,
+    "own inputs": POINTWISE,
+    "own attention": ATTENTION,
+    "own scores": ATTENTION,
+    "own curved": POINTWISE,
+    "own copied": POINTWISE,
+    "own kernels": SCHEDULING,
     "kernels": SCHEDULING,
     "call": SCHEDULING,
 }
@@ -195,9 +207,12 @@ def features(
     """What one call of a stage does on a CPU, counted. `caches` as in `MeasuredSum`.
 
     ONNX Runtime multiplies integers only where 8-bit weights meet 8-bit inputs without groups; other weights are
-    unpacked when a file is loaded, and 4-bit ones as `way` (of `WAYS`) says.
+    unpacked when a file is loaded, and 4-bit ones as `way` (of `WAYS`) says. Our kernels do what goes with 8-bit layers
+    in passing.
     """
     counted = dict.fromkeys(LABELS, 0.0) | {"call": 1.0}
+    own = "own " if way == OWN else ""
+    passing = "own " if own and any(_is_own_int8(precisions[product.layer]) for product in work.products) else ""
     # a product of one row reads its weights in a stream; those of several wait for theirs
     weights = {"": 0, " row": 0}
     for operation in work.operations:
@@ -205,40 +220,68 @@ def features(
             read = _count_product(counted, operation, precisions[operation.layer], way)
             weights[" row" if operation.rows == 1 else ""] += read
         elif isinstance(operation, Attention):
-            counted["attention"] += operation.flops
-            counted["scores"] += operation.scores
-            # heads are brought forward and back by copies; a mask is one pass over the scores
-            copied = 2 * (2 * operation.queries + operation.cached)
-            counted["copied"] += copied + (2 * operation.scores if operation.masked else 0)
-            counted["kernels"] += _ATTENTION_KERNELS + operation.masked
+            _count_attention(counted, operation, own)
         elif isinstance(operation, Pointwise):
-            counted["curved"] += operation.curved
-            counted["copied"] += operation.copied
-            counted["kernels"] += operation.kernels
+            counted[f"{passing}curved"] += operation.curved
+            counted[f"{passing}copied"] += operation.copied
+            counted[f"{passing}kernels"] += operation.kernels
         elif isinstance(operation, GroupNorm):
             counted["grouped"] += operation.numbers
             counted["kernels"] += _GROUP_NORM
         elif isinstance(operation, Rotation):
-            counted["copied"] += _ROTATION * operation.numbers
-            counted["kernels"] += _ROTATION * operation.tensors
-    own, whole = caches
+            counted[f"{own}copied"] += (2 if own else _ROTATION) * operation.numbers
+            counted[f"{own}kernels"] += (1 if own else _ROTATION) * operation.tensors
+    near, whole = caches
     total = sum(weights.values())
     for kind, read in weights.items():
-        counted["cached" if total <= own else f"shared{kind}" if total <= whole else f"loaded{kind}"] += read
+        counted["cached" if total <= near else f"shared{kind}" if total <= whole else f"loaded{kind}"] += read
     return counted
+
+
+def _is_rounded(work: StageWork, precisions: Mapping[str, LayerPrecision]) -> bool:
+    return any(precisions[product.layer].weights in ("int8", "int4") for product in work.products)
+
+
+def _is_own_int8(precision: LayerPrecision) -> bool:
+    """Whether our kernel for 8-bit weights takes a layer: inputs on no grid of the recipe's."""
+    return precision.weights == "int8" and precision.group is None and precision.inputs in (None, "int8-dynamic")
+
+
+def _count_attention(counted: dict[str, float], attention: Attention, own: str) -> None:
+    """Adds an attention; `own` before the names of what it is counted as where it is by our kernel."""
+    if attention.rows * attention.heads // attention.kv_heads < FEWEST_ROWS:
+        own = ""
+    counted[f"{own}attention"] += attention.flops
+    counted[f"{own}scores"] += attention.scores
+    if own:  # in which queries, keys and values are rounded
+        counted["own inputs"] += attention.queries + attention.cached
+        counted["own kernels"] += 1
+        return
+    # heads are brought forward and back by copies; a mask is one pass over the scores
+    copied = 2 * (2 * attention.queries + attention.cached)
+    counted["copied"] += copied + (2 * attention.scores if attention.masked else 0)
+    counted["kernels"] += _ATTENTION_KERNELS + attention.masked
 
 
 def _count_product(counted: dict[str, float], product: Product, precision: LayerPrecision, way: str) -> int:
     """Adds a product; returns the bytes of its weights as they are multiplied."""
     size = (product.inputs, product.outputs)
     flops, packed = precision.flops(product.rows, *size), precision.nbytes(*size)
+    slides = isinstance(product, Convolution) and _stays(precision)
+    by_ours = _is_own_int8(precision) or precision.weights == "int4" and precision.inputs is None
+    if way == OWN and by_ours and not slides:
+        if isinstance(product, Convolution):
+            _count_patches(counted, product)
+        counted["own kernels"] += 1
+        counted["own inputs"] += product.rows * product.inputs
+        counted[f"own {precision.weights}"] += flops
+        return packed
     counted["kernels"] += 1
     kind, loaded = "float32", 4 * product.weights
-    if isinstance(product, Convolution):
-        if _stays(precision):
-            kind = "convolved" if len(product.kernel) > 1 else "slid"
-        else:
-            _count_patches(counted, product)
+    if slides:
+        kind = "convolved" if len(product.kernel) > 1 else "slid"
+    elif isinstance(product, Convolution):
+        _count_patches(counted, product)
     if precision.inputs is not None:
         counted["rounded"] += product.rows * product.inputs
     if precision.inputs in ("int8", "int8-dynamic") and precision.weights == "int8" and precision.group is None:
@@ -246,7 +289,7 @@ def _count_product(counted: dict[str, float], product: Product, precision: Layer
     elif precision.weights == "int4" and way == ROUNDED:
         kind, loaded = "int4 rounded", packed
         counted["int4 inputs"] += product.rows * product.inputs
-    elif precision.weights == "int4" and way == PACKED:
+    elif precision.weights == "int4" and way in (PACKED, OWN):
         loaded = packed
         if product.rows == 1:  # has a kernel of its own, that holds nothing unpacked
             kind, flops = "int4 row", product.weights
