@@ -101,7 +101,9 @@ def test_tensors_between_layers_are_as_long_as_a_block(checkpoint):
     [{"prefill_blocks": {"size": 8}}, {"speculate": {"draft": "history"}}],
     [{"fixed_point": {}}, {"prefill_blocks": {"size": 8}}],
 ], ids=["alone", "speculating", "together"])  # fmt: skip
-def test_a_bundle_reads_in_blocks(tmp_path, checkpoint, steps):
+def test_a_bundle_reads_in_blocks(tmp_path, checkpoint, steps, monkeypatch):
+    # a build may choose ways that round in one of two engines, and bins are as near to each other as noise
+    monkeypatch.setattr("vla_edge.engine.native.rewrite.library", lambda: None)
     shown = [observation(checkpoint.spec, index, index) for index in range(8)]
     data = collect(shown, "random observations", frames=4, held_out=4)
     quantize = {"quantize": {"targets": ["*"], "weights": "int8"}}
