@@ -25,7 +25,7 @@ from benchmarks.openvla_shapes import Shapes, write_openvla
 
 MEMORY = 6_000_000_000
 BODY, RUN, MINUTES, TOKENS = 3.6e9, 8e9, 60.0, 16_384
-METHODS = ("awq", "gptq")
+METHODS, DECODINGS = ("awq", "gptq"), ("autoregressive", "fixed-point")
 # rounded to the nearest, as speed does not depend on how; all tokens of a chunk are guessed together
 PARALLEL = "rtn, fixed_point"
 # asked for, and not taken by this benchmark
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     name = "openvla" if options.layers == Shapes().layers else f"openvla_{options.layers}_layers"
     checkpoint = write_openvla(options.output / name / "checkpoint", Shapes(layers=options.layers))
     rows: list[Row] = []
-    for method in options.methods:
+    for method in options.methods if options.builds else ():
         rows += build_rows(f"{name}_{method}", checkpoint, method, options)
         _save(rows, options)  # what was measured stays
     if options.run:
@@ -94,16 +94,17 @@ def build_rows(name: str, checkpoint: Path, method: str, options) -> list[Row]:
 
 
 def run_rows(name: str, checkpoint: Path, options) -> list[Row]:
-    """Memory and speed of the first engine, and of one that decides on all tokens of a chunk together."""
+    """Memory and speed of the first engine (`autoregressive`), and of one that decides on all tokens of a chunk together."""
     from benchmarks.large_speed import chunk_seconds, orin_rows, plan_rows, token_rows
     from vla_edge.engine.alone import most_memory
     from vla_edge.engine.bundle import Bundle
 
-    if _start(checkpoint, f"{name}_parallel", PARALLEL, options).wait():
-        return [Row(f"chunk_seconds.{name}_fixed-point", None, "s", note="the build failed, see above")]
-    ways = {"autoregressive": f"{name}_{options.methods[0]}", "fixed-point": f"{name}_parallel"}
-    bundles = {way: options.output / "bundles" / engine for way, engine in ways.items()}
     rows, alone = [], {}
+    ways = {"autoregressive": f"{name}_{options.methods[0]}", "fixed-point": f"{name}_parallel"}
+    bundles = {way: options.output / "bundles" / ways[way] for way in options.decodings}
+    if "fixed-point" in bundles and _start(checkpoint, f"{name}_parallel", PARALLEL, options).wait():
+        rows.append(Row(f"chunk_seconds.{name}_fixed-point", None, "s", note="the build failed, see above"))
+        del bundles["fixed-point"]
     for way, bundle in bundles.items():
         busy = most_memory(Bundle.load(bundle))
         note = "a process with the engine, after a warm-up"
@@ -115,9 +116,11 @@ def run_rows(name: str, checkpoint: Path, options) -> list[Row]:
             rows.append(Row(row, middle, "s", n=len(seconds), interval=spread, note=told))
             if threads == 1:
                 alone[way] = middle, passes
-    first = bundles["autoregressive"]
-    rows += token_rows(Bundle.load(first), Shapes(layers=options.layers), options.output, options.threads)
-    return rows + plan_rows(name, checkpoint, bundles, alone) + orin_rows(name, checkpoint, first)
+    if "autoregressive" in bundles:
+        first = Bundle.load(bundles["autoregressive"])
+        rows += token_rows(first, Shapes(layers=options.layers), options.output, options.threads)
+        rows += orin_rows(name, checkpoint, first.directory)
+    return rows + plan_rows(name, checkpoint, bundles, alone)
 
 
 def flow_rows(name: str, options) -> list[Row]:
@@ -210,6 +213,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--layers", type=int, default=Shapes().layers, help="of the language model")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=["rtn", "awq", "gptq", "awq+gptq"])
+    parser.add_argument("--no-build", dest="builds", action="store_false", help="take the engines that are there")
+    parser.add_argument("--decodings", nargs="+", default=list(DECODINGS), choices=DECODINGS)
     parser.add_argument("--tokens", type=int, default=TOKENS, help="to calibrate on, at least")
     parser.add_argument("--flow", nargs="*", default=["smolvla450", "pi0"], choices=["smolvla450", "pi0"])
     parser.add_argument("--kills", type=int, default=10)
