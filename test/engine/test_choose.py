@@ -45,10 +45,10 @@ class Pretended:
         return SimpleNamespace(interface=stage, run=run, bind=lambda inputs, outputs: lambda: step(outputs))
 
 
-def contest(monkeypatch, tmp_path, only_exact=False, **runtimes):
+def contest(monkeypatch, tmp_path, only_exact=False, in_turn=False, **runtimes):
     monkeypatch.setattr(module, "get_backend", runtimes.__getitem__)
     monkeypatch.setattr(module, "time", CLOCK)
-    return choose(tmp_path / "s.onnx", tmp_path, STAGE, list(runtimes), INPUTS, only_exact)
+    return choose(tmp_path / "s.onnx", tmp_path, STAGE, list(runtimes), INPUTS, only_exact, in_turn)
 
 
 def test_the_fastest_wins_and_every_time_is_told(monkeypatch, tmp_path):
@@ -98,3 +98,16 @@ def test_auto_is_what_is_installed_and_a_list_is_kept_in_order(monkeypatch):
     monkeypatch.setattr(backends, "BACKENDS", {name: ("vla_edge_none", name) for name in backends.BACKENDS})
     with pytest.raises(BackendError, match="no runtime is installed.*pip install onnxruntime"):
         chosen_backends("auto")
+
+
+def test_where_memory_is_short_only_ways_that_take_little_of_it_are_tried(monkeypatch, tmp_path):
+    packed, unpacked = {"s": 0.02, "fold_weights": False}, {"s": 0.001, "fold_weights": True}
+    ours = [{"s": 0.01, "own_kernels": True, "exact": False}, {"s": 0.004, "own_kernels": True, "exact": False, "threads": 2}]
+
+    def tried(*ways, **asked):
+        return sorted(contest(monkeypatch, tmp_path, a=Pretended(*ways), **asked).tried.values())
+
+    assert tried(packed, unpacked, *ours) == [1, 4, 10, 20]
+    assert tried(packed, unpacked, *ours, in_turn=True) == [4, 10]
+    assert tried(packed, unpacked, in_turn=True) == [20]
+    assert tried(packed, unpacked, *ours, in_turn=True, only_exact=True) == [20]
