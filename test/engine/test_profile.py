@@ -57,3 +57,28 @@ def test_the_memory_of_a_process_is_its_own():
     program = "from vla_edge.engine.profile import peak_bytes; print(peak_bytes())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert 1_000_000 < int(done.stdout) < len(ballast) < peak_bytes()
+
+
+def test_a_file_that_is_mapped_twice_is_in_memory_once(tmp_path):
+    """As the weights that two stages share; what is not mapped counts as before."""
+    import subprocess
+    import sys
+
+    size = 64_000_000
+    (tmp_path / "weights").write_bytes(bytes(range(256)) * (size // 256))
+    program = """
+import mmap, sys
+from vla_edge.engine.profile import peak_bytes
+before, kept = peak_bytes(), []
+for _ in range(int(sys.argv[2])):
+    with open(sys.argv[1], "rb") as file:
+        kept.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    sum(kept[-1][::4096])
+kept.append(bytearray(b"1") * 32_000_000)
+print(peak_bytes() - before)
+"""
+    grown = []
+    for times in ("1", "3"):
+        arguments = [sys.executable, "-c", program, str(tmp_path / "weights"), times]
+        grown.append(int(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout))
+    assert all(size + 30_000_000 < each < size + 50_000_000 for each in grown), grown

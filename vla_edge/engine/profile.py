@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -91,17 +93,30 @@ def profile_bundle(
 
 
 def peak_bytes() -> int:
-    """Most memory this process has had."""
-    import re
+    """Most memory this process has had, as far as can be told: pages of a file are counted once, however often it is mapped
+    now."""
     import resource
     import sys
-    from pathlib import Path
 
     status = Path("/proc/self/status")
     if status.is_file() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
-        return 1024 * int(found.group(1))
+        return 1024 * int(found.group(1)) - _mapped_again()
     # elsewhere; on Linux this counts what the process was forked from
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _mapped_again() -> int:
+    """Bytes that the system counts more than once: stages map the weights that they share, each for itself."""
+    seen: dict[tuple[str, ...], int] = {}
+    again, key = 0, None
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if header := re.match(r"[0-9a-f]+-[0-9a-f]+ \S+ (\S+) (\S+) (\d+)", line):
+            key = header.groups() if header.group(3) != "0" else None  # offset, device and file; memory has none
+        elif key is not None and (resident := re.match(r"Rss:\s+(\d+) kB", line)):
+            held = 1024 * int(resident.group(1))
+            again += min(held, seen.get(key, 0))
+            seen[key] = max(held, seen.get(key, 0))
+    return again
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
