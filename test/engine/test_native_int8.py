@@ -261,6 +261,28 @@ def test_what_goes_with_layers_goes_into_them(kind, finishes, others, precision,
     assert stage_work(path).flops == {"int8": operations}
 
 
+@pytest.mark.parametrize("change", ["output", "width", "norm"])
+def test_a_file_that_lies_about_its_layers_is_refused(change, tmp_path):
+    path, stage = tmp_path / "block.onnx", product_interface(ROWS, WIDTH, WIDTH)
+    path.write_bytes(block_file(*block("attention", np.random.default_rng(8)), "int8 dynamic", WIDTH))
+    use_kernels(path)
+    model = onnx.load(str(path))
+    node = next(node for node in model.graph.node if node.op_type == OPERATOR)
+    if change == "output":
+        left = node.output[-1]
+        for reader in model.graph.node:
+            reader.input[:] = [node.output[0] if name == left else name for name in reader.input]
+        del node.output[-1]
+    elif change == "width":
+        widths = next(constant for constant in model.graph.initializer if constant.name == node.input[4])
+        widths.CopyFrom(onnx.numpy_helper.from_array(np.array([WIDTH, WIDTH, 2**40]), widths.name))
+    else:
+        node.input[6] = node.input[5]  # a bias, of all layers together
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BackendError):
+        get_backend("onnxruntime").load(path, stage, ONE_THREAD).run({"x": np.ones((1, ROWS, WIDTH), np.float32)})
+
+
 def test_a_norm_that_others_read_too_stays(tmp_path):
     rng = np.random.default_rng(8)
     nodes, layers, constants = block("gelu", rng)

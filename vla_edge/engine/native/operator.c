@@ -11,6 +11,7 @@ Status read_input(OrtApi *api, const void *context, size_t index, Tensor *tensor
     const void *value;
     void *shape;
     TRY(CALL(api, KernelContextGetInput, KERNEL_CONTEXT_GET_INPUT)(context, index, &value));
+    if (!value) return fail(api, "vla_edge: an input is missing");
     TRY(CALL(api, GetTensorMutableData, GET_TENSOR_MUTABLE_DATA)((void *)value, &tensor->data));
     TRY(CALL(api, GetTensorTypeAndShape, GET_TENSOR_TYPE_AND_SHAPE)(value, &shape));
     Status status = CALL(api, GetDimensionsCount, GET_DIMENSIONS_COUNT)(shape, &tensor->count);
@@ -33,6 +34,7 @@ Status read_optional(OrtApi *api, const void *context, size_t index, Tensor *ten
 Status make_output(OrtApi *api, void *context, size_t index, const int64_t *shape, size_t count, void **data) {
     void *output;
     TRY(CALL(api, KernelContextGetOutput, KERNEL_CONTEXT_GET_OUTPUT)(context, index, shape, count, &output));
+    if (!output) return fail(api, "vla_edge: an output is missing");
     return CALL(api, GetTensorMutableData, GET_TENSOR_MUTABLE_DATA)(output, data);
 }
 
