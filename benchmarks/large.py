@@ -187,20 +187,22 @@ def _build(options) -> int:
     from vla_edge.compress.calibrate import collect
     from vla_edge.compress.recipe import parse_recipe
     from vla_edge.engine.build import build
+    from vla_edge.engine.piecewise import Piecewise
     from vla_edge.policy.checkpoint import load_checkpoint
     from vla_edge.progress import Bar
 
     checkpoint, name, method = options.build
     torch.set_num_threads(options.threads)
-    spec = load_checkpoint(checkpoint).spec
-    prompt = spec.tokenizer_max_length + (spec.cameras[0].height // 14) ** 2
-    frames = -(-options.tokens // prompt)
-    data = collect(observations(spec, 2 * (frames + 8)), "random observations", frames=frames, held_out=8)
+    loaded = load_checkpoint(checkpoint)
     how, *decoding = method.split(", ")
     language = {"targets": ["prefill.layers"], "weights": "int4", "group_size": 128, "method": how}
     rest = {"targets": ["vision", "prefill.head"], "weights": "int8"}
     steps = [{"quantize": language}, {"quantize": rest}, *({step: {}} for step in decoding)]
     recipe = parse_recipe({"name": f"int4-{how}", "steps": steps})
+    prompt = loaded.spec.tokenizer_max_length + (loaded.spec.cameras[0].height // 14) ** 2
+    frames, held_out = -(-options.tokens // prompt), Piecewise(loaded, recipe, MEMORY, options.output).frames["held_out"]
+    shown = observations(loaded.spec, 2 * (frames + held_out))
+    data = collect(shown, "random observations", frames=frames, held_out=held_out)
     target = options.output / "bundles" / name
     path = build(checkpoint, recipe, options.backend, target, data, Bar(), build_memory_mb=MEMORY / 1e6)
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

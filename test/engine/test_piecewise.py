@@ -227,6 +227,15 @@ def test_interrupted_anywhere_it_goes_on_and_comes_to_the_same(family, recipe, t
     assert not list((tmp_path / "work").rglob("*.handed"))
 
 
+def test_as_many_observations_are_held_out_as_are_inferred_together(openvla, monkeypatch):
+    checkpoint = load_checkpoint(openvla)
+    one = Runner.from_policy(load_policy(checkpoint), checkpoint).buffer_bytes
+    pieces = Piecewise(checkpoint, RECIPE, ENOUGH, openvla)
+    for together, expected in ((1, 4), (5, 5), (7, 7), (9, 8)):
+        monkeypatch.setattr(Piecewise, "_beside_a_piece", round((together + 0.5) * one))
+        assert pieces.frames["held_out"] == expected
+
+
 def test_what_another_recipe_left_behind_is_not_taken_for_its_own(openvla, tmp_path):
     in_pieces(openvla)
     other = replace(RECIPE, steps=RECIPE.steps[:1])

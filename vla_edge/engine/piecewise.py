@@ -45,7 +45,7 @@ from vla_edge.policy.weights import Weights
 
 PIECEWISE_RECIPE = "int4-layerwise"  # the shipped one to take
 CALIBRATION_TOKENS = 16_384
-HELD_OUT_FRAMES = 8
+HELD_OUT_FRAMES, LEAST_HELD_OUT_FRAMES = 8, 4
 _POSSIBLE = (Keep, Smooth, Prune, LowRankStep, Quantize, VisionCacheStep, *get_args(Decoding))
 _PROGRAM = 1 << 30  # bytes of PyTorch, ONNX and what else is not weights
 
@@ -141,10 +141,15 @@ class Piecewise:
 
     @property
     def frames(self) -> dict[str, int]:
-        """How many observations to calibrate on and to hold out, where a recording has more."""
-        reads = next(stage for stage in self.source.policy.stages() if stage.name != "vision")
+        """How many observations to calibrate on and to hold out, where a recording has more: of the latter as many as are
+        inferred together, since those that are left would take the whole policy through memory again."""
+        stages = self.source.policy.stages()
+        reads = next(stage for stage in stages if stage.name != "vision")
         tokens = self.checkpoint.spec.tokenizer_max_length + reads.inputs[0].shape[1]
-        return {"frames": -(-CALIBRATION_TOKENS // tokens), "held_out": HELD_OUT_FRAMES}
+        tensors = {spec.name: spec.zeros().nbytes for stage in stages for spec in (*stage.inputs, *stage.outputs)}
+        together = self._beside_a_piece // sum(tensors.values())
+        held_out = min(HELD_OUT_FRAMES, max(LEAST_HELD_OUT_FRAMES, together))
+        return {"frames": -(-CALIBRATION_TOKENS // tokens), "held_out": held_out}
 
     def run(self, data: CalibrationData, reduce_range: bool, settings: Sequence, tell: Tell) -> None:
         """Everything, or what is left of it; then `compressed`, `foreseen` and `ready` may be asked for.
