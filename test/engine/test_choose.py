@@ -21,12 +21,13 @@ class Pretended:
     """A runtime whose every way of running takes the seconds and adds the error that its options say."""
 
     def __init__(self, *ways: dict):
-        self.ways, self.loaded = ways, []
+        self.ways, self.loaded, self.built = ways, [], 0
 
     def candidates(self, onnx):
         return [{"threads": 1, **way} for way in self.ways]
 
     def build(self, onnx, directory, stage, options=None):
+        self.built += 1
         if "refuses" in options:
             raise BackendError(options["refuses"])
         (directory / "s.bin").write_text(str(options))
@@ -102,7 +103,8 @@ def test_auto_is_what_is_installed_and_a_list_is_kept_in_order(monkeypatch):
 
 def test_where_memory_is_short_only_ways_that_take_little_of_it_are_tried(monkeypatch, tmp_path):
     packed, unpacked = {"s": 0.02, "fold_weights": False}, {"s": 0.001, "fold_weights": True}
-    ours = [{"s": 0.01, "own_kernels": True, "exact": False}, {"s": 0.004, "own_kernels": True, "exact": False, "threads": 2}]
+    own = {"own_kernels": True, "exact": False}
+    ours = [{"s": 0.01, **own}, {"s": 0.004, **own, "threads": 2}]
 
     def tried(*ways, **asked):
         return sorted(contest(monkeypatch, tmp_path, a=Pretended(*ways), **asked).tried.values())
@@ -111,3 +113,13 @@ def test_where_memory_is_short_only_ways_that_take_little_of_it_are_tried(monkey
     assert tried(packed, unpacked, *ours, in_turn=True) == [4, 10]
     assert tried(packed, unpacked, in_turn=True) == [20]
     assert tried(packed, unpacked, *ours, in_turn=True, only_exact=True) == [20]
+
+
+def test_a_file_that_is_the_same_for_any_threads_is_built_once(monkeypatch, tmp_path):
+    ways = [{"s": 0.02}, {"s": 0.02, "threads": 2}, {"s": 0.01, "compile": True}]
+    for at_load, expected in ((True, 2), (False, 3)):
+        runtime = Pretended(*ways)
+        runtime.THREADS_AT_LOAD = at_load
+        found = contest(monkeypatch, tmp_path, a=runtime)
+        assert runtime.built == expected and len(found.tried) == 3
+        assert found.built.options["compile"] and (tmp_path / "s.bin").is_file()

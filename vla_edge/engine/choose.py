@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +89,7 @@ def choose(
     contenders: dict[str, _Contender] = {}
     refused: dict[str, str] = {}
     yardstick: dict[str, np.ndarray] | None = None
+    made: dict[tuple, tuple[BuiltStage, Path]] = {}
     with tempfile.TemporaryDirectory(prefix=".choosing-", dir=directory) as scratch:
         for backend in backends:
             runtime = get_backend(backend)
@@ -98,7 +99,7 @@ def choose(
                 place = Path(scratch) / str(len(contenders) + len(refused))
                 place.mkdir()
                 try:
-                    built = runtime.build(onnx, place, stage, options)
+                    built = _build(runtime, onnx, place, stage, options, made)
                     loaded = runtime.load(place / built.file, stage, built.options)
                     found = loaded.run(inputs)
                     _check(found, yardstick)
@@ -131,9 +132,22 @@ def choose(
     return Choice(best.backend, best.built, tried, refused)
 
 
+def _build(runtime, onnx, place: Path, stage: StageInterface, options: Mapping, made: dict) -> BuiltStage:
+    """`options` in `place`; where they differ from earlier ones, which are in `made`, by threads alone and the runtime
+    asks for those when it loads a file, the file of before."""
+    key = (runtime, *sorted((name, str(value)) for name, value in options.items() if name != "threads"))
+    if key not in made or not getattr(runtime, "THREADS_AT_LOAD", False):
+        made[key] = runtime.build(onnx, place, stage, options), place
+        return made[key][0]
+    built, before = made[key]
+    for file in before.iterdir():
+        share(file, place / file.name)
+    return replace(built, options={**built.options, "threads": options["threads"]})
+
+
 def _smallest(ways: Sequence[Mapping]) -> list[Mapping]:
-    """Those that take least memory. Our kernels read weights where the file is mapped; others lay them out anew, which takes
-    as much again and more: of a 7B policy's 3.5 GB in 4 bits 9 GB in ONNX Runtime; and most who unpack them."""
+    """Those that take least memory. Our kernels read weights where the file is mapped; others lay them out anew, which
+    takes as much again and more (of a 7B policy's 3.5 GB in 4 bits 9 GB in ONNX Runtime), and most who unpack them."""
     ours = [way for way in ways if way.get("own_kernels")]
     return ours or [way for way in ways if not way.get("fold_weights")]
 

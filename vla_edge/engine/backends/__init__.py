@@ -13,6 +13,10 @@ and one that reads another kind of file than ONNX also
 
     READS: str                                              its suffix, see `FORMATS`
 
+and one whose files are the same for any number of threads also
+
+    THREADS_AT_LOAD = True                                  so that one file serves contenders that differ in them
+
 and one that can compile for a device that is not here also
 
     runs_here() -> bool                                     whether its device is

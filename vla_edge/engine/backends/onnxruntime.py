@@ -29,6 +29,7 @@ from vla_edge.engine.backends.cpu import sums_saturate, threads_to_use, threads_
 from vla_edge.engine.native import library
 from vla_edge.engine.trace import OPSET
 
+THREADS_AT_LOAD = True
 CPU = "CPUExecutionProvider"
 # accelerator -> its options; what an accelerator cannot run stays on the CPU
 PROVIDERS = {
