@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
-from bench_file import DIRECTORY, Row, table, write, with_earlier  # noqa: E402
+from bench_file import DIRECTORY, Row, add, table  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = ROOT / "benchmarks" / "algorithms_task.py"
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
                 rows.append(_ratio(f"error_ratio_vs_rtn.{network}.{method}", run(python, network, method, "ours"),
                                    nearest, "error", 1.0, "rounding to nearest"))  # fmt: skip
     print(table(rows))
-    print(write("compress", with_earlier(rows, DIRECTORY / "compress.json")))
+    print(add("compress", rows))
     return 0 if all(row.met is not False for row in rows) else 1
 
 

@@ -79,6 +79,11 @@ def with_earlier(rows: Sequence[Row], path: Path, holds: Callable[[Row], bool] =
     return [*rows, *(row for row in earlier if row.name not in measured and holds(row))]
 
 
+def add(name: str, rows: Sequence[Row], directory: Path = DIRECTORY) -> Path:
+    """Write `directory/<name>.json` with the rows `with_earlier` keeps of it; returns its path."""
+    return write(name, with_earlier(rows, directory / f"{name}.json"), directory)
+
+
 def table(rows: Sequence[Row]) -> str:
     """The rows for people."""
     width = max(len(row.name) for row in rows)

@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 import lerobot_peer  # noqa: E402
-from bench_file import DIRECTORY, Row, table, with_earlier, write  # noqa: E402
+from bench_file import DIRECTORY, Row, add, table  # noqa: E402
 from decode import decode_rows  # noqa: E402
 from smolvla_shapes import observations, write_smolvla  # noqa: E402
 
@@ -36,13 +36,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Takes all figures; returns 0 when every limit is met."""
     options = _parser().parse_args(arguments)
     rows: list[Row] = []
-    path = options.output / "engine.json"
     for name in options.policies:
         rows += policy_rows(name, options)
-        write("engine", with_earlier(rows, path), options.output)  # what was measured stays
+        add("engine", rows, options.output)  # what was measured stays
     if not options.no_decode:
         rows += decode_rows(options.rounds, options.threads)
-    write("engine", with_earlier(rows, path), options.output)
+    path = add("engine", rows, options.output)
     print(table(rows))
     print(path)
     return 0 if all(row.met is not False for row in rows) else 1

@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.bench_file import DIRECTORY, Row, table, with_earlier, write
+from benchmarks.bench_file import DIRECTORY, Row, add, table
 from benchmarks.openvla_shapes import Shapes, write_openvla
 
 MEMORY = 6_000_000_000
@@ -44,27 +44,22 @@ def main(arguments: list[str] | None = None) -> int:
     rows: list[Row] = []
     for method in options.methods if options.builds else ():
         rows += build_rows(f"{name}_{method}", checkpoint, method, options)
-        _save(rows, options)  # what was measured stays
+        add("7b", rows, options.output)  # what was measured stays
     if options.run:
         rows += run_rows(name, checkpoint, options)
-        _save(rows, options)
+        add("7b", rows, options.output)
     for policy in options.flow:
         rows += flow_rows(policy, options)
-        _save(rows, options)
+        add("7b", rows, options.output)
     if options.kills:
         shapes = Shapes(layers=min(options.kill_layers, options.layers))
         fewer = write_openvla(options.output / f"openvla_{shapes.layers}_layers" / "checkpoint", shapes)
         rows.append(kill_row(f"openvla_{shapes.layers}_layers", fewer, options))
     rows += [Row(row, None, "", None, None, 0, None, why) for row, why in ELSEWHERE.items()]
-    path = _save(rows, options)
+    path = add("7b", rows, options.output)
     print(table(rows))
     print(path)
     return 0 if all(row.met is not False for row in rows) else 1
-
-
-def _save(rows: list[Row], options) -> Path:
-    """Those of an earlier run on the same computer stay in the file where they are not measured anew."""
-    return write("7b", with_earlier(rows, options.output / "7b.json"), options.output)
 
 
 def build_rows(name: str, checkpoint: Path, method: str, options) -> list[Row]:

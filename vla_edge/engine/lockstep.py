@@ -99,8 +99,9 @@ def infer_together(
     runners += [make(stages) for _ in range(count - 1)]
     for begin in range(0, len(observations), count):
         group = observations[begin : begin + count]
-        shown = lambda place, *call, begin=begin: seen(begin + place, *call)  # noqa: E731
-        yield _advance(runners, group, performer, seed, shown, until)
+        yield _advance(
+            runners, group, performer, seed, lambda place, *call, begin=begin: seen(begin + place, *call), until
+        )
 
 
 def _advance(
@@ -125,7 +126,8 @@ def _advance(
         for place in now:
             seen(place, stage, waiting[place][1])
         if stage == until:
-            waiting = {place: call for place, call in waiting.items() if place not in now}
+            for place in now:
+                del waiting[place]
             continue
         performer.perform(stage, [waiting[place][1] for place in now])
         for place in now:

@@ -28,6 +28,13 @@ def needed(nodes: Iterable, outputs: Iterable[str]) -> tuple[list, set[str]]:
         kept = still
 
 
+def set_nodes(graph, nodes: Iterable) -> None:
+    """Have a graph (`onnx.GraphProto`) consist of these nodes, of which some are its own."""
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]  # its own go when it is emptied
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
 class Neighbours:
     """Which node made a tensor of a graph (`onnx.GraphProto`), and which ones read it.
 
@@ -52,6 +59,11 @@ class Neighbours:
         """The node of that kind that made a tensor."""
         node = self.makers.get(name)
         return node if node is not None and node.op_type == kind else None
+
+    def order(self, name: str) -> list[int] | None:
+        """The order of axes in which a tensor is another one's; None where it is no transposition."""
+        node = self.maker(name, "Transpose")
+        return None if node is None else list(next(a.ints for a in node.attribute if a.name == "perm"))
 
     def above(self, name: str, *kinds: str):
         """The node of one of these kinds that made a tensor for one reader alone."""

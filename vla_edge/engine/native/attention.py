@@ -94,13 +94,6 @@ class Attentions:
         rows, depth, tokens = q[-2], q[-1], v[-2]
         return rows >= FEWEST_ROWS and depth % 2 == 0 and depth <= MOST_DEPTH and tokens <= MOST_TOKENS
 
-    def _perm(self, name: str) -> list[int] | None:
-        """The order of axes in which a tensor is another one's; None where it is no transposition."""
-        node = self._near.makers.get(name)
-        if node is None or node.op_type != "Transpose":
-            return None
-        return list(next(attribute.ints for attribute in node.attribute if attribute.name == "perm"))
-
     def _operator(self, found: Found) -> dict[str, list]:
         """First output of nodes that go -> those that come in their place."""
         import onnx
@@ -110,7 +103,7 @@ class Attentions:
 
         (q, k), v, y = found.first.input, found.second.input[1], found.second.output[0]
         made, rows_first = [], 0
-        order = self._perm(k)
+        order = self._near.order(k)
         source = k if order is None else self._near.makers[k].input[0]
         order = order or list(range(len(self._shapes[k])))
         order = [*order[:-2], order[-1], order[-2]]
@@ -121,13 +114,13 @@ class Attentions:
         else:
             k = f"{y}.keys"
             made.append(onnx.helper.make_node("Transpose", [source], [k], k, perm=order))
-        if swapped(self._perm(q), q):
+        if swapped(self._near.order(q), q):
             q, rows_first = self._near.makers[q].input[0], rows_first | 1
-        if swapped(self._perm(v), v):
+        if swapped(self._near.order(v), v):
             v, rows_first = self._near.makers[v].input[0], rows_first | 4
         gone = {y: made}
         after = self._near.below(y, "Transpose")
-        if after is not None and swapped(self._perm(after.output[0]), y):
+        if after is not None and swapped(self._near.order(after.output[0]), y):
             y, rows_first = after.output[0], rows_first | 8
             gone[y] = []
         operands = [q, k, v] + ([found.mask] if found.mask else [])

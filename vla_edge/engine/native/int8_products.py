@@ -14,7 +14,7 @@ from enum import IntEnum
 import numpy as np
 
 from vla_edge.engine.native import DOMAIN
-from vla_edge.engine.onnx_graph import Neighbours, tensor_shapes
+from vla_edge.engine.onnx_graph import Neighbours, set_nodes, tensor_shapes
 
 OPERATOR = "Int8MatMul"
 # of int8_products.h and int8_operator.c
@@ -141,9 +141,7 @@ def replace(graph, value: Callable[[str], np.ndarray]) -> Iterator[tuple[str, li
             yield layer.products[0].weights, _constants(source, layer.products, value)
     gone -= set(instead)
     nodes = [instead.get(node.output[0], node) for node in graph.node if not gone.intersection(node.output)]
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
+    set_nodes(graph, nodes)
 
 
 def _constants(source: str, products: Sequence[Product], value: Callable[[str], np.ndarray]) -> list:
@@ -173,7 +171,7 @@ def _of_integers(near: Neighbours, node) -> Product | None:
     rescaled = None if cast is None else near.below(cast.output[0], "Mul")
     if rounded is None or rounded.op_type != "DynamicQuantizeLinear" or rescaled is None:
         return None
-    step = near.makers.get(next((name for name in rescaled.input if name != cast.output[0]), ""))
+    step = near.makers.get(_other(rescaled, cast.output[0]))
     if step is None or step.op_type != "Mul" or step.input[0] != rounded.output[1]:
         return None
     return _product(near, rounded, node.input[1], step.input[1], node, rescaled)
@@ -209,7 +207,7 @@ def _product(near: Neighbours, reader, weights: str, scales: str, first, last) -
         return None
     added, bias = near.below(last.output[0], "Add"), None
     if added is not None:
-        other = next((name for name in added.input if name != last.output[0]), "")
+        other = _other(added, last.output[0])
         if _is_vector(near.constants.get(other), outputs):
             last, bias = added, other
     return Product(reader.input[0], weights, scales, bias, outputs, reader, first, last)
@@ -240,7 +238,7 @@ def _layer(near: Neighbours, shapes, products: Sequence[Product], readers: int, 
             finish = Finish.GELU_TANH if told == b"tanh" else Finish.GELU_ERF
             return Layer(tuple(products), norm, finish, None, tuple(gelu.output), gelu, (*last, gelu))
         if added is not None:
-            other = next((name for name in added.input if name != names[0]), "")
+            other = _other(added, names[0])
             whole = other and shapes.get(other) == shapes.get(names[0]) is not None
             if whole and added.output[0] not in sums:
                 sums.add(added.output[0])

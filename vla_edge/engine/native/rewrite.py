@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vla_edge.engine.export import PAGE, leave_to
 from vla_edge.engine.native import DOMAIN, attention, int4_products, int8_products, library, rotary
-from vla_edge.engine.onnx_graph import needed
+from vla_edge.engine.onnx_graph import needed, set_nodes
 
 PRODUCTS = (int4_products, int8_products)
 # what a stage has that a recipe rounds
@@ -55,9 +55,7 @@ def use_kernels(path: Path) -> None:
             graph.initializer.extend(made)
     rotary.replace(graph)
     nodes, read = needed(attention.Attentions(graph).replaced(), (value.name for value in graph.output))
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
+    set_nodes(graph, nodes)
     for place in reversed(range(len(graph.initializer))):
         constant = graph.initializer[place]
         if constant.name not in read:

@@ -66,9 +66,6 @@ def _around(near: Neighbours, shapes, concat) -> Found | None:
         return None
     if shapes.get(a) != (*shape[:-1], shape[-1] // 2) or angles != {(1, 1, shape[2], shape[3] // 2)}:
         return None
-    moved = near.makers.get(x)
-    if moved is not None and moved.op_type == "Transpose":
-        order = list(next(attribute.ints for attribute in moved.attribute if attribute.name == "perm"))
-        if order == [0, 2, 1, 3]:
-            x, rows_first = moved.input[0], True
+    if near.order(x) == [0, 2, 1, 3]:
+        x, rows_first = near.makers[x].input[0], True
     return Found(x, cos, sin, rows_first, concat)
