@@ -27,22 +27,20 @@ static void pack_head(void *data, size_t head) {
 static void attend(void *data, size_t task) {
     AttentionWork *work = data;
     const Attention *at = &work->attention;
-    const size_t head = task / work->parts, part = task % work->parts, tiles = pieces(at->rows, ROWS_AT_ONCE);
-    const size_t begin = part * tiles / work->parts * ROWS_AT_ONCE;
-    const size_t most = (part + 1) * tiles / work->parts * ROWS_AT_ONCE;
+    const size_t head = task / work->parts;
+    const Rows rows = rows_of(task % work->parts, work->parts, at->rows, ROWS_AT_ONCE);
     void *scratch = aligned_alloc(64, work->scratch);
     if (!scratch) work->failed = 1;
     else
         work->way->attend(
-            at, head, begin, most < at->rows ? most : at->rows, work->packed + head * work->each, work->mask, scratch);
+            at, head, rows.begin, rows.end, work->packed + head * work->each, work->mask, scratch);
     free(scratch);
 }
 
 /* Memory for all of it, in one; whoever calls frees `packed`. */
 static int prepare_attention(AttentionWork *work) {
     const Attention *at = &work->attention;
-    const size_t tiles = pieces(at->rows, ROWS_AT_ONCE), parts = pieces(ENOUGH_TASKS, at->heads ? at->heads : 1);
-    work->parts = parts < tiles ? parts : tiles;
+    work->parts = shares_of(at->rows, ROWS_AT_ONCE, at->heads ? at->heads : 1);
     work->each = attention_packed(at);
     work->scratch = attention_scratch(at);
     work->packed = aligned_alloc(64, at->heads * work->each + attention_masked(at) + 64);

@@ -51,16 +51,15 @@ static void multiply_gated(const Int8Work *work, size_t block, size_t begin, siz
 
 static void int8_multiply(void *data, size_t task) {
     const Int8Work *work = data;
-    const size_t tiles = pieces(work->layers->rows, INT8_MOST_ROWS), part = task / work->blocks;
     size_t block = task % work->blocks, layer = 0;
     while (block >= work->first[layer + 1]) layer++;
     block -= work->first[layer];
     const Int8Product *p = work->layers + layer;
-    const size_t most = (part + 1) * tiles / work->parts * INT8_MOST_ROWS, stop = most < p->rows ? most : p->rows;
+    const Rows rows = rows_of(task / work->blocks, work->parts, p->rows, INT8_MOST_ROWS);
     const size_t place = block * INT8_BLOCK, count = p->outputs - place < INT8_BLOCK ? p->outputs - place : INT8_BLOCK;
     size_t end;
-    for (size_t begin = part * tiles / work->parts * INT8_MOST_ROWS; begin < stop; begin = end) {
-        end = stop - begin < NEAR_ROWS ? stop : begin + NEAR_ROWS;
+    for (size_t begin = rows.begin; begin < rows.end; begin = end) {
+        end = rows.end - begin < NEAR_ROWS ? rows.end : begin + NEAR_ROWS;
         if (work->finish == GATED) {
             multiply_gated(work, block, begin, end);
             continue;
@@ -102,7 +101,7 @@ static Status compute(void *self, void *context) {
         width += (size_t)outputs[layer];
         work.first[layer + 1] = work.first[layer] + pieces((size_t)outputs[layer], INT8_BLOCK);
     }
-    const size_t blocks = work.first[work.count], tiles = pieces(all.rows, INT8_MOST_ROWS);
+    const size_t blocks = work.first[work.count];
     const size_t wanted = work.finish == GATED ? 2 : 1;
     /* the file may be anybody's: nothing is read beyond what it holds */
     if (all.inputs > INT8_MOST_INPUTS || weights.count != 3 || (size_t)weights.shape[0] != blocks ||
@@ -133,7 +132,7 @@ static Status compute(void *self, void *context) {
         work.layers[layer].zeros = (int32_t *)(steps + all.rows);
         work.layers[layer].rounded = (uint8_t *)(steps + 2 * all.rows);
     }
-    work.parts = pieces(ENOUGH_TASKS, work.blocks) < tiles ? pieces(ENOUGH_TASKS, work.blocks) : tiles;
+    work.parts = shares_of(all.rows, INT8_MOST_ROWS, work.blocks);
     Status status = share(api, context, int8_round_row, all.rows, all.inputs, &work);
     const size_t tasks = work.blocks * work.parts, numbers = all.rows * all.padded * width / PRODUCTS_OF_A_NUMBER;
     if (!status) status = share(api, context, int8_multiply, tasks, numbers / tasks, &work);

@@ -51,6 +51,21 @@ int heads_first(Tensor *tensor, size_t rows_do);
 /* How many pieces of that size hold so many. */
 static inline size_t pieces(size_t count, size_t size) { return (count + size - 1) / size; }
 
+/* Shares of rows in whole tiles, so that there is work for every thread where `tasks` for all rows are few; and one. */
+static inline size_t shares_of(size_t rows, size_t tile, size_t tasks) {
+    const size_t wanted = pieces(ENOUGH_TASKS, tasks), tiles = pieces(rows, tile);
+    return wanted < tiles ? wanted : tiles;
+}
+
+typedef struct {
+    size_t begin, end;
+} Rows;
+
+static inline Rows rows_of(size_t part, size_t parts, size_t rows, size_t tile) {
+    const size_t tiles = pieces(rows, tile), end = (part + 1) * tiles / parts * tile;
+    return (Rows){part * tiles / parts * tile, end < rows ? end : rows};
+}
+
 /* `call` for all of `total`, each of which goes over so many numbers; on all threads where they are not few. */
 Status share(OrtApi *api, void *context, void (*call)(void *, size_t), size_t total, size_t numbers, void *data);
 
