@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vla_edge.engine.native import attention, int4_products, int8_products
+from vla_edge.engine.native import attention, cached_attention, int4_products, int8_products
 from vla_edge.engine.onnx_graph import shape_of, tensor_shapes
 
 OF_INTEGERS = ("MatMulInteger", int4_products.OPERATOR, int8_products.OPERATOR)
-PRODUCTS = ("MatMul", "Gemm", "Conv", *OF_INTEGERS, attention.OPERATOR)
+ATTENTIONS = {own.OPERATOR: own for own in (attention, cached_attention)}
+PRODUCTS = ("MatMul", "Gemm", "Conv", *OF_INTEGERS, *ATTENTIONS)
 # how the names of keys and values begin that a stage reads: a flow policy's, a prompt's, and those of tokens behind it
 CACHES = ("prefix_", "cache_", "tail_")
 
@@ -77,8 +78,8 @@ def stage_work(path: str | Path) -> Work | None:
         operations = 2.0 * math.prod(out) * inner
         if node.op_type == int8_products.OPERATOR:  # may be several layers
             operations = 2.0 * math.prod(left) * int8_products.outputs_of(node, constants)
-        if node.op_type == attention.OPERATOR:
-            attention_flops += _of_attention(node, shapes)
+        if node.op_type in ATTENTIONS:
+            attention_flops += ATTENTIONS[node.op_type].operations(node, shapes)
             continue
         if not constant_like(node.input[1]):
             attention_flops += operations
@@ -95,14 +96,6 @@ def stage_work(path: str | Path) -> Work | None:
         sum(_bytes(shape_of(v), v.type.tensor_type.elem_type) for v in cache),
         sum(_bytes(shape_of(v), v.type.tensor_type.elem_type) for v in (*rest, *graph.output)),
     )
-
-
-def _of_attention(node, shapes: Mapping[str, tuple[int, ...]]) -> float:
-    """Operations of both products of an attention that is one operator."""
-    told = next(attribute.i for attribute in node.attribute if attribute.name == "rows_first")
-    q, k, v = (shapes[name] for name in node.input[:3])
-    tokens = k[1] if told & 2 else k[-2]
-    return 2.0 * math.prod(q[:-1]) * tokens * (q[-1] + v[-1])
 
 
 def _bytes(shape, kind: int) -> int:

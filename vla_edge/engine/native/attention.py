@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vla_edge.engine.native import DOMAIN
@@ -28,6 +30,14 @@ class Found:
     second: object
     scale: float = 1.0
     mask: str | None = None
+
+
+def operations(node, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    """Those of both products of the operator."""
+    told = next(attribute.i for attribute in node.attribute if attribute.name == "rows_first")
+    q, k, v = (shapes[name] for name in node.input[:3])
+    tokens = k[1] if told & 2 else k[-2]
+    return 2.0 * math.prod(q[:-1]) * tokens * (q[-1] + v[-1])
 
 
 class Attentions:

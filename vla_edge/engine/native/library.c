@@ -1,7 +1,9 @@
 /* Operators of our own for ONNX Runtime, which runs them on its threads: each in a file of its own. */
 #include "operator.h"
 
-static const CustomOp *const OPERATORS[] = {&int4_operator, &int8_operator, &attention_operator, &rotary_operator};
+static const CustomOp *const OPERATORS[] = {
+    &int4_operator, &int8_operator, &attention_operator, &cached_operator, &rotary_operator,
+};
 
 /* What the runtime calls when it is told of this library. */
 EXPORTED Status RegisterCustomOps(void *options, const OrtApiBase *base) {

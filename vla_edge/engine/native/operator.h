@@ -33,6 +33,7 @@ typedef struct {
     int64_t finish;       /* of one with 8-bit weights */
     float epsilon;
     int64_t rows_first; /* of an attention or a rotary embedding */
+    int64_t layer;      /* of a cache */
     float scale;
 } Kernel;
 
@@ -93,6 +94,6 @@ int at_least_one(const CustomOp *op);
         .create_kernel = create, .compute = compute,                                                           \
     }
 
-extern const CustomOp int4_operator, int8_operator, attention_operator, rotary_operator;
+extern const CustomOp int4_operator, int8_operator, attention_operator, cached_operator, rotary_operator;
 
 #endif

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vla_edge.engine.export import PAGE, leave_to
-from vla_edge.engine.native import DOMAIN, attention, int4_products, int8_products, library, rotary
+from vla_edge.engine.native import DOMAIN, attention, cached_attention, int4_products, int8_products, library, rotary
 from vla_edge.engine.onnx_graph import needed, set_nodes
 
 PRODUCTS = (int4_products, int8_products)
@@ -54,6 +54,7 @@ def use_kernels(path: Path) -> None:
                 moved = True
             graph.initializer.extend(made)
     rotary.replace(graph)
+    cached_attention.replace(graph)
     nodes, read = needed(attention.Attentions(graph).replaced(), (value.name for value in graph.output))
     set_nodes(graph, nodes)
     for place in reversed(range(len(graph.initializer))):

@@ -4,7 +4,7 @@
 
 #define WAY(name) \
     {#name, name##_runs, name##_int4_round, name##_int4_block, name##_int8_round, name##_int8_block, \
-     name##_int8_finish, name##_pack, name##_attend}
+     name##_int8_finish, name##_pack, name##_attend, name##_attend_cached}
 
 #if defined(__x86_64__)
 #include <cpuid.h>

@@ -3,6 +3,7 @@
 #define VLA_EDGE_WAYS_H
 
 #include "attention.h"
+#include "cached_attention.h"
 #include "int4_products.h"
 #include "int8_products.h"
 
@@ -20,6 +21,7 @@ typedef struct {
     /* y of these rows of one head */
     void (*attend)(
         const Attention *, size_t head, size_t row, size_t end, void *packed, const void *mask, void *scratch);
+    void (*attend_cached)(const CachedAttention *, size_t head, float *scores); /* y of all rows of one head */
 } Way;
 
 #define DECLARE(name)                                                                             \
@@ -29,7 +31,8 @@ typedef struct {
     void name##_int8_block(const Int8Product *, size_t, size_t, size_t);                          \
     void name##_int8_finish(float *, size_t, const float *, size_t, size_t, size_t, enum Finish); \
     void name##_pack(const Attention *, size_t, void *);                                          \
-    void name##_attend(const Attention *, size_t, size_t, size_t, void *, const void *, void *);
+    void name##_attend(const Attention *, size_t, size_t, size_t, void *, const void *, void *);  \
+    void name##_attend_cached(const CachedAttention *, size_t, float *);
 
 #if defined(__x86_64__)
 DECLARE(avx512_vnni)
