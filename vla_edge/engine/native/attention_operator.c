@@ -54,10 +54,7 @@ static Status compute(void *self, void *context) {
     const Kernel *kernel = self;
     OrtApi *api = kernel->api;
     Tensor q, k, v, mask;
-    TRY(read_input(api, context, 0, &q));
-    TRY(read_input(api, context, 1, &k));
-    TRY(read_input(api, context, 2, &v));
-    TRY(read_optional(api, context, 3, &mask));
+    TRY(read_inputs(kernel, context, (Tensor *const[]){&q, &k, &v, &mask}, 4, 3));
     const size_t first = (size_t)kernel->rows_first;
     if (q.count < 2 || k.count < 2 || v.count < 2 || (mask.data && mask.count < 2))
         return fail(api, "Attention: tensors of at least 2 dimensions");
@@ -94,7 +91,7 @@ static Status compute(void *self, void *context) {
 static Status create(const CustomOp *op, OrtApi *api, const void *info, void **kernel) {
     (void)op;
     Kernel *made;
-    TRY(new_kernel(api, &made));
+    TRY(new_kernel(api, info, &made));
     Status status = CALL(api, KernelInfoGetFloat, KERNEL_INFO_GET_FLOAT)(info, "scale", &made->scale);
     if (!status) status = CALL(api, KernelInfoGetInt, KERNEL_INFO_GET_INT)(info, "rows_first", &made->rows_first);
     return hand_over(status, made, kernel);

@@ -33,8 +33,7 @@ static Status compute(void *self, void *context) {
     const Kernel *kernel = self;
     OrtApi *api = kernel->api;
     Tensor q, k, v, bias, own_k, own_v, own_bias;
-    Tensor *inputs[] = {&q, &k, &v, &bias, &own_k, &own_v, &own_bias};
-    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) TRY(read_input(api, context, i, inputs[i]));
+    TRY(read_inputs(kernel, context, (Tensor *const[]){&q, &k, &v, &bias, &own_k, &own_v, &own_bias}, 7, 7));
     if (q.count != 4 || k.count < 3 || v.count < 3 || own_k.count < 3 || own_v.count < 3)
         return fail(api, "CachedAttention: tensors of at least 3 dimensions");
     const size_t heads = leading(&own_k, 2), layer = (size_t)kernel->layer;
@@ -68,7 +67,7 @@ static Status compute(void *self, void *context) {
 static Status create(const CustomOp *op, OrtApi *api, const void *info, void **kernel) {
     (void)op;
     Kernel *made;
-    TRY(new_kernel(api, &made));
+    TRY(new_kernel(api, info, &made));
     Status status = CALL(api, KernelInfoGetFloat, KERNEL_INFO_GET_FLOAT)(info, "scale", &made->scale);
     if (!status) status = CALL(api, KernelInfoGetInt, KERNEL_INFO_GET_INT)(info, "layer", &made->layer);
     if (!status && made->layer < 0) status = fail(api, "CachedAttention: no such layer");

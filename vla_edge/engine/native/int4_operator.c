@@ -24,10 +24,7 @@ static Status compute(void *self, void *context) {
     const Kernel *kernel = self;
     OrtApi *api = kernel->api;
     Tensor x, weights, scales, largest;
-    TRY(read_input(api, context, 0, &x));
-    TRY(read_input(api, context, 1, &weights));
-    TRY(read_input(api, context, 2, &scales));
-    TRY(read_input(api, context, 3, &largest));
+    TRY(read_inputs(kernel, context, (Tensor *const[]){&x, &weights, &scales, &largest}, 4, 4));
     Int4Work work = {
         .product = {
             .weights = weights.data, .scales = scales.data, .largest = largest.data, .x = x.data,
@@ -61,7 +58,7 @@ static Status compute(void *self, void *context) {
 static Status create(const CustomOp *op, OrtApi *api, const void *info, void **kernel) {
     (void)op;
     Kernel *made;
-    TRY(new_kernel(api, &made));
+    TRY(new_kernel(api, info, &made));
     Status status = CALL(api, KernelInfoGetInt, KERNEL_INFO_GET_INT)(info, "width", &made->width);
     if (!status) status = CALL(api, KernelInfoGetInt, KERNEL_INFO_GET_INT)(info, "group", &made->group);
     if (!status && (made->width < 1 || made->group < 1 || made->group % INT4_INPUTS))

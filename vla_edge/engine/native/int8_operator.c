@@ -11,7 +11,7 @@
 
 /* outputs of so many rows are finished while they are in the nearest cache */
 enum { NEAR_ROWS = 8 * INT8_MOST_ROWS };
-enum { MOST_LAYERS = 8 };
+enum { MOST_LAYERS = 8, INPUTS = 9, NEEDED = 5 };
 
 /* `parts` shares of the rows, so that there is work for every thread where the `blocks` are few. */
 typedef struct {
@@ -75,15 +75,8 @@ static Status compute(void *self, void *context) {
     const Kernel *kernel = self;
     OrtApi *api = kernel->api;
     Tensor x, weights, scales, sums, widths, bias, norm, shift, added;
-    TRY(read_input(api, context, 0, &x));
-    TRY(read_input(api, context, 1, &weights));
-    TRY(read_input(api, context, 2, &scales));
-    TRY(read_input(api, context, 3, &sums));
-    TRY(read_input(api, context, 4, &widths));
-    TRY(read_optional(api, context, 5, &bias));
-    TRY(read_optional(api, context, 6, &norm));
-    TRY(read_optional(api, context, 7, &shift));
-    TRY(read_optional(api, context, 8, &added));
+    Tensor *const given[] = {&x, &weights, &scales, &sums, &widths, &bias, &norm, &shift, &added};
+    TRY(read_inputs(kernel, context, given, INPUTS, NEEDED));
     Int8Work work = {
         .way = kernel->way, .finish = (enum Finish)kernel->finish, .added = added.data, .count = leading(&widths, 0),
     };
@@ -143,7 +136,7 @@ static Status compute(void *self, void *context) {
 static Status create(const CustomOp *op, OrtApi *api, const void *info, void **kernel) {
     (void)op;
     Kernel *made;
-    TRY(new_kernel(api, &made));
+    TRY(new_kernel(api, info, &made));
     Status status = CALL(api, KernelInfoGetInt, KERNEL_INFO_GET_INT)(info, "finish", &made->finish);
     if (!status) status = CALL(api, KernelInfoGetFloat, KERNEL_INFO_GET_FLOAT)(info, "epsilon", &made->epsilon);
     if (!status && (made->finish < PLAIN || made->finish > GELU_TANH)) status = fail(api, "Int8MatMul: no such finish");
@@ -151,12 +144,12 @@ static Status create(const CustomOp *op, OrtApi *api, const void *info, void **k
 }
 
 static const char *get_name(const CustomOp *op) { return (void)op, "Int8MatMul"; }
-static size_t inputs(const CustomOp *op) { return (void)op, 9; }
-static int needs(const CustomOp *op, size_t index) { return (void)op, index < 5 ? REQUIRED : OPTIONAL; }
+static size_t inputs(const CustomOp *op) { return (void)op, INPUTS; }
+static int needs(const CustomOp *op, size_t index) { return (void)op, index < NEEDED ? REQUIRED : OPTIONAL; }
 
 static int type_of_input(const CustomOp *op, size_t index) {
     (void)op;
-    return index > 4 ? ORT_FLOAT : (const int[]){ORT_FLOAT, ORT_INT8, ORT_FLOAT, ORT_INT32, ORT_INT64}[index];
+    return index >= NEEDED ? ORT_FLOAT : (const int[]){ORT_FLOAT, ORT_INT8, ORT_FLOAT, ORT_INT32, ORT_INT64}[index];
 }
 
 const CustomOp int8_operator = OPERATOR(inputs, type_of_input, needs, is_variadic);

@@ -28,9 +28,9 @@ typedef void *const OrtApi;
 enum {
     CREATE_STATUS = 0, CREATE_CUSTOM_OP_DOMAIN = 26, CUSTOM_OP_DOMAIN_ADD = 27, ADD_CUSTOM_OP_DOMAIN = 28,
     GET_TENSOR_MUTABLE_DATA = 51, GET_DIMENSIONS_COUNT = 61, GET_DIMENSIONS = 62, GET_TENSOR_TYPE_AND_SHAPE = 65,
-    KERNEL_INFO_GET_FLOAT = 85, KERNEL_INFO_GET_INT = 86, KERNEL_CONTEXT_GET_INPUT_COUNT = 88,
-    KERNEL_CONTEXT_GET_INPUT = 90, KERNEL_CONTEXT_GET_OUTPUT = 91, RELEASE_SHAPE = 99,
-    KERNEL_CONTEXT_PARALLEL_FOR = 274,
+    KERNEL_INFO_GET_FLOAT = 85, KERNEL_INFO_GET_INT = 86, KERNEL_CONTEXT_GET_INPUT = 90,
+    KERNEL_CONTEXT_GET_OUTPUT = 91, RELEASE_SHAPE = 99, KERNEL_INFO_GET_INPUT_COUNT = 230,
+    KERNEL_INFO_GET_CONSTANT_INPUT = 249, KERNEL_CONTEXT_PARALLEL_FOR = 274,
 };
 
 typedef Status (*CreateStatus)(int code, const char *message);
@@ -43,7 +43,8 @@ typedef Status (*GetDimensions)(const void *shape, int64_t *values, size_t count
 typedef Status (*GetTensorTypeAndShape)(const void *value, void **shape);
 typedef Status (*KernelInfoGetFloat)(const void *info, const char *name, float *out);
 typedef Status (*KernelInfoGetInt)(const void *info, const char *name, int64_t *out);
-typedef Status (*KernelContextGetInputCount)(const void *context, size_t *count);
+typedef Status (*KernelInfoGetInputCount)(const void *info, size_t *count);
+typedef Status (*KernelInfoGetConstantInput)(const void *info, size_t index, int *constant, const void **value);
 typedef Status (*KernelContextGetInput)(const void *context, size_t index, const void **value);
 typedef Status (*KernelContextGetOutput)(void *context, size_t index, const int64_t *shape, size_t count, void **value);
 typedef void (*ReleaseShape)(void *shape);

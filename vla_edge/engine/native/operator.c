@@ -7,11 +7,8 @@ enum { FEW = 8192 };
 
 Status fail(OrtApi *api, const char *why) { return CALL(api, CreateStatus, CREATE_STATUS)(1, why); }
 
-Status read_input(OrtApi *api, const void *context, size_t index, Tensor *tensor) {
-    const void *value;
+static Status read_tensor(OrtApi *api, const void *value, Tensor *tensor) {
     void *shape;
-    TRY(CALL(api, KernelContextGetInput, KERNEL_CONTEXT_GET_INPUT)(context, index, &value));
-    if (!value) return fail(api, "vla_edge: an input is missing");
     TRY(CALL(api, GetTensorMutableData, GET_TENSOR_MUTABLE_DATA)((void *)value, &tensor->data));
     TRY(CALL(api, GetTensorTypeAndShape, GET_TENSOR_TYPE_AND_SHAPE)(value, &shape));
     Status status = CALL(api, GetDimensionsCount, GET_DIMENSIONS_COUNT)(shape, &tensor->count);
@@ -22,13 +19,18 @@ Status read_input(OrtApi *api, const void *context, size_t index, Tensor *tensor
     return status;
 }
 
-Status read_optional(OrtApi *api, const void *context, size_t index, Tensor *tensor) {
-    size_t inputs;
-    const void *value = NULL;
-    TRY(CALL(api, KernelContextGetInputCount, KERNEL_CONTEXT_GET_INPUT_COUNT)(context, &inputs));
-    if (index < inputs) TRY(CALL(api, KernelContextGetInput, KERNEL_CONTEXT_GET_INPUT)(context, index, &value));
-    *tensor = (Tensor){.data = NULL};
-    return value ? read_input(api, context, index, tensor) : NULL;
+Status read_inputs(const Kernel *kernel, const void *context, Tensor *const *tensors, size_t count, size_t required) {
+    OrtApi *api = kernel->api;
+    for (size_t index = 0; index < count; index++) {
+        *tensors[index] = kernel->constants[index];
+        if (tensors[index]->data) continue;
+        const void *value = NULL;
+        if (index < kernel->inputs)
+            TRY(CALL(api, KernelContextGetInput, KERNEL_CONTEXT_GET_INPUT)(context, index, &value));
+        if (value) TRY(read_tensor(api, value, tensors[index]));
+        else if (index < required) return fail(api, "vla_edge: an input is missing");
+    }
+    return NULL;
 }
 
 Status make_output(OrtApi *api, void *context, size_t index, const int64_t *shape, size_t count, void **data) {
@@ -65,14 +67,22 @@ int heads_first(Tensor *tensor, size_t rows_do) {
     return 1;
 }
 
-Status new_kernel(OrtApi *api, Kernel **made) {
+Status new_kernel(OrtApi *api, const void *info, Kernel **made) {
     const Way *way = find_way(NULL);
     if (!way) return fail(api, "vla_edge: this processor lacks the instructions for it");
-    *made = calloc(1, sizeof **made);
-    if (!*made) return fail(api, "vla_edge: out of memory");
-    (*made)->api = api;
-    (*made)->way = way;
-    return NULL;
+    Kernel *kernel = *made = calloc(1, sizeof **made);
+    if (!kernel) return fail(api, "vla_edge: out of memory");
+    kernel->api = api;
+    kernel->way = way;
+    Status status = CALL(api, KernelInfoGetInputCount, KERNEL_INFO_GET_INPUT_COUNT)(info, &kernel->inputs);
+    for (size_t index = 0; !status && index < kernel->inputs && index < MOST_INPUTS; index++) {
+        const void *value;
+        int constant;
+        status = CALL(api, KernelInfoGetConstantInput, KERNEL_INFO_GET_CONSTANT_INPUT)(info, index, &constant, &value);
+        if (!status && constant) status = read_tensor(api, value, kernel->constants + index);
+    }
+    if (status) free(kernel);
+    return status;
 }
 
 Status hand_over(Status status, Kernel *made, void **kernel) {

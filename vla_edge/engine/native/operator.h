@@ -5,7 +5,7 @@
 #include "onnxruntime_abi.h"
 #include "ways.h"
 
-enum { MOST_DIMENSIONS = 8, REQUIRED = 0, OPTIONAL = 1, VARIADIC = 2 };
+enum { MOST_DIMENSIONS = 8, MOST_INPUTS = 9, REQUIRED = 0, OPTIONAL = 1, VARIADIC = 2 };
 /* so many share out evenly over the threads of a robot's computer */
 enum { ENOUGH_TASKS = 16 };
 /* this many products with weights take as long as going over one number */
@@ -25,10 +25,13 @@ typedef struct {
     int64_t shape[MOST_DIMENSIONS];
 } Tensor;
 
-/* A node of any operator, with its attributes. */
+/* A node of any operator, with its attributes, and those of its inputs that never change: to ask the runtime for all of
+ * them in every call takes as long as a small product. `data` is NULL of the others. */
 typedef struct {
     OrtApi *api;
     const Way *way;
+    size_t inputs;
+    Tensor constants[MOST_INPUTS];
     int64_t width, group; /* of a product with 4-bit weights */
     int64_t finish;       /* of one with 8-bit weights */
     float epsilon;
@@ -38,9 +41,8 @@ typedef struct {
 } Kernel;
 
 Status fail(OrtApi *api, const char *why);
-Status read_input(OrtApi *api, const void *context, size_t index, Tensor *tensor);
-/* One that may be left out: then its `data` is NULL. */
-Status read_optional(OrtApi *api, const void *context, size_t index, Tensor *tensor);
+/* So many inputs; those behind the first `required` may be left out, then `data` is NULL. */
+Status read_inputs(const Kernel *kernel, const void *context, Tensor *const *tensors, size_t count, size_t required);
 Status make_output(OrtApi *api, void *context, size_t index, const int64_t *shape, size_t count, void **data);
 
 /* Product of all but the last `without` dimensions; and one of those, from the end. */
@@ -71,7 +73,7 @@ static inline Rows rows_of(size_t part, size_t parts, size_t rows, size_t tile) 
 Status share(OrtApi *api, void *context, void (*call)(void *, size_t), size_t total, size_t numbers, void *data);
 
 /* A node without its attributes; and handed over, unless something was wrong with them. */
-Status new_kernel(OrtApi *api, Kernel **made);
+Status new_kernel(OrtApi *api, const void *info, Kernel **made);
 Status hand_over(Status status, Kernel *made, void **kernel);
 
 /* For `OPERATOR`: float32 comes out, all of it in the processor's memory. */

@@ -31,9 +31,7 @@ static Status compute(void *self, void *context) {
     const Kernel *kernel = self;
     OrtApi *api = kernel->api;
     Tensor x, cos, sin;
-    TRY(read_input(api, context, 0, &x));
-    TRY(read_input(api, context, 1, &cos));
-    TRY(read_input(api, context, 2, &sin));
+    TRY(read_inputs(kernel, context, (Tensor *const[]){&x, &cos, &sin}, 3, 3));
     if (x.count != 4 || x.shape[0] != 1) return fail(api, "Rotary: x of 4 dimensions, the first of them 1");
     heads_first(&x, kernel->rows_first != 0);
     Rotary rotary = {
@@ -50,7 +48,7 @@ static Status compute(void *self, void *context) {
 static Status create(const CustomOp *op, OrtApi *api, const void *info, void **kernel) {
     (void)op;
     Kernel *made;
-    TRY(new_kernel(api, &made));
+    TRY(new_kernel(api, info, &made));
     const Status status = CALL(api, KernelInfoGetInt, KERNEL_INFO_GET_INT)(info, "rows_first", &made->rows_first);
     return hand_over(status, made, kernel);
 }
