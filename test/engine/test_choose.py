@@ -75,6 +75,9 @@ def test_threads_and_rounding_have_to_be_worth_it(monkeypatch, tmp_path):
     assert contest(monkeypatch, tmp_path, a=two).built.options["s"] == 0.030
     rounding = Pretended({"s": 0.03}, {"s": 0.01, "exact": False})
     assert contest(monkeypatch, tmp_path, a=rounding).built.options["s"] == 0.01
+    little = {"s": 0.0285, "own_kernels": True, "exact": False}
+    assert contest(monkeypatch, tmp_path, a=Pretended({"s": 0.03}, little)).built.options["s"] == 0.03
+    assert contest(monkeypatch, tmp_path, a=Pretended({"s": 0.03}, {**little, "finer": True})).built.options["s"] == 0.0285
     assert contest(monkeypatch, tmp_path, only_exact=True, a=rounding).built.options["s"] == 0.03
 
 

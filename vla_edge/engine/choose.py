@@ -21,7 +21,8 @@ from vla_edge.evaluate.metrics import cosine
 
 # The controller needs a core too: twice the threads are worth it when they save at least this share of the time.
 SAVING_PER_DOUBLING = 0.2
-# Rounding more than the file asks for is worth it when it saves at least this share.
+# Rounding more than the file asks for, unless it is finer than what it asks for elsewhere (`finer`), is worth it when it
+# saves at least this share.
 SAVING_BY_ROUNDING = 0.1
 # How far a contender may be from the most exact one: bfloat16 passes, a wrong kernel does not.
 LEAST_COSINE, MOST_RELATIVE_L2 = 0.999, 0.05
@@ -60,7 +61,8 @@ class _Contender:
     def cost(self) -> float:
         """Seconds, as they weigh on a computer that has more to do."""
         share = (1 - SAVING_PER_DOUBLING) ** np.log2(self.options.get("threads", 1))
-        return self.seconds / share / (1 if self.options.get("exact", True) else 1 - SAVING_BY_ROUNDING)
+        as_good = self.options.get("exact", True) or self.options.get("finer", False)
+        return self.seconds / share / (1 if as_good else 1 - SAVING_BY_ROUNDING)
 
 
 def choose(

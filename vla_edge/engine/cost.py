@@ -142,6 +142,7 @@ class MeasuredSum:
         self, work: StageWork, precisions: Mapping[str, LayerPrecision], kv_bits: int | None
     ) -> dict[str, float]:
         best: tuple[float, dict[str, float]] | None = None
+        rounds = _rounds_inputs(work, precisions)
         for threads, costs in self.seconds_per.items():
             for way in WAYS:
                 if way == OWN and not (_is_rounded(work, precisions) and costs.get("own int8") and costs.get("own int4")):
@@ -155,7 +156,7 @@ class MeasuredSum:
                 spent[WEIGHTS] = spent.get(WEIGHTS, 0.0) + max(0.0, least - sum(spent.values()))
                 # the rules by which the backend takes more threads, and more rounding than a file asks for
                 price = sum(spent.values()) / (1 - SAVING_PER_DOUBLING) ** math.log2(threads)
-                price /= 1 - SAVING_BY_ROUNDING if way in (ROUNDED, OWN) else 1
+                price /= 1 - SAVING_BY_ROUNDING if way == ROUNDED or (way == OWN and rounds) else 1
                 if best is None or price < best[0]:
                     best = price, spent
         return best[1]
@@ -240,6 +241,12 @@ def features(
 
 def _is_rounded(work: StageWork, precisions: Mapping[str, LayerPrecision]) -> bool:
     return any(precisions[product.layer].weights in ("int8", "int4") for product in work.products)
+
+
+def _rounds_inputs(work: StageWork, precisions: Mapping[str, LayerPrecision]) -> bool:
+    """Whether our kernels round inputs to 8 bits that the recipe leaves as they are."""
+    used = [precisions[product.layer] for product in work.products]
+    return any(precision.weights == "int4" or (_is_own_int8(precision) and precision.inputs is None) for precision in used)
 
 
 def _is_own_int8(precision: LayerPrecision) -> bool:

@@ -53,7 +53,7 @@ def candidates(onnx: str | Path) -> list[dict]:
     """Ways of running the file on the CPU, and on every accelerator this build of the runtime knows."""
     import onnx as format
 
-    from vla_edge.engine.native.rewrite import helps
+    from vla_edge.engine.native.rewrite import helps, rounds_inputs
 
     model = format.load(str(onnx), load_external_data=False)
     found, ways = _as_the_file_says(model.graph), []
@@ -61,7 +61,7 @@ def candidates(onnx: str | Path) -> list[dict]:
     if any(n.op_type == "DequantizeLinear" and n.input[0] in packed for n in model.graph.node):
         ways.append({"dynamic": True})
     if helps(model):
-        ways.append({"own_kernels": True})
+        ways.append({"own_kernels": True} | ({} if rounds_inputs(model) else {"finer": True}))
     found += [{**exact, **way, "exact": False} for exact in found if not exact["fold_weights"] for way in ways]
     present = ort.get_available_providers()
     return found + [{"provider": name, "threads": 1, "exact": False} for name in PROVIDERS if name in present]

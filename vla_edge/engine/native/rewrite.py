@@ -29,6 +29,14 @@ def helps(model) -> bool:
     return bool(attention.Attentions(onnx.shape_inference.infer_shapes(model).graph).found)
 
 
+def rounds_inputs(model) -> bool:
+    """Whether the kernels round inputs of layers to 8 bits that a stage (`onnx.ModelProto`) leaves as they are. Otherwise they
+    round finer than it asks for: rows of inputs on grids of their own, attention in 16 bits."""
+    layers = int8_products.takes(model.graph)
+    floats = any(product.first.op_type == "MatMul" for layer in layers for product in layer.products)
+    return floats or bool(int4_products.takes(model.graph))
+
+
 def use_kernels(path: Path) -> None:
     """Rewrite a stage file so that the kernels compute what they can.
 
