@@ -16,6 +16,7 @@ from vla_edge.evaluate.metrics import (
     boundary_jump,
     chunk_stamps,
     cosine,
+    likeness,
     mcnemar,
     rank_correlation,
     wilson_interval,
@@ -151,6 +152,19 @@ def test_cosine_of_equal_opposite_and_missing_motion():
     assert cosine(a, 3 * a) == pytest.approx(1.0)
     assert cosine(a, -a) == pytest.approx(-1.0)
     assert (cosine(a, 0 * a), cosine(0 * a, 0 * a)) == (0.0, 1.0)
+
+
+def test_likeness_is_the_same_in_shares(monkeypatch):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 7, 13)).astype(np.float32)
+    whole = likeness(a, b)
+    x, y = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
+    assert whole[0] == pytest.approx(x @ y / np.linalg.norm(x) / np.linalg.norm(y), rel=1e-12)
+    assert whole[1] == pytest.approx(np.linalg.norm(x - y) / np.linalg.norm(y), rel=1e-12)
+    monkeypatch.setattr("vla_edge.evaluate.metrics._SHARE", 10)
+    assert likeness(a, b) == pytest.approx(whole, rel=1e-12)
+    assert likeness(a, 0 * a) == (0.0, pytest.approx(np.linalg.norm(x)))
+    assert np.isnan(likeness(a * np.nan, b)[1])
 
 
 def test_a_trajectory_answers_only_for_what_it_knows():

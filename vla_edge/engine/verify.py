@@ -13,7 +13,7 @@ import numpy as np
 
 from vla_edge.compress.recipe import Accept
 from vla_edge.engine.backends import LoadedStage
-from vla_edge.evaluate.metrics import MotionScale, cosine
+from vla_edge.evaluate.metrics import MotionScale, cosine, likeness
 from vla_edge.policy.preprocess import positions_by_name
 from vla_edge.types import Observation, VlaEdgeError
 
@@ -128,8 +128,8 @@ def compare_stages(engine, reference, observations: Sequence[Observation], seed:
             expected = _run(reference.stages[name], inputs)
             for output, value in _run(engine.stages[name], inputs).items():
                 row = worst.setdefault(name, {}).setdefault(output, {"cosine": 1.0, "relative_l2": 0.0})
-                distance = float(np.linalg.norm(value - expected[output]) / (np.linalg.norm(expected[output]) or 1.0))
-                row["cosine"] = min(row["cosine"], cosine(value, expected[output]))
+                angle, distance = likeness(value, expected[output])
+                row["cosine"] = min(row["cosine"], angle)
                 row["relative_l2"] = max(row["relative_l2"], distance)
     return worst
 

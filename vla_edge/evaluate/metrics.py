@@ -11,6 +11,8 @@ import numpy as np
 
 from vla_edge.types import NANOSECONDS, ActionChunk
 
+_SHARE = 1 << 20
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -126,11 +128,22 @@ def boundary_jump(previous: ActionChunk, current: ActionChunk) -> np.ndarray | N
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
     """Cosine between two arrays taken as vectors; 1 when both are zero, 0 when one is."""
-    a, b = np.ravel(a).astype(np.float64), np.ravel(b).astype(np.float64)
-    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    if norm == 0:
-        return float(not a.any() and not b.any())
-    return float(np.clip(a @ b / norm, -1.0, 1.0))
+    return likeness(a, b)[0]
+
+
+def likeness(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    """`cosine` of two arrays, and the relative L2 distance |found - expected| / |expected|, not divided where that is 0.
+
+    In float64, of which little is in memory at a time: a 7B policy's keys are 40 million numbers.
+    """
+    found, expected = np.ravel(found), np.ravel(expected)
+    sums = np.zeros(4)  # found^2, expected^2, found * expected, (found - expected)^2
+    for begin in range(0, found.size, _SHARE):
+        a, b = (part[begin : begin + _SHARE].astype(np.float64) for part in (found, expected))
+        sums += a @ a, b @ b, a @ b, np.square(a - b).sum()
+    own, other = math.sqrt(sums[0]), math.sqrt(sums[1])
+    alike = float(np.clip(sums[2] / own / other, -1.0, 1.0)) if own and other else float(own == other)
+    return alike, math.sqrt(sums[3]) / (other or 1.0)
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
