@@ -163,7 +163,7 @@ class _Piece:
 
     def __exit__(self, *error) -> None:
         self._stack.close()
-        _give_back()
+        give_back()
 
     def record(
         self, watched: Mapping[str, object], observer: Callable[[str], Observer], progress, hands_on: bool
@@ -236,9 +236,9 @@ class _Piece:
             yield after
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """What was freed goes back to the system, where the C library can: it keeps it in pieces, and the largest matrices of
-    the next piece fit into none of them."""
+    what is next fit into none of them."""
     if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
 

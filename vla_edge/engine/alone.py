@@ -17,7 +17,8 @@ _IMPORT = (
     "from vla_edge.engine.runner import Runner; [get_backend(name) for name in sys.argv[2:]]; "
 )
 _IDLE = _IMPORT + "print(peak_bytes())"
-_BUSY = _IMPORT + "Runner.from_bundle(sys.argv[1]).warm_up(2); print(peak_bytes())"
+# what it has mapped is looked at while it is there
+_BUSY = _IMPORT + "runner = Runner.from_bundle(sys.argv[1]); runner.warm_up(2); print(peak_bytes())"
 _START = "import sys; from vla_edge.engine.runner import Runner; Runner.from_bundle(sys.argv[1]).warm_up(1)"
 _LONGEST_S = 600.0
 

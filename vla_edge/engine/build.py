@@ -22,6 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from vla_edge.compress.calibrate import CalibrationData, CalibrationError
+from vla_edge.compress.piecewise import give_back
 from vla_edge.compress.pipeline import Compressed
 from vla_edge.compress.recipe import Recipe, load_recipe
 from vla_edge.engine.backends import AUTO, BackendError, chosen_backends, gain_by_reduced_range, get_backend, reads, runs_here
@@ -252,6 +253,8 @@ class _Build:
                 lambda i, name: self.tell(subject.place(0.30 + 0.12 * i / len(stages)), f"exporting {name}"),
                 subject.ready,
             )  # fmt: skip
+            if subject.in_turn:
+                give_back()
             entries, engine, result = self._compile(exported, subject, spec, Path(scratch))
             if self.then is not None:
                 self.then(exported, compressed, subject.ready)
@@ -405,6 +408,7 @@ class _Build:
 
         turns = InTurn({name: entry.interface for name, entry in named.items()}, load)
         chunks: list = []
+        give_back()
         for group in infer_together(
             lambda stages: Runner(spec, self._tokenizer, stages), turns, held_out, 0, subject.in_turn
         ):

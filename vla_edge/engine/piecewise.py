@@ -209,8 +209,9 @@ class Piecewise:
 
     @property
     def between_stages(self) -> int:
-        """Bytes that tensors between stages may take, for all observations that advance together."""
-        return max(0, self.memory - self._largest_piece() - _PROGRAM) // 2
+        """Bytes that tensors between stages may take, for all observations that advance together, beside a stage of the
+        engine."""
+        return max(0, self.memory - max(self._largest_piece(), self._largest_stage()) - _PROGRAM) // 2
 
     @property
     def _beside_a_piece(self) -> int:
@@ -234,6 +235,13 @@ class Piecewise:
                 largest = max(largest, size + work)
         return largest
 
+    def _largest_stage(self) -> int:
+        """Bytes, about, of what an engine's stage reads."""
+        held = dict.fromkeys((stage.name for stage in self.source.policy.stages()), 0.0)
+        for name, (step, layer) in self._planned().items():
+            held[name.partition(".")[0]] += _stored_bytes(step, layer)
+        return round(max(held[stage.shares or stage.name] + _rest_bytes(stage) for stage in self.source.policy.stages()))
+
     def _writing(self) -> int:
         """Bytes while a stage is written: what of it is no linear layer, a table of words above all, in the policy, in the
         graph, and on its way into the file; in one file with the graph, twice more with what checks it."""
@@ -254,7 +262,7 @@ class Piecewise:
         """Raises BackendError: the disk is smaller than what is to be written."""
         stages = self.source.policy.stages()
         between = [4 * int(np.prod(spec.shape)) for stage in stages for spec in stage.inputs if is_kept(spec, stage)]
-        layers = sum(_stored_bytes(step, layer) for step, layer in self._planned())
+        layers = sum(_stored_bytes(step, layer) for step, layer in self._planned().values())
         # what stages are given, and what two pieces hand on; layers here and in the bundle
         needed = round(observations * (sum(between) + 3 * max(between)) + 2 * layers + sum(map(_rest_bytes, stages)))
         there = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
@@ -265,11 +273,13 @@ class Piecewise:
                 f"{free / 1e9:.1f} GB are free there; free some, or choose another output"
             )
 
-    def _planned(self):
+    def _planned(self) -> dict[str, tuple]:
+        """Layer -> its step and its module."""
         from vla_edge.engine.trace import policy_layers
 
         modules = policy_layers(self.source.policy.stages())
-        return [(step, modules[name]) for name, step in self.plan.items()]
+        return {name: (step, modules[name]) for name, step in self.plan.items()}
+
 
 def first_inputs(source: PiecewisePolicy, foreseen: Foreseen) -> dict[str, dict[str, np.ndarray]]:
     """What each stage is first given for the first observation; rows that are not kept are zeros, whose values cost as much
