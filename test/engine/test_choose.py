@@ -81,6 +81,31 @@ def test_threads_and_rounding_have_to_be_worth_it(monkeypatch, tmp_path):
     assert contest(monkeypatch, tmp_path, only_exact=True, a=rounding).built.options["s"] == 0.03
 
 
+def test_a_short_call_that_is_slow_in_its_heat_has_another_chance(monkeypatch, tmp_path):
+    class Disturbed(Pretended):
+        """Whose second way takes twice its time until it has been called so many times."""
+
+        calls = 0
+
+        def load(self, path, stage, options=None, threads=None):
+            def step(outputs):
+                self.calls += bool(options.get("own_kernels"))
+                CLOCK.now += options["s"] * (2 if options.get("own_kernels") and self.calls < 40 else 1)
+                outputs["y"][...] = INPUTS["x"]
+
+            def run(inputs):
+                outputs = {"y": np.zeros(4, np.float32)}
+                step(outputs)
+                return outputs
+
+            return SimpleNamespace(interface=stage, run=run, bind=lambda inputs, outputs: lambda: step(outputs))
+
+    for seconds, wins in ((0.01, True), (0.2, False)):
+        ways = {"s": seconds}, {"s": 0.9 * seconds, "own_kernels": True}
+        found = contest(monkeypatch, tmp_path, a=Disturbed(*ways))
+        assert bool(found.built.options.get("own_kernels")) is wins
+
+
 def test_when_nothing_runs_the_first_reason_is_given(monkeypatch, tmp_path):
     with pytest.raises(BackendError, match="no such kernel"):
         contest(monkeypatch, tmp_path, a=Pretended({"refuses": "no such kernel"}), b=Pretended({"refuses": "nor here"}))

@@ -26,11 +26,12 @@ SAVING_PER_DOUBLING = 0.2
 SAVING_BY_ROUNDING = 0.1
 # How far a contender may be from the most exact one: bfloat16 passes, a wrong kernel does not.
 LEAST_COSINE, MOST_RELATIVE_L2 = 0.999, 0.05
-FEWEST, ROUNDS, SECONDS, HEAT_SECONDS = 3, 15, 20.0, 0.3
+FEWEST, ROUNDS, SECONDS, HEAT_SECONDS = 3, 40, 20.0, 0.3
 # A call that takes longer tells enough when it is timed once.
 LONG = 2.0
-# Those that cost more than the best by this factor in the heats are not in the final.
-CUT = 1.5
+# Those that cost more than the best by this factor in the heats are not in the final. Heats are not in turn: a moment in
+# which a shared machine is busy lengthens a short call as a whole, and the final is cheap for it.
+CUT, CUT_SHORT, SHORT = 1.5, 2.5, 0.1
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,9 @@ def label(backend: str, options: Mapping) -> str:
 def _forget_slow(contenders: Mapping[str, _Contender]) -> None:
     """Unload those that cannot win any more: a large stage is not in memory once for each of them."""
     least = min(contender.cost for contender in contenders.values())
+    factor = CUT_SHORT if least < SHORT else CUT
     for contender in contenders.values():
-        if contender.cost > CUT * least:
+        if contender.cost > factor * least:
             contender.stage = None
 
 
