@@ -81,13 +81,14 @@ class _Reader:
             return None
         last = self._swapped(added.output[0])
         q, scale = self._through(scaled.input[0]), self._number(scaled.input[1])
-        if last is None or scale is None or len({len(shapes.get(name, ())) for name in (q, k, v, own_k, own_v)} | {4}) > 1:
+        if last is None or scale is None or any(len(shapes.get(name, ())) != 4 for name in (q, k, v, own_k, own_v)):
             return None
         (_, all_heads, rows, depth), (_, heads, tokens, _) = shapes[q], shapes[k]
         behind = shapes[own_k][2]
         fits = (
             depth % LANES == 0 and all_heads % heads == 0 and all_heads // heads * rows <= MOST_ROWS
-            and shapes[k] == shapes[v] == (1, heads, tokens, depth) and shapes[own_k] == shapes[own_v] == (1, heads, behind, depth)
+            and shapes[k] == shapes[v] == (1, heads, tokens, depth)
+            and shapes[own_k] == shapes[own_v] == (1, heads, behind, depth)
             and (ours, theirs) == (tokens, behind)
             and _size(shapes.get(bias)) == tokens and _size(shapes.get(own_bias)) == rows * behind
             and shapes.get(last.output[0]) == (1, rows, all_heads, depth)
@@ -129,7 +130,8 @@ class _Reader:
     def _stacked(self, name: str) -> tuple[str, int]:
         """The tensor of all layers that this is one of, and its place there."""
         one = self._near.maker(name, "Gather")
-        place = None if one is None or any(a.name == "axis" and a.i for a in one.attribute) else self._number(one.input[1])
+        first = one is not None and not any(attribute.name == "axis" and attribute.i for attribute in one.attribute)
+        place = self._number(one.input[1]) if first else None
         return (name, 0) if place is None or place < 0 else (one.input[0], int(place))
 
     def _number(self, name: str) -> float | None:
