@@ -94,7 +94,7 @@ def run_rows(name: str, checkpoint: Path, options) -> list[Row]:
     from vla_edge.engine.alone import most_memory
     from vla_edge.engine.bundle import Bundle
 
-    rows, alone = [], {}
+    rows, measured = [], {}
     ways = {"autoregressive": f"{name}_{options.methods[0]}", "fixed-point": f"{name}_parallel"}
     bundles = {way: options.output / "bundles" / ways[way] for way in options.decodings}
     if "fixed-point" in bundles and _start(checkpoint, f"{name}_parallel", PARALLEL, options).wait():
@@ -109,13 +109,13 @@ def run_rows(name: str, checkpoint: Path, options) -> list[Row]:
             middle, spread = sorted(seconds)[len(seconds) // 2], (min(seconds), max(seconds))
             row = f"chunk_seconds.{name}_{way}" + ("" if threads == options.threads else f"_{threads}_thread")
             rows.append(Row(row, middle, "s", n=len(seconds), interval=spread, note=told))
-            if threads == 1:
-                alone[way] = middle, passes
+            if threads == options.threads:
+                measured[way] = middle, passes
     if "autoregressive" in bundles:
         first = Bundle.load(bundles["autoregressive"])
         rows += token_rows(first, Shapes(layers=options.layers), options.output, options.threads)
         rows += orin_rows(name, checkpoint, first.directory)
-    return rows + plan_rows(name, checkpoint, bundles, alone)
+    return rows + plan_rows(name, checkpoint, bundles, measured)
 
 
 def flow_rows(name: str, options) -> list[Row]:

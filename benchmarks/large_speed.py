@@ -105,7 +105,7 @@ def _llama(runner, prefill, shapes: Shapes, directory: Path, threads: int):
 
 
 def plan_rows(name: str, checkpoint: Path, bundles: dict[str, Path], measured: dict[str, tuple[float, float]]) -> list[Row]:
-    """The planner's chunk on this computer against the measured one, with one thread.
+    """The planner's chunk on this computer, with the threads that a build takes here, against the measured one.
 
     Args:
         bundles: way of decoding -> engine. measured: the same -> seconds of a chunk, and passes over its tokens.
@@ -122,7 +122,7 @@ def plan_rows(name: str, checkpoint: Path, bundles: dict[str, Path], measured: d
         asked = {"iterations": round(passes)} if decoding == "fixed-point" else {}
         planned = engine_plan(checkpoint, bundles[decoding], device, decoding=decoding, **asked).total_ms / 1e3
         error = planned / seconds - 1
-        note = f"{seconds:.1f} s a chunk with one thread, predicted {planned:.1f} ({100 * error:+.0f} %)"
+        note = f"{seconds:.1f} s a chunk, predicted {planned:.1f} ({100 * error:+.0f} %)"
         rows.append(Row(f"plan_error.{name}_{decoding}", abs(error), "", "<=", PLAN, note=note))
     return rows
 
