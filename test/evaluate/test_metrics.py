@@ -165,6 +165,11 @@ def test_likeness_is_the_same_in_shares(monkeypatch):
     assert likeness(a, b) == pytest.approx(whole, rel=1e-12)
     assert likeness(a, 0 * a) == (0.0, pytest.approx(np.linalg.norm(x)))
     assert np.isnan(likeness(a * np.nan, b)[1])
+    for shorter in (a[:1], a[:0]):
+        with pytest.raises(ValueError):
+            likeness(shorter, b)
+        with pytest.raises(ValueError):
+            likeness(a, shorter)
 
 
 def test_a_trajectory_answers_only_for_what_it_knows():

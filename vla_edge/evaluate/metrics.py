@@ -138,7 +138,7 @@ def likeness(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
     """
     found, expected = np.ravel(found), np.ravel(expected)
     sums = np.zeros(4)  # found^2, expected^2, found * expected, (found - expected)^2
-    for begin in range(0, found.size, _SHARE):
+    for begin in range(0, max(found.size, expected.size), _SHARE):  # sizes that differ are an error
         a, b = (part[begin : begin + _SHARE].astype(np.float64) for part in (found, expected))
         sums += a @ a, b @ b, a @ b, np.square(a - b).sum()
     own, other = math.sqrt(sums[0]), math.sqrt(sums[1])
