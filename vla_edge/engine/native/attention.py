@@ -32,6 +32,12 @@ class Found:
     mask: str | None = None
 
 
+def is_over_tokens(node, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether it is a softmax over the last axis."""
+    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), -1)
+    return node.op_type == "Softmax" and axis in (-1, len(shapes.get(node.input[0], ())) - 1)
+
+
 def operations(node, shapes: Mapping[str, tuple[int, ...]]) -> float:
     """Those of both products of the operator."""
     told = next(attribute.i for attribute in node.attribute if attribute.name == "rows_first")
@@ -46,7 +52,7 @@ class Attentions:
     def __init__(self, graph):
         self._graph, self._shapes = graph, tensor_shapes(graph)
         self._near = Neighbours(graph)
-        softmaxes = [node for node in graph.node if node.op_type == "Softmax" and self._is_over_tokens(node)]
+        softmaxes = [node for node in graph.node if is_over_tokens(node, self._shapes)]
         self.found = [found for found in map(self._around, softmaxes) if found is not None]
 
     def replaced(self) -> list:
@@ -55,10 +61,6 @@ class Attentions:
         for found in self.found:
             instead |= self._operator(found)
         return [new for node in self._graph.node for new in instead.get(node.output[0], [node])]
-
-    def _is_over_tokens(self, softmax) -> bool:
-        axis = next((attribute.i for attribute in softmax.attribute if attribute.name == "axis"), -1)
-        return axis in (-1, len(self._shapes.get(softmax.input[0], ())) - 1)
 
     def _around(self, softmax) -> Found | None:
         import onnx

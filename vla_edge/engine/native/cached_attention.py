@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vla_edge.engine.native import DOMAIN
+from vla_edge.engine.native.attention import is_over_tokens
 from vla_edge.engine.onnx_graph import Neighbours, tensor_shapes
 
 OPERATOR = "CachedAttention"
@@ -36,7 +37,7 @@ class Found:
 def takes(graph) -> list[Found]:
     """Those of a graph (`onnx.GraphProto` with inferred shapes)."""
     reader = _Reader(graph)
-    found = [reader.around(node) for node in graph.node if node.op_type == "Softmax"]
+    found = [reader.around(node) for node in graph.node if is_over_tokens(node, reader.shapes)]
     return [attention for attention in found if attention is not None]
 
 
@@ -61,11 +62,11 @@ class _Reader:
     """The nodes of `attend_cached`, as exporters write it."""
 
     def __init__(self, graph):
-        self._near, self._shapes = Neighbours(graph), tensor_shapes(graph)
+        self._near, self.shapes = Neighbours(graph), tensor_shapes(graph)
 
     def around(self, softmax) -> Found | None:
         """The attention whose weights a node makes."""
-        near, shapes = self._near, self._shapes
+        near, shapes = self._near, self.shapes
         joined = near.above(softmax.input[0], "Concat")
         if joined is None or len(joined.input) != 2:
             return None
@@ -113,7 +114,7 @@ class _Reader:
         begin = self._number(part.input[1]) if part is not None and part.op_type == "Slice" else None
         product = None if begin is None else self._near.below(part.output[0], "MatMul")
         added = None if product is None else self._near.below(product.output[0], "Add")
-        tokens = self._shapes.get(part.output[0], (0,))[-1]
+        tokens = self.shapes.get(part.output[0], (0,))[-1]
         return None if added is None else (int(begin), tokens, product.input[1], added)
 
     def _swapped(self, name: str):
