@@ -114,6 +114,19 @@ def test_costs_are_the_non_negative_least_squares_that_scipy_finds():
     assert rows @ ours == pytest.approx(rows @ theirs, rel=0.01)
 
 
+def test_no_cost_is_below_the_least_that_is_given():
+    rng = np.random.default_rng(2)
+    rows = rng.uniform(0, 1, (40, 4)) * [1e9, 1e6, 1e3, 1.0]
+    true = np.array([1e-9, 1e-6, 1e-3, 1.0])
+    least = np.array([2e-9, 0.5e-6, 0.0, 0.0])
+    ours = fit_costs(rows, rows @ true, least)
+    # the first lies on its bound, and the rest are the best that go with it
+    assert ours[0] == pytest.approx(2e-9)
+    relative = rows / (rows @ true)[:, None]
+    rest, _ = nnls(relative[:, 1:], 1 - relative[:, 0] * 2e-9)
+    assert ours[1:] == pytest.approx(np.maximum(rest, least[1:]), rel=1e-3)
+
+
 def test_costs_of_a_known_computer_are_found_again_and_predict_a_policy_it_did_not_see(checkpoint):
     rng = np.random.default_rng(1)
     true = dict(zip(LABELS, 10.0 ** rng.uniform(-12, -8, len(LABELS)))) | {"kernels": 3e-6, "call": 2e-5}

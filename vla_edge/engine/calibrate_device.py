@@ -20,7 +20,7 @@ import numpy as np
 
 from vla_edge.engine.backends.cpu import processor
 from vla_edge.engine.calibration_blocks import BLOCKS, VARIANTS, block_layers, block_stage
-from vla_edge.engine.cost import LABELS, MeasuredSum, features
+from vla_edge.engine.cost import ATTENTION, COMPUTE, LABELS, MeasuredSum, features
 from vla_edge.engine.devices import LOCAL, Device, DeviceError, Efficiency
 from vla_edge.engine.native import library
 from vla_edge.engine.roofline import read_speed
@@ -128,10 +128,14 @@ def calibrate(tell, beside: Mapping | None = None) -> tuple[dict, dict]:
         timed = _timed({**runs, **keys}, tell)
     seconds = {key: timed[key] for key in runs}
     costs = {}
+    alone = np.zeros(len(LABELS))
     for number in threads:
         mine = [key for key in counted if key[2] == number]
         rows = np.array([[counted[key][name] for name in LABELS] for key in mine])
-        found = fit_costs(rows, np.array([seconds[key] for key in mine]))
+        found = fit_costs(rows, np.array([seconds[key] for key in mine]), alone / number)
+        if number == 1:
+            # two processors multiply at most twice as fast as one; what they read, they may hold more of
+            alone = np.where([label in (COMPUTE, ATTENTION) for label in LABELS.values()], found, 0.0)
         costs[str(number)] = _ordered(dict(zip(LABELS, map(float, found))))
     result = {
         "processor": f"{processor().name}, {len(os.sched_getaffinity(0))} cores",
@@ -146,8 +150,9 @@ def calibrate(tell, beside: Mapping | None = None) -> tuple[dict, dict]:
     return result, {key: timed["beside", key, 1] for key in beside or {}}
 
 
-def fit_costs(rows: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """(F,) costs of at least 0 with which `rows` (N, F) give `seconds` (N,) with the least squared relative error.
+def fit_costs(rows: np.ndarray, seconds: np.ndarray, least: np.ndarray | None = None) -> np.ndarray:
+    """(F,) costs of at least `least` (F,), or 0, with which `rows` (N, F) give `seconds` (N,) with the least squared
+    relative error.
 
     Coordinate descent on the normal equations (Franc et al., 2005, "Sequential coordinate-wise algorithm for the
     non-negative least squares problem").
@@ -157,11 +162,12 @@ def fit_costs(rows: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     used = scale > 0
     scaled = relative[:, used] / scale[used]
     gram, target = scaled.T @ scaled, scaled.T @ np.ones(len(rows))
-    x = np.zeros(len(target))
+    floor = np.zeros(len(target)) if least is None else (least * scale)[used]
+    x = floor.copy()
     for _ in range(_STEPS):
         before = x.copy()
         for i in range(len(x)):
-            x[i] = max(0.0, x[i] + (target[i] - gram[i] @ x) / gram[i, i])
+            x[i] = max(floor[i], x[i] + (target[i] - gram[i] @ x) / gram[i, i])
         if np.abs(x - before).max() <= 1e-12 * max(1e-12, np.abs(x).max()):
             break
     costs = np.zeros(rows.shape[1])

@@ -118,6 +118,7 @@ BLOCKS = (
     Block("products", 3, 44, 640, 1088),
     Block("products", 1, 72, 1280, 3840),
     Block("products", 1, 20, 1536, 4608),
+    Block("products", 1, 192, 1152, 3712),
     Block("pointwise", 3, 90, 320, 0),
     Block("pointwise", 6, 20, 112, 0),
     Block("attention", 2, 112, 192, 0, 6, 6),
