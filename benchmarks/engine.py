@@ -87,8 +87,11 @@ def policy_rows(name: str, options) -> list[Row]:
     for label, (recipe, backend) in wanted.items():
         target = options.output / "bundles" / f"{name}-{label}"
         try:
-            print(f"{name}: building {label}", file=sys.stderr)
-            paths[label] = build(checkpoint, recipe, backend, target, data, traced=traced)
+            if options.again and (target / "manifest.yaml").is_file():
+                paths[label] = target
+            else:
+                print(f"{name}: building {label}", file=sys.stderr)
+                paths[label] = build(checkpoint, recipe, backend, target, data, traced=traced)
             runners[label] = Runner.from_bundle(paths[label], threads=options.threads)
         except BackendError as error:
             missing[label] = str(error)
@@ -188,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--starts", type=int, default=5, help="cold starts")
+    parser.add_argument("--again", action="store_true", help="race the engines of an earlier run as they are")
     parser.add_argument("--no-torch", action="store_true", help="leave out PyTorch in bfloat16, which has to compile")
     parser.add_argument("--no-decode", action="store_true", help="leave out the 4-bit products of a 7B model")
     parser.add_argument("--output", type=Path, default=DIRECTORY)

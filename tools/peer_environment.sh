@@ -25,7 +25,11 @@ declare -A ALONE=([executorch]=executorch==1.5.1 [edge_llm]=tensorrt-edgellm==0.
     openai-whisper==20250625 tiktoken==0.14.0" [smolvla]="lerobot==0.4.4 torchvision==0.28.0")
 # as smolvla, with what LeRobot's port of GR00T wants besides
 WANTED[groot]="${WANTED[smolvla]} dm-tree==0.1.10 peft==0.21.2" ALONE[groot]=${ALONE[smolvla]}
-UNPINNED=" llmcompressor lerobot openpi algorithms smolvla groot edge_llm mlx_lm litert metaworld "
+# LeRobot's port of GR00T N1.7 came with a version that wants Python 3.12; where it does, the generator of references sees to it
+WANTED[groot_n17]="transformers==5.5.4 diffusers==0.38.0 draccus==0.11.6 einops==0.8.2 dm-tree==0.1.10 peft==0.21.2
+    gymnasium==1.4.0 pyserial==3.5 deepdiff==9.1.0 termcolor imageio==2.38.1"
+ALONE[groot_n17]="--ignore-requires-python lerobot==0.6.1 torchvision==0.28.0"
+UNPINNED=" llmcompressor lerobot openpi algorithms smolvla groot groot_n17 edge_llm mlx_lm litert metaworld "
 
 name=${1:-}
 [ -n "$name" ] || { printf '%s\n' "${!WANTED[@]}" | sort; exit 0; }

@@ -21,13 +21,13 @@ from vla_edge.types import JointState, Observation
 SAVED = Path(__file__).parents[1] / "parity"
 CHECKPOINTS = {
     "pi0": "pi/pi0", "pi05": "pi/pi05", "openvla": "openvla/openvla", "oft": "openvla/oft",
-    "act": "baselines/act", "diffusion": "baselines/diffusion_ddim", "groot": "groot/lerobot",
+    "act": "baselines/act", "diffusion": "baselines/diffusion_ddim", "groot": "groot/lerobot", "groot17": "groot17/isaac",
 }  # fmt: skip
-FLOWS = ("pi0", "pi05", "groot")
+FLOWS = ("pi0", "pi05", "groot", "groot17")
 
 build = partial(building.build, backend="onnxruntime")  # which is fastest is not the question here
 
-SLOW = ("pi05", "oft", "diffusion")  # each takes as long again as what it differs little from
+SLOW = ("pi05", "oft", "diffusion", "groot")  # each takes as long again as what it differs little from
 
 
 @pytest.fixture(
@@ -106,7 +106,7 @@ def test_stages_that_share_their_layers_are_compressed_once_and_alike(family, tm
     assert stages["prefill"]["layers"] == stages["decode"]["layers"] and len(stages["decode"]["layers"]) == 3 * 7 + 1
 
 
-@pytest.mark.parametrize("family", ["groot"], indirect=True)
+@pytest.mark.parametrize("family", [pytest.param("groot", marks=pytest.mark.slow), "groot17"], indirect=True)
 @pytest.mark.parametrize(("name", "most"), [pytest.param("kv8", 0.02, marks=pytest.mark.slow), ("kv4", 0.2)])
 def test_what_the_diffusion_transformer_looks_at_crosses_in_few_bits(family, tmp_path, name, most):
     directory, data, _ = family

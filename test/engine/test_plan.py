@@ -149,7 +149,7 @@ def test_a_draft_is_planned_as_the_network_that_is_trained():
 # shapes and bytes
 
 
-@pytest.mark.parametrize("saved", [None, "groot/lerobot", "groot/isaac"])
+@pytest.mark.parametrize("saved", [None, "groot/lerobot", "groot/isaac", "groot17/keys", "groot17/isaac"])
 def test_layers_are_those_of_the_policy_itself_with_rows_and_calls_as_it_runs(request, saved):
     from vla_edge.engine.layer_latency import _calls
     from vla_edge.engine.runner import Runner

@@ -1,7 +1,8 @@
-"""GR00T N1.5, from an observation to the action chunk, gives what LeRobot's port of it gives from the same files.
+"""GR00T N1.5 and N1.7, from an observation to the action chunk, give what LeRobot's port of them gives from the same files.
 
-Each directory below groot/ holds a checkpoint as LeRobot 0.4.4 or Isaac-GR00T saves it and what the port made of three
-observations with it (tools/parity/generate_groot.py, doc/parity.md). No number here comes from the code under test.
+Each directory below groot/ and groot17/ holds a checkpoint as LeRobot 0.4.4 and 0.6.1 or Isaac-GR00T saves it and what the
+port made of three observations with it (tools/parity/generate_groot.py and generate_groot17.py, doc/parity.md). No number
+here comes from the code under test.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import pytest
 import torch
 from saved import SavedReference
 
-from vla_edge.policy.groot_layout import IMAGE
+from vla_edge.policy import groot17_layout, groot_layout
 from vla_edge.policy.preprocess import Preprocessor
 from vla_edge.policy.tokenize import InstructionTokenizer
 from vla_edge.types import JointState, Observation
 
-REFERENCES = Path(__file__).parent / "groot"
-VARIANTS = sorted(path.name for path in REFERENCES.iterdir())
+REFERENCES = Path(__file__).parent
+VARIANTS = sorted(f"{path.parent.name}/{path.name}" for path in REFERENCES.glob("groot*/*"))
+# of a family: what a picture is in the prompt, and how the backbone calls its number
+PICTURES = {"groot": (groot_layout.IMAGE, "image_token_index"), "groot17": (groot17_layout.IMAGE, "image_token_id")}
 OBSERVATIONS = range(3)
 TOLERANCE = 1e-4
 LEVEL = 2 / 255  # of a pixel
@@ -42,8 +45,9 @@ class Reference(SavedReference):
         return Preprocessor(self.spec, tokenizer)(self.observation(index))
 
     def actions(self, index: int) -> np.ndarray:
-        """The original's, as absolute targets."""
-        offset = self[index, "positions"] if self.spec.relative_actions else 0.0
+        """The original's, as absolute targets; what N1.7's are offsets to, LeRobot has added."""
+        offsets = self.spec.relative_actions and self.spec.family == "groot"
+        offset = self[index, "positions"] if offsets else 0.0
         return self[index, "actions"][0].astype(np.float64) + offset
 
     def shown(self, index: int) -> dict[str, np.ndarray]:
@@ -66,22 +70,23 @@ def test_preprocessing_gives_the_originals_images_tokens_and_state(reference, in
     for camera in reference.spec.cameras:
         expected = reference[index, f"image.{camera.name}"]
         apart = np.abs(ours[f"image.{camera.name}"] - expected)
-        if camera.fit == "stretch_torch":
+        if camera.fit != "stretch_linear":
             assert apart.max() < 2e-6
         else:  # Isaac-GR00T cuts float32 off to whole values, where a hair decides
             assert apart.max() < 1.01 * LEVEL and (apart > 2e-6).mean() < 0.03
     # each picture is one token here, and there as many as it has
-    tokens, image = reference[index, "tokens"][0], reference.checkpoint.backbone["image_token_index"]
+    word, number = PICTURES[reference.spec.family]
+    tokens, image = reference[index, "tokens"][0], reference.checkpoint.backbone[number]
     collapsed = [token for before, token in zip([None, *tokens], tokens) if token != image or before != image]
     np.testing.assert_array_equal(ours["lang_tokens"][ours["lang_mask"]], collapsed)
-    assert collapsed.count(image) == len(reference.spec.cameras) == reference.spec.prompt.count(IMAGE)
+    assert collapsed.count(image) == len(reference.spec.cameras) == reference.spec.prompt.count(word)
     np.testing.assert_allclose(ours["state"], reference[index, "state"], atol=2e-6, rtol=2e-6)
 
 
 @pytest.mark.parametrize("index", OBSERVATIONS)
 def test_the_chunk_is_the_originals_from_the_same_noise(reference, index):
     observation, camera = reference.observation(index), reference.spec.cameras[0]
-    if camera.fit == "stretch_torch":
+    if camera.fit != "stretch_linear":
         chunk = reference.runner.infer(observation, noise=reference[index, "noise"]).chunk.positions
     else:  # from the original's own pictures, a few pixels of which are a level brighter or darker
         chunk = seeing(reference, index)

@@ -7,6 +7,7 @@ import pytest
 from small import WORDS
 
 from vla_edge.policy.checkpoint_writer import SPECIAL_TOKENS, write_tokenizer
+from vla_edge.policy.spec import TextSpec
 from vla_edge.policy.tokenize import MAX_INSTRUCTION_CHARACTERS, InstructionError, InstructionTokenizer
 
 LENGTH = 8
@@ -33,6 +34,13 @@ def test_words_are_followed_by_padding_that_the_mask_leaves_out(tokenizer):
     assert tokens.dtype == np.int64 and mask.dtype == bool and tokens.shape == mask.shape == (1, LENGTH)
     assert tokens[0].tolist() == ids("touch", "the", "red", "cube") + [0] * 4
     assert mask[0].tolist() == [True] * 4 + [False] * 4
+
+
+def test_of_a_bare_instruction_letters_digits_and_spaces_are_left(path):
+    bare = InstructionTokenizer(path, LENGTH, text=TextSpec(bare=True))
+    np.testing.assert_array_equal(bare("touch, the 'red' cube!")[0], bare("touch the red cube")[0])
+    with pytest.raises(InstructionError, match="is empty"):
+        bare("?!")
 
 
 @pytest.mark.parametrize("spoken", ["Touch the RED cube", "  touch the red cube\n", "touch  the\tred cube"])

@@ -48,8 +48,8 @@ def best_steps(
     choices = [(0, *rest) for rest in combinations(range(1, num_steps), evaluations - 1)]
     seen = observations[:: max(1, len(observations) // FRAMES)]
     errors = np.zeros(len(choices))
-    joints = len(runner.spec.joint_names)
-    weights = np.broadcast_to(np.abs(runner.spec.action.affine()[1]), joints)
+    weights = np.abs(runner.spec.chunk_affine()[1])
+    rows, joints = weights.shape
     conditions: dict[int, np.ndarray] = {}
     for number, observation in enumerate(seen):
         inputs = next(tensors for name, tensors in runner.stage_inputs(observation) if name == "denoise")
@@ -67,7 +67,7 @@ def best_steps(
         ends = dict(_ends(inputs["x"], choices, num_steps, velocity))
         (whole,) = (end for _, end in _ends(inputs["x"], [tuple(range(num_steps))], num_steps, velocity))
         for place, choice in enumerate(choices):
-            errors[place] += (np.abs(ends[choice] - whole)[..., :joints] * weights).mean()
+            errors[place] += (np.abs(ends[choice] - whole)[:, :rows, :joints] * weights).mean()
         if progress is not None:
             progress((number + 1) / len(seen))
     return choices[int(errors.argmin())]

@@ -84,10 +84,9 @@ def chunk_along(policy, spec, frames, generator):
     differentiate."""
     import torch
 
-    radians = torch.zeros(spec.max_action_dim)
-    _, scale = spec.action.affine()
-    radians[: len(spec.joint_names)] = torch.as_tensor(scale)
     shape = (len(frames), policy.config.chunk_size, spec.max_action_dim)
+    radians = torch.zeros(shape[1:])
+    radians[: spec.chunk_size, : len(spec.joint_names)] = torch.tensor(spec.chunk_affine()[1])
     noise = torch.randn(shape, generator=generator)
     direction = torch.randint(0, 2, shape, generator=generator) * 2.0 - 1.0
     with torch.enable_grad():

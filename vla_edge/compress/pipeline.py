@@ -400,6 +400,11 @@ def _frames(recipe: Recipe, policy, checkpoint, demonstrations, observations):
     named = [path for step in recipe.steps if isinstance(step, Training) for path in step.demonstrations]
     directories = list(dict.fromkeys(map(str, [*demonstrations, *([] if demonstrations else named)])))
     if directories:
+        if (rows := getattr(policy.config, "chunk_size", spec.chunk_size)) != spec.chunk_size:
+            raise RecipeError(
+                f"recipe {recipe.name}: the policy makes {rows} rows of which {spec.chunk_size} are the chunk, and what is "
+                "shown has no others; train it without demonstrations"
+            )
         return from_demonstrations(directories, spec, tokenizer)
     if any(isinstance(step, Finetune) and step.shown for step in recipe.steps):
         raise RecipeError(f"recipe {recipe.name} trains on actions that were shown; give it demonstrations")

@@ -67,17 +67,18 @@ class Architecture:
         name: of it. kind: "flow" or "tokens". source: where the shapes are published.
         towers: name -> vision transformer, each sees every camera.
         connector: (inputs, outputs) of the products that each of `image_tokens` goes through. connector_name: of them.
+        mergers: the same where they have names of their own.
         image_tokens: of one camera as the language model sees them. marker_tokens: around each camera's.
         language, language_layers, vocabulary: of the language model.
         every: an expert layer stands beside every n-th language layer.
         adapter: (layers, width, hidden, heads) of a transformer over the language model's output, or none.
         prompt_tokens, state_tokens, cameras, chunk, steps: what an inference has unless a `Workload` says otherwise.
+        executed: actions of a chunk, where a flow leads more rows to actions; all of them when 0.
         state_inputs: width of the state that is projected to a token.
-        state: products that make the action head's token of the state, by name, instead.
         action_dim: numbers of one action, and tokens of one in policies of kind "tokens".
         parallel: whether all action tokens are predicted in one pass, as OpenVLA-OFT is trained to.
         head: products after the language model, by name; each runs on the rows of one action, `chunk` times.
-        state: products of one row that make a token of the state, by name, beside that of `state_inputs`.
+        state: products of one row that make a token of the state, by name, beside or instead of that of `state_inputs`.
         reader: what the stage of the language model is called there. scored: words of which it gives scores; the whole
             vocabulary when None.
         expert: of flow policies.
@@ -100,7 +101,6 @@ class Architecture:
     marker_tokens: int = 0
     state_tokens: int = 0
     state_inputs: int = 32
-    state: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     every: int = 1
     parallel: bool = False
     adapter: tuple[int, int, int, int] | None = None
@@ -109,6 +109,8 @@ class Architecture:
     reader: str = "prefill"
     scored: int | None = None
     connector_name: str = "connector"
+    mergers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    executed: int = 0
     expert: Expert | None = None
 
     prunes_vision = True
@@ -165,10 +167,11 @@ class Architecture:
             # pixels put in order, positions added, the last norm
             pixels = tower.tokens * tower.patch_inputs
             operations.append(Pointwise(tower.tokens * tower.width, 2 * pixels + 3 * tower.tokens * tower.width, 4))
-        for index, (inputs, outputs) in enumerate(self.connector):
-            name = f"vision.{self.connector_name}" + (f".{index}" if len(self.connector) > 1 else "")
+        several = len(self.connector) > 1
+        names = (f"{self.connector_name}.{i}" if several else self.connector_name for i in range(len(self.connector)))
+        for name, (inputs, outputs) in (*zip(names, self.connector), *self.mergers.items()):
             operations += [
-                Product(name, self.image_tokens, inputs, outputs), Pointwise(0, 2 * self.image_tokens * inputs, 1)
+                Product(f"vision.{name}", self.image_tokens, inputs, outputs), Pointwise(0, 2 * self.image_tokens * inputs, 1)
             ]  # fmt: skip
         return (StageWork("vision", workload.cameras, "camera", tuple(operations)),) if operations else ()
 

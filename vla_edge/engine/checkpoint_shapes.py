@@ -35,7 +35,8 @@ def architecture_of(checkpoint: str | Path) -> Architecture | CountedPolicy:
         action_dim=len(loaded.spec.joint_names),
         steps=loaded.spec.num_steps,
     )
-    return Architecture(**told | shapes(policy.config))
+    told |= shapes(policy.config)
+    return Architecture(**told, executed=loaded.spec.chunk_size if told["chunk"] != loaded.spec.chunk_size else 0)
 
 
 def _smolvla(c) -> dict:
@@ -149,6 +150,15 @@ def _groot(c) -> dict:
     )  # fmt: skip
 
 
+def _groot17(c) -> dict:
+    patches = 4 * c.image_tokens
+    tower = Tower(c.vision_layers, c.vision_width, c.vision_hidden, c.vision_heads, patches, 3 * c.patch_size**2)
+    places = ("merger", *(f"deep_mergers.{index}" for index in range(len(c.deep))))
+    mergers = {f"{place}.{part}": size for place in places for part, size in zip(("up", "down"), c.connector)}
+    # what is told and what is seen are a token each to the action head, whichever a layer looks at
+    return _groot(c) | {"towers": {"encoder": tower}, "connector": (), "mergers": mergers, "chunk": c.chunk_size}
+
+
 def _openvla(c) -> dict:
     from vla_edge.policy.bins import BINS
 
@@ -185,4 +195,5 @@ def _openvla(c) -> dict:
 
 _SHAPES: Mapping[str, Callable[..., dict]] = {
     "smolvla": _smolvla, "pi0": _pi0, "pi05": _pi05, "openvla": _openvla, "groot": _groot,
+    "groot17": _groot17,
 }  # fmt: skip

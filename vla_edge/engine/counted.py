@@ -42,7 +42,7 @@ class CountedPolicy:
     steps: int = 1
     is_flow: bool = False
 
-    prompt_tokens = embedding_numbers = language_weights = 0
+    prompt_tokens = embedding_numbers = language_weights = executed = 0
     decodes = parallel = prunes_vision = False
 
     def works(self, workload: Workload) -> tuple[StageWork, ...]:

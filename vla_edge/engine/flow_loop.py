@@ -65,12 +65,17 @@ class FlowLoop(Loop):
 
     def __init__(self, spec: PolicySpec, stages: Mapping[str, LoadedStage]):
         super().__init__(spec, stages)
-        self.actions, self._velocity = self.buffers["x"], self.buffers["velocity"]
+        self._x, self._velocity = self.buffers["x"], self.buffers["velocity"]
+        self.actions = self._x[:, : spec.chunk_size]
         self._steps: list[_Step] = []
         self._previous = np.zeros_like(self._velocity)
         self._conditions: list[tuple[np.ndarray, np.ndarray]] = []  # that steps are bound to, and as flow time has them
         self._given_rows = 0
         self._lead: Callable[[np.ndarray, float], np.ndarray] | None = None
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        return self._x.shape
 
     @property
     def num_steps(self) -> int:
@@ -92,18 +97,18 @@ class FlowLoop(Loop):
             self._steps.append(_Step(denoise, moment, np.float32((after - step) / num_steps), ahead))
 
     def start(self, noise: np.ndarray | None, seed: int, stamp_ns: int) -> None:
-        self.actions[...] = noise_for(seed, stamp_ns, self.actions.shape) if noise is None else noise
+        self._x[...] = noise_for(seed, stamp_ns, self.noise_shape) if noise is None else noise
         self._give_rows(0)
         self._lead = None
 
     def continue_(self, continuation: Continuation, target: np.ndarray) -> None:
-        wanted, weights = np.zeros_like(self.actions), np.zeros_like(self.actions)
-        wanted[0, :, : target.shape[1]] = target
-        weights[0, :, : target.shape[1]] = continuation.weights[:, None]
+        wanted, weights = np.zeros_like(self._x), np.zeros_like(self._x)
+        wanted[0, : len(target), : target.shape[1]] = target
+        weights[0, : len(target), : target.shape[1]] = continuation.weights[:, None]
         if rows := continuation.prefix:
             self._give_rows(rows)
-            self.actions[:, :rows] = wanted[:, :rows]
-            stays = (np.arange(self.actions.shape[1]) >= rows).astype(np.float32)[:, None]
+            self._x[:, :rows] = wanted[:, :rows]
+            stays = (np.arange(self._x.shape[1]) >= rows).astype(np.float32)[:, None]
             self._lead = lambda velocity, moment: velocity * stays
             return
         begin = max(continuation.begin, self._steps[-1].moment) + 1e-9
@@ -111,7 +116,7 @@ class FlowLoop(Loop):
         def lead(velocity: np.ndarray, moment: float) -> np.ndarray:
             if moment > begin:
                 return velocity
-            return continuation.lead(self.actions, velocity, moment, wanted, weights)
+            return continuation.lead(self._x, velocity, moment, wanted, weights)
 
         self._lead = lead
 
@@ -122,13 +127,13 @@ class FlowLoop(Loop):
             if self._lead is not None:
                 velocity = self._lead(velocity, step.moment)
             # velocity points at the noise, which is where time 1 is
-            self.actions -= step.size * velocity
+            self._x -= step.size * velocity
 
     def _condition(self, moment: float) -> np.ndarray:
         """What the denoise stage is told of a flow time, of its own: one for all rows, or one for each."""
         condition = self.stages["time"].run({"time": np.array([moment], np.float32)})["time_condition"]
         if self.spec.trained_prefix:
-            condition = np.repeat(condition[:, None], self.spec.chunk_size, axis=1)
+            condition = np.repeat(condition[:, None], self._x.shape[1], axis=1)
         return np.array(condition)
 
     def _give_rows(self, rows: int) -> None:
@@ -148,7 +153,7 @@ class FlowLoop(Loop):
     def inputs(self, seed: int, stamp_ns: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         buffers = {name: buffer.copy() for name, buffer in self.buffers.items()}
         yield from super().inputs(seed, stamp_ns)
-        x, previous = noise_for(seed, stamp_ns, self.actions.shape), np.zeros_like(self._velocity)
+        x, previous = noise_for(seed, stamp_ns, self.noise_shape), np.zeros_like(self._velocity)
         for step in self._steps:
             inputs = buffers | {"x": x, "time_condition": self._condition(step.moment)}
             if step in (self._steps[0], self._steps[-1]):

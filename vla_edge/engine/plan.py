@@ -172,9 +172,10 @@ def predict(
         )
     host = device.host_ms_per_camera * workload.cameras
     label, lever = bottleneck_of(stages, host, architecture, workload, recipe)
+    actions = min(workload.chunk, architecture.executed or workload.chunk)
     return Plan(
-        architecture.name, device.name, runtime, recipe.name, workload, stages, host, memory, workload.chunk, label,
-        lever, tuple(cautions(precisions, device, chosen, architecture, workload)),
+        architecture.name, device.name, runtime, recipe.name, workload, stages, host, memory, actions, label, lever,
+        tuple(cautions(precisions, device, chosen, architecture, workload)),
     )  # fmt: skip
 
 

@@ -165,11 +165,12 @@ def compare_normalization(
 def _difference(spec: PolicySpec, reference: PolicySpec, order: list[int]) -> tuple[float, str]:
     worst, where = 0.0, ""
     for feature in ("state", "action"):
-        ours, theirs = (_read_scaling(s) if feature == "state" else s.action.affine() for s in (spec, reference))
-        scale = np.broadcast_to(np.abs(theirs[1]), len(order))
-        for kind, a, b in zip(("offset", "scale"), ours, theirs):
-            a = np.broadcast_to(a, len(order))[order]
-            difference = np.nan_to_num(np.abs(a - np.broadcast_to(b, len(order))) / scale)
+        ours, theirs = (
+            _read_scaling(s)[:, None] if feature == "state" else np.array(s.chunk_affine()) for s in (spec, reference)
+        )
+        points = min(ours.shape[1], theirs.shape[1])
+        for kind, a, b in zip(("offset", "scale"), ours[:, :points, order], theirs[:, :points]):
+            difference = np.nan_to_num(np.abs(a - b) / np.abs(theirs[1, :points])).max(0)
             joint = int(np.argmax(difference))
             if difference[joint] > worst:
                 worst, where = float(difference[joint]), f"{feature} {kind} of {reference.joint_names[joint]}"

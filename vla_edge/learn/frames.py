@@ -152,7 +152,7 @@ def from_demonstrations(
     state = np.zeros((len(positions), spec.max_state_dim), np.float32)
     state[:, : len(read)] = spec.state.normalize(batch.state[:, read])
     actions = np.zeros((*motion.shape[:2], spec.max_action_dim), np.float32)
-    shown = motion if spec.relative_actions else motion + positions[:, None]
+    shown = np.where(spec.offset_joints, motion, motion + positions[:, None])
     actions[..., : len(moved)] = spec.action.normalize(shown)
     return Frames(
         _pictures(batch.images, spec, words), torch.from_numpy(batch.tokens), torch.from_numpy(batch.mask),

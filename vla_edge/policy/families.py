@@ -72,12 +72,12 @@ FAMILIES = {
         Family("act", "an ACT", "vla_edge.policy.act_checkpoint"),
         Family("diffusion", "a diffusion policy", "vla_edge.policy.diffusion_checkpoint"),
         Family("groot", "a GR00T N1.5", "vla_edge.policy.groot_checkpoint", also=("gr00t_n1_5",)),
+        Family("groot17", "a GR00T N1.7", "vla_edge.policy.groot17_checkpoint", also=("Gr00tN1d7",)),
     )
 }
 # known by what a config.json calls them, and not loaded: another backbone, action head or layout
 _RELATIVES = {
-    "gr00t_n1": "a GR00T N1", "Gr00tN1d6": "a GR00T N1.6", "gr00t_n1_6": "a GR00T N1.6", "Gr00tN1d7": "a GR00T N1.7",
-    "gr00t_n1_7": "a GR00T N1.7",
+    "gr00t_n1": "a GR00T N1", "Gr00tN1d6": "a GR00T N1.6", "gr00t_n1_6": "a GR00T N1.6",
 }  # fmt: skip
 
 
@@ -90,11 +90,13 @@ def family_of(config: Document) -> Family:
     name = config.get("type") or config.get("model_type")
     if name is None and {"paligemma_variant", "action_horizon"} <= config.keys():
         name = "pi0"  # or a pi0.5, which its tensors tell
+    if name == "groot" and not config.get("tokenizer_assets_repo"):  # LeRobot names both so; N1.5 has these of its own
+        name = "groot17"
     named = {alias: family for family in FAMILIES.values() for alias in (family.name, *family.also)}
     if name in _RELATIVES:
         raise CheckpointError(
             f"{config.path} is of type {name!r}, {_RELATIVES[name]}, which this version does not load; of the GR00T "
-            f"family it loads {FAMILIES['groot'].title}"
+            f"family it loads {FAMILIES['groot'].title} and {FAMILIES['groot17'].title}"
         )
     if name not in named:
         known = ", ".join(repr(family) for family in FAMILIES)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +106,16 @@ class GrootConfig:
         return (self.image_size // self.patch_size // self.shuffle) ** 2
 
     @property
+    def image_width(self) -> int:
+        """Numbers of such a token."""
+        return self.text_width
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(height, width), px."""
+        return self.image_size, self.image_size
+
+    @property
     def prefix_length(self) -> int:
         """P: pictures in the middle of the prompt, each in the place of one of its tokens."""
         return self.cameras * (self.image_tokens - 1) + self.language_length
@@ -184,7 +194,7 @@ class PrefixEncoder(Chain):
             QwenLayer(c.text_width, c.text_hidden, c.heads, c.kv_heads, c.head_dim, c.text_eps)
             for _ in range(c.text_layers)
         )
-        self.norm = RMSNorm(c.text_width, c.text_eps)
+        self.norm: nn.Module = RMSNorm(c.text_width, c.text_eps)
         self.adapter_norm = nn.LayerNorm(c.text_width)
         self.adapter = nn.ModuleList(
             EncoderLayer(c.text_width, c.adapter_hidden, c.adapter_heads, DIT_EPS) for _ in range(c.adapter_layers)
@@ -198,10 +208,27 @@ class PrefixEncoder(Chain):
         self.state_in = nn.Linear(c.max_state_dim, c.state_hidden)
         self.state_out = nn.Linear(c.state_hidden, c.width)
         self.store: nn.Module | None = None  # the cache crosses to the action head as it is
-        causal = causal_bias(c.prefix_length)
-        cos, sin = rotary(torch.arange(c.prefix_length)[None], c.head_dim, c.wavelength)
+        causal, (cos, sin) = causal_bias(c.prefix_length), self.turns(c)
         for name, table in (("causal", causal[None, None]), ("cos", cos), ("sin", sin)):
             self.register_buffer(name, table, persistent=False)
+
+    def turns(self, c: GrootConfig) -> tuple[Tensor, Tensor]:
+        """cos and sin by which queries and keys of the text layers are turned, (1, P, hd / 2)."""
+        return rotary(torch.arange(c.prefix_length)[None], c.head_dim, c.wavelength)
+
+    def words(self, image_tokens: Tensor) -> Tensor:
+        """What the text layers read of pictures."""
+        return image_tokens
+
+    def read(self, number: int, x: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, P, text_width) through a text layer, and its attention probabilities. What is not real comes last, so no
+        real token looks at it."""
+        layer = self.layers[number]
+        normed = layer.attention_norm(x)
+        k, v = layer.project(normed, normed)
+        q, k = rotate(layer.queries(normed), self.cos, self.sin), rotate(k, self.cos, self.sin)
+        attended, weights = attend(q, k, v, self.causal)
+        return layer.finish(x, attended), weights
 
     def pieces(self) -> tuple[tuple[str, ...], ...]:
         """See `Chain`: text layers, then those over what they give; the first of these with the norms before it."""
@@ -217,9 +244,9 @@ class PrefixEncoder(Chain):
         x, mask = handed
         over = number - 1 - len(self.layers)
         if over < 0:
-            return (self._read(self.layers[number - 1], x)[0], mask), ()
+            return (self.read(number - 1, x, image_tokens)[0], mask), ()
         if over == len(self.adapter):
-            return tuple(self._end(x, mask, state)), ()
+            return tuple(self.end(x, mask, state)), ()
         x = self.adapter_norm(self.norm(x)) if over == 0 else x
         return (self.adapter[over](x, padding_bias(mask)), mask), ()
 
@@ -235,7 +262,7 @@ class PrefixEncoder(Chain):
         """The cache, and each text layer's attention probabilities (B, H, P, P).
 
         Args:
-            image_tokens: (B, cameras * N, text_width). lang_tokens, lang_mask: (B, L). state: (B, max_state_dim).
+            image_tokens: (B, cameras * N, image_width). lang_tokens, lang_mask: (B, L). state: (B, max_state_dim).
         """
         return self._encode(image_tokens, lang_tokens, lang_mask, state)[:2]
 
@@ -244,8 +271,8 @@ class PrefixEncoder(Chain):
         asks."""
         x, mask = self._begin(image_tokens, lang_tokens, lang_mask)
         probabilities = []
-        for layer in self.layers:
-            x, weights = self._read(layer, x)
+        for number in range(len(self.layers)):
+            x, weights = self.read(number, x, image_tokens)
             probabilities.append(weights)
         x, bias, looks = self.adapter_norm(self.norm(x)), padding_bias(mask), mask
         for layer in self.adapter:
@@ -253,30 +280,22 @@ class PrefixEncoder(Chain):
                 q, k = (split_heads(project(layer.attention_norm(x)), layer.head_dim) for project in (layer.q, layer.k))
                 looks = attention_columns(q, k, bias.expand(-1, -1, x.shape[1], -1), mask).mean(1)
             x = layer(x, bias)
-        return self._end(x, mask, state), probabilities, looks
+        return self.end(x, mask, state), probabilities, looks
 
     def _begin(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor) -> tuple[Tensor, Tensor]:
         """What the text layers read (B, P, text_width), and the mask (B, P)."""
         words = self.embedding(lang_tokens)
         told = lang_mask.to(words.dtype)[..., None]
-        mask = self._with_pictures(told, told.new_ones(*image_tokens.shape[:2], 1))[..., 0]
-        return self._with_pictures(words, image_tokens), mask
+        mask = self.with_pictures(told, told.new_ones(*image_tokens.shape[:2], 1))[..., 0]
+        return self.with_pictures(words, self.words(image_tokens)), mask
 
-    def _read(self, layer: QwenLayer, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Through a text layer, and its attention probabilities. What is not real comes last, so no real token looks at
-        it."""
-        normed = layer.attention_norm(x)
-        k, v = layer.project(normed, normed)
-        q, k = rotate(layer.queries(normed), self.cos, self.sin), rotate(k, self.cos, self.sin)
-        attended, weights = attend(q, k, v, self.causal)
-        return layer.finish(x, attended), weights
-
-    def _end(self, x: Tensor, mask: Tensor, state: Tensor) -> PrefixCache:
+    def end(self, x: Tensor, mask: Tensor, state: Tensor) -> PrefixCache:
+        """What goes over to the diffusion transformer, of what the layers give."""
         keys, values = (torch.stack(parts) for parts in zip(*(cross.project(x, x) for cross in self.cross.values())))
         token = self.state_out(F.relu(self.state_in(state)))
         return PrefixCache(keys, values, mask, token[:, None])
 
-    def _with_pictures(self, told: Tensor, seen: Tensor) -> Tensor:
+    def with_pictures(self, told: Tensor, seen: Tensor) -> Tensor:
         """(B, L, D) and (B, cameras * N, D) -> (B, P, D)."""
         parts, begin, count = [], 0, self.config.image_tokens
         for camera, place in enumerate(self.config.image_places):
@@ -369,13 +388,17 @@ class ActionHead(Chain):
         self.mlp_in = nn.Linear(c.width, c.width, bias=False)
         self.mlp_out = nn.Linear(c.width, c.width)
         self.places = nn.Parameter(torch.zeros(c.chunk_size, c.width)) if c.positions else None
-        self.future = nn.Parameter(torch.zeros(c.future_tokens, c.width))
+        self.future = nn.Parameter(torch.zeros(c.future_tokens, c.width)) if c.future_tokens else None
         cross = c.cross_layers
         self.layers = nn.ModuleList((CrossLayer if i in cross else OwnLayer)(c) for i in range(c.layers))
         self.proj_out = nn.Linear(c.width, c.output_width)
         self.decoder = nn.Linear(c.output_width, c.decoder_hidden)
         self.action_out = nn.Linear(c.decoder_hidden, c.max_action_dim)
         self.load: nn.Module | None = None  # inverse of the prefix's `store`
+
+    def looked_at(self, layer: int, mask: Tensor) -> Tensor:
+        """What is added to the scores of a layer that looks at the observation, (B, 1, 1, P)."""
+        return padding_bias(mask)
 
     def forward(self, x: Tensor, time_condition: Tensor, *cache: Tensor) -> tuple[Tensor, ...]:
         return super().forward(x, time_condition, *(cache if self.load is None else self.load(*cache)))
@@ -392,10 +415,11 @@ class ActionHead(Chain):
             actions = self.mlp_out(F.silu(self.mlp_in(self.action_in(x)) + times[:, -1:]))
             if self.places is not None:
                 actions = actions + self.places
-            return (torch.cat([state, self.future.expand(x.shape[0], -1, -1), actions], dim=1),), ()
+            future = () if self.future is None else (self.future.expand(x.shape[0], -1, -1),)
+            return (torch.cat([state, *future, actions], dim=1),), ()
         (h,), index = handed, number - 1
         if index < len(self.layers):
-            seen = (keys[index // 2], values[index // 2], padding_bias(mask)) if index % 2 == 0 else ()
+            seen = (keys[index // 2], values[index // 2], self.looked_at(index, mask)) if index % 2 == 0 else ()
             return (self.layers[index](h, times[:, 2 * index], times[:, 2 * index + 1], *seen),), ()
         # of the other tokens nothing is read any more; the last norm's shift comes first
         given = self.proj_out(modulated(h[:, -self.chunk_size :], times[:, -2], times[:, -TIME_ROWS], OUT_EPS))
@@ -406,12 +430,12 @@ class Groot(nn.Module):
     """The whole policy, made of its stages."""
 
     matched = "velocity"
+    PARTS: ClassVar = (VisionTower, PrefixEncoder, TimeEncoder, ActionHead)
 
     def __init__(self, config: GrootConfig):
         super().__init__()
         self.config = config
-        self.vision, self.prefix = VisionTower(config), PrefixEncoder(config)
-        self.time, self.denoise = TimeEncoder(config), ActionHead(config)
+        self.vision, self.prefix, self.time, self.denoise = (part(config) for part in self.PARTS)
 
     @property
     def cache_length(self) -> int:
@@ -435,13 +459,13 @@ class Groot(nn.Module):
         if self.prefix.store is not None:
             cache = self.prefix.store.tensors(cache)
         observation = (
-            TensorSpec("image_tokens", (1, c.cameras * c.image_tokens, c.text_width)),
+            TensorSpec("image_tokens", (1, c.cameras * c.image_tokens, c.image_width)),
             TensorSpec("lang_tokens", (1, c.language_length), "int64"),
             TensorSpec("lang_mask", (1, c.language_length), "bool"),
             TensorSpec("state", (1, c.max_state_dim)),
         )
-        image = TensorSpec("image", (1, 3, c.image_size, c.image_size))
-        tokens = TensorSpec("image_tokens", (1, c.image_tokens, c.text_width))
+        image = TensorSpec("image", (1, 3, *c.image_shape))
+        tokens = TensorSpec("image_tokens", (1, c.image_tokens, c.image_width))
         condition = TensorSpec("time_condition", (1, 2 * c.layers + TIME_ROWS, c.width))
         actions = (1, c.chunk_size, c.max_action_dim)
         x, velocity = TensorSpec("x", actions), TensorSpec("velocity", actions)

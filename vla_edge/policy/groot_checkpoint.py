@@ -7,6 +7,7 @@ tensor tells, those of the backbone's config.json and of the action head's.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,25 +27,26 @@ from vla_edge.policy.weights import OnDemand, Weights
 if TYPE_CHECKING:
     from vla_edge.policy.checkpoint import Checkpoint
     from vla_edge.policy.groot import GrootConfig
+    from vla_edge.policy.spec import PolicySpec
 
 # what transformers and diffusers leave out of a config.json
 _VISION_DEFAULTS = {"num_attention_heads": 12, "layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"}
 _TEXT_DEFAULTS = {"head_dim": 128, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "rope_scaling": None}
 _BACKBONE_OPTIONS = {"select_layer": -1, "pad2square": False, "downsample_ratio": 0.5}
-_DIT_DEFAULTS = {"positional_embeddings": "sinusoidal", "interleave_self_attention": False}
-_DIT_OPTIONS = {
+DIT_DEFAULTS = {"positional_embeddings": "sinusoidal", "interleave_self_attention": False}
+DIT_OPTIONS = {
     "norm_type": "ada_norm", "activation_fn": "gelu-approximate", "attention_bias": True, "upcast_attention": False,
     "norm_elementwise_affine": False, "norm_eps": 1e-5, "positional_embeddings": None, "interleave_self_attention": True,
 }  # fmt: skip
 
-_EAGLE, _HEAD = "backbone.eagle_model.", "action_head."
+_EAGLE, HEAD = "backbone.eagle_model.", "action_head."
 _VISION, _TEXT = f"{_EAGLE}vision_model.vision_model.", f"{_EAGLE}language_model.model."
-_DIT, _ADAPTER = f"{_HEAD}model.", f"{_HEAD}vl_self_attention.transformer_blocks."
+DIT, ADAPTER = f"{HEAD}model.", f"{HEAD}vl_self_attention.transformer_blocks."
 _ENCODER_LAYER = {
     "attention_norm": "layer_norm1", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
     "out": "self_attn.out_proj", "mlp_norm": "layer_norm2", "mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2",
 }  # fmt: skip
-_TEXT_LAYER = {
+TEXT_LAYER = {
     "attention_norm": "input_layernorm", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
     "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm", "out": "self_attn.o_proj",
     "mlp_norm": "post_attention_layernorm", "mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj",
@@ -62,10 +64,12 @@ _SINGLE = {
     "vision.connector_norm": f"{_EAGLE}mlp1.0",
     "prefix.embedding": f"{_TEXT}embed_tokens",
     "prefix.norm": f"{_TEXT}norm",
-    "prefix.adapter_norm": f"{_HEAD}vlln",
-    "time.mlp_in": f"{_DIT}timestep_encoder.timestep_embedder.linear_1",
-    "time.mlp_out": f"{_DIT}timestep_encoder.timestep_embedder.linear_2",
-    "denoise.proj_out": f"{_DIT}proj_out_2",
+}
+_HEAD_SINGLE = {
+    "prefix.adapter_norm": f"{HEAD}vlln",
+    "time.mlp_in": f"{DIT}timestep_encoder.timestep_embedder.linear_1",
+    "time.mlp_out": f"{DIT}timestep_encoder.timestep_embedder.linear_2",
+    "denoise.proj_out": f"{DIT}proj_out_2",
 }
 OWN = {
     "prefix.state_in": "state_encoder.layer1", "prefix.state_out": "state_encoder.layer2",
@@ -74,7 +78,7 @@ OWN = {
     "denoise.action_out": "action_decoder.layer2",
 }  # fmt: skip
 """The embodiment's own: weight (embodiments, inputs, outputs) and bias (embodiments, outputs)."""
-_TABLES = {"denoise.places": f"{_HEAD}position_embedding.weight", "denoise.future": f"{_HEAD}future_tokens.weight"}
+TABLES = {"denoise.places": f"{HEAD}position_embedding.weight", "denoise.future": f"{HEAD}future_tokens.weight"}
 
 
 def describe(directory: Path, config: Document) -> Description:
@@ -91,28 +95,37 @@ def build(checkpoint: Checkpoint, weights: Weights):
     """See `families`."""
     from vla_edge.policy.groot import Groot
 
-    return Groot(groot_config(checkpoint, _plain(weights)))
+    return Groot(groot_config(checkpoint, plain(weights)))
 
 
 def tensors(policy, checkpoint: Checkpoint, weights: Weights) -> OnDemand:
     """See `families`."""
-    plain, likes = _plain(weights), policy.state_dict()
     number = embodiment(checkpoint.directory, checkpoint.config)
-    spelled = {name: file_name(name, policy.config) for name in likes}
-    plain.check(spelled.values(), _is_unused)
-    embodiments = plain.shape(f"{_HEAD}state_encoder.layer1.W")[0]
+    return embodied(policy, plain(weights), number, file_name, _shaped, _is_unused)
+
+
+def embodied(
+    policy, weights: Weights, number: int, name_of: Callable, shaped: Callable, is_unused: Callable[[str], bool]
+) -> OnDemand:
+    """Values for a policy's state dict, with the networks of embodiment `number`.
+
+    Args:
+        name_of: (our parameter, shapes) -> the original's. shaped: as of `head_shaped`. is_unused: of the files' tensors.
+
+    Raises:
+        CheckpointError: a tensor is missing or too much, or there is no such embodiment.
+    """
+    likes = policy.state_dict()
+    spelled = {name: name_of(name, policy.config) for name in likes}
+    weights.check(spelled.values(), is_unused)
+    embodiments = weights.shape(f"{HEAD}state_encoder.layer1.W")[0]
     if not 0 <= number < embodiments:
-        raise CheckpointError(f"embodiment {number} was asked for, and {plain.where} has {embodiments}; name another tag")
+        raise CheckpointError(f"embodiment {number} was asked for, and {weights.where} has {embodiments}; name another tag")
 
     def made(name: str):
-        return _shaped(name, plain[spelled[name]], likes[name], number)
+        return shaped(name, weights[spelled[name]], likes[name], number)
 
     return OnDemand(likes, made)
-
-
-def stored_config(checkpoint: Checkpoint) -> GrootConfig:
-    """Shapes of a checkpoint whose weights are not read. Raises as `groot_config`."""
-    return groot_config(checkpoint, _plain(Weights(checkpoint.weights)))
 
 
 def groot_config(checkpoint: Checkpoint, weights: Weights) -> GrootConfig:
@@ -137,13 +150,7 @@ def groot_config(checkpoint: Checkpoint, weights: Weights) -> GrootConfig:
             f"{head.path} reads what layer {selected} of the language model gives, and {weights.where} has {layers} "
             "layers; take both from the same training run"
         )
-    tokens = read_tokenizer(checkpoint.tokenizer_path)
-    if tokens.get_vocab_size() > vocabulary:
-        raise CheckpointError(
-            f"{checkpoint.tokenizer_path} has {tokens.get_vocab_size()} tokens and the weights {vocabulary}; copy the "
-            "tokenizer the policy was trained with"
-        )
-    width = dit.count("num_attention_heads") * dit.count("attention_head_dim")
+    tokens = fitting_tokenizer(checkpoint, vocabulary)
     return GrootConfig(
         cameras=len(spec.cameras),
         image_size=spec.cameras[0].height,
@@ -166,22 +173,33 @@ def groot_config(checkpoint: Checkpoint, weights: Weights) -> GrootConfig:
         head_dim=head_dim,
         text_eps=text["rms_norm_eps"],
         wavelength=float(text["rope_theta"]),
-        image_places=_image_places(checkpoint, tokens),
+        image_places=image_places(checkpoint, tokens, IMAGE, backbone["image_token_index"]),
         language_length=spec.tokenizer_max_length,
-        adapter_layers=adapter.count("num_layers"),
-        adapter_hidden=weights.shape(f"{_ADAPTER}0.ff.net.0.proj.weight")[0],
-        adapter_heads=adapter.count("num_attention_heads"),
-        width=width,
-        layers=dit.count("num_layers"),
-        layers_hidden=weights.shape(f"{_DIT}transformer_blocks.0.ff.net.0.proj.weight")[0],
-        layers_heads=dit.count("num_attention_heads"),
-        output_width=weights.shape(f"{_DIT}proj_out_2.weight")[0],
-        state_hidden=weights.shape(f"{_HEAD}state_encoder.layer1.W")[2],
-        decoder_hidden=weights.shape(f"{_HEAD}action_decoder.layer1.W")[2],
-        future_tokens=weights.shape(_TABLES["denoise.future"])[0],
-        positions=_TABLES["denoise.places"] in weights,
+        future_tokens=weights.shape(TABLES["denoise.future"])[0],
         time_buckets=head["action_head_cfg"].get("num_timestep_buckets", 1000),
         chunk_size=spec.chunk_size,
+        **head_sizes(weights, dit, adapter, spec),
+    )
+
+
+def head_sizes(weights: Weights, dit: Document, adapter: Document, spec: PolicySpec) -> dict:
+    """Entries of `GrootConfig` for the action head, of N1.5 or of N1.7.
+
+    Args:
+        dit, adapter: what config.json says of the diffusion transformer and of the layers over the language model's output.
+    """
+    return dict(
+        adapter_layers=adapter.count("num_layers"),
+        adapter_hidden=weights.shape(f"{ADAPTER}0.ff.net.0.proj.weight")[0],
+        adapter_heads=adapter.count("num_attention_heads"),
+        width=dit.count("num_attention_heads") * dit.count("attention_head_dim"),
+        layers=dit.count("num_layers"),
+        layers_hidden=weights.shape(f"{DIT}transformer_blocks.0.ff.net.0.proj.weight")[0],
+        layers_heads=dit.count("num_attention_heads"),
+        output_width=weights.shape(f"{DIT}proj_out_2.weight")[0],
+        state_hidden=weights.shape(f"{HEAD}state_encoder.layer1.W")[2],
+        decoder_hidden=weights.shape(f"{HEAD}action_decoder.layer1.W")[2],
+        positions=TABLES["denoise.places"] in weights,
         max_state_dim=spec.max_state_dim,
         max_action_dim=spec.max_action_dim,
     )
@@ -190,10 +208,6 @@ def groot_config(checkpoint: Checkpoint, weights: Weights) -> GrootConfig:
 def file_name(name: str, config: GrootConfig) -> str:
     """The original's name of our parameter."""
     module, _, kind = name.rpartition(".")
-    if name in _TABLES:
-        return _TABLES[name]
-    if module in OWN:
-        return f"{_HEAD}{OWN[module]}.{'W' if kind == 'weight' else 'b'}"
     if module in _SINGLE:
         return f"{_SINGLE[module]}.{kind}"
     if match := re.fullmatch(r"vision\.encoder\.layers\.(\d+)\.(.+)", module):
@@ -201,19 +215,38 @@ def file_name(name: str, config: GrootConfig) -> str:
     if match := re.fullmatch(r"vision\.connector\.(\d)", module):
         return f"{_EAGLE}mlp1.{_connector(2)[int(match[1])]}.{kind}"
     if match := re.fullmatch(r"prefix\.layers\.(\d+)\.(.+)", module):
-        return f"{_TEXT}layers.{match[1]}.{_TEXT_LAYER[match[2]]}.{kind}"
+        return f"{_TEXT}layers.{match[1]}.{TEXT_LAYER[match[2]]}.{kind}"
+    return head_name(name, config)
+
+
+def head_name(name: str, config: GrootConfig) -> str:
+    """The original's name of a parameter of ours that is of its action head, of N1.5 or of N1.7."""
+    module, _, kind = name.rpartition(".")
+    if name in TABLES:
+        return TABLES[name]
+    if module in OWN:
+        return f"{HEAD}{OWN[module]}.{'W' if kind == 'weight' else 'b'}"
+    if module in _HEAD_SINGLE:
+        return f"{_HEAD_SINGLE[module]}.{kind}"
     if match := re.fullmatch(r"prefix\.adapter\.(\d+)\.(.+)", module):
-        return f"{_ADAPTER}{match[1]}.{_BLOCK[match[2]]}.{kind}"
+        return f"{ADAPTER}{match[1]}.{_BLOCK[match[2]]}.{kind}"
     if match := re.fullmatch(r"(?:prefix\.cross|denoise\.layers)\.(\d+)\.(.+)", module):
-        return f"{_DIT}transformer_blocks.{match[1]}.{_BLOCK[match[2]]}.{kind}"
+        return f"{DIT}transformer_blocks.{match[1]}.{_BLOCK[match[2]]}.{kind}"
     if match := re.fullmatch(r"time\.norms\.(\d+)", module):
         last = int(match[1]) == config.layers
-        return f"{_DIT}{'proj_out_1' if last else f'transformer_blocks.{match[1]}.norm1.linear'}.{kind}"
+        return f"{DIT}{'proj_out_1' if last else f'transformer_blocks.{match[1]}.norm1.linear'}.{kind}"
     raise KeyError(name)
 
 
 def _shaped(name: str, tensor, like, number: int):
     """Ours, out of what the file holds; `number` of the embodiment."""
+    if name.endswith("patch_embedding.weight"):
+        return tensor.reshape(like.shape)
+    return head_shaped(name, tensor, like, number)
+
+
+def head_shaped(name: str, tensor, like, number: int):
+    """As `_shaped`, of what `head_name` names; others as they are."""
     module, _, kind = name.rpartition(".")
     if module in OWN:
         own = tensor[number]
@@ -224,7 +257,7 @@ def _shaped(name: str, tensor, like, number: int):
         return own.T.contiguous()
     if name == "denoise.places":
         return tensor[: like.shape[0]]
-    return tensor.reshape(like.shape) if name.endswith("patch_embedding.weight") else tensor
+    return tensor
 
 
 def _check(backbone: Document, head: Document) -> None:
@@ -239,8 +272,8 @@ def _check(backbone: Document, head: Document) -> None:
     check_options(head["backbone_cfg"], {"reproject_vision": False, "project_to_dim": None})
     action = head["action_head_cfg"]
     check_options(action, {"use_vlln": True})
-    check_options(Document(head.path, _DIT_DEFAULTS | action["diffusion_model_cfg"]), _DIT_OPTIONS)
-    adapter = Document(head.path, _DIT_DEFAULTS | action["vl_self_attention_cfg"])
+    check_options(Document(head.path, DIT_DEFAULTS | action["diffusion_model_cfg"]), DIT_OPTIONS)
+    adapter = Document(head.path, DIT_DEFAULTS | action["vl_self_attention_cfg"])
     check_options(adapter, {"positional_embeddings": None, "attention_bias": True, "activation_fn": "gelu-approximate"})
 
 
@@ -249,22 +282,46 @@ def _connector(layers: int) -> tuple[int, ...]:
     return (0,) if layers == 1 else (1, 3)
 
 
-def _image_places(checkpoint: Checkpoint, tokens) -> tuple[int, ...]:
-    """Where in the prompt's tokens the pictures stand."""
-    image, spec = tokens.token_to_id(IMAGE), checkpoint.spec
-    ids = tokens.encode(spec.prompt.format(instruction="")).ids
-    places = tuple(place for place, token in enumerate(ids) if token == image)
-    if image is None or len(places) != len(spec.cameras) or image != checkpoint.backbone["image_token_index"]:
+def fitting_tokenizer(checkpoint: Checkpoint, vocabulary: int):
+    """The checkpoint's.
+
+    Raises:
+        CheckpointError: it has more tokens than the weights.
+    """
+    tokens = read_tokenizer(checkpoint.tokenizer_path)
+    if tokens.get_vocab_size() > vocabulary:
         raise CheckpointError(
-            f"{checkpoint.tokenizer_path} has not the token {IMAGE} of {checkpoint.backbone.path}; copy the tokenizer the "
+            f"{checkpoint.tokenizer_path} has {tokens.get_vocab_size()} tokens and the weights {vocabulary}; copy the "
+            "tokenizer the policy was trained with"
+        )
+    return tokens
+
+
+def image_places(checkpoint: Checkpoint, tokens, token: str, number: int) -> tuple[int, ...]:
+    """Where in the prompt's tokens the pictures stand, each as `token`.
+
+    Raises:
+        CheckpointError: the tokenizer gives it another number than the backbone, or the prompt has not one a camera.
+    """
+    image, spec = tokens.token_to_id(token), checkpoint.spec
+    ids = tokens.encode(spec.prompt.format(instruction="")).ids
+    places = tuple(place for place, each in enumerate(ids) if each == image)
+    if image is None or len(places) != len(spec.cameras) or image != number:
+        raise CheckpointError(
+            f"{checkpoint.tokenizer_path} has not the token {token} of {checkpoint.backbone.path}; copy the tokenizer the "
             "policy was trained with"
         )
     return places
 
 
-def _plain(weights: Weights) -> Weights:
+def plain(weights: Weights) -> Weights:
     """Under Isaac-GR00T's names."""
-    return weights.renamed(lambda name: name.removeprefix("_groot_model."))
+    return weights.renamed(own_name)
+
+
+def own_name(name: str) -> str:
+    """Isaac-GR00T's, of one of LeRobot's."""
+    return name.removeprefix("_groot_model.")
 
 
 def _is_unused(name: str) -> bool:

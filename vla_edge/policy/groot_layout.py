@@ -9,7 +9,7 @@ Tokenizer, chat template and the backbone's sizes lie in neither.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -130,15 +130,26 @@ def backbone_directory(directory: Path, config: Document) -> Path:
     name = str(config.get("tokenizer_assets_repo") or ASSETS)
     hub = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     cache = Path(os.environ.get("HF_LEROBOT_HOME") or hub / "lerobot")
-    places = [directory / BACKBONE, directory / name, cache / name]
-    if (found := in_hub_cache(name, "config.json")) is not None:
-        places.append(found.parent)
-    for place in places:
+    what = "GR00T's backbone (eagle2_hg_model)"
+    return find_backbone(directory, name, [cache / name], "LeRobot's or Hugging Face's cache", what)
+
+
+def find_backbone(directory: Path, name: str, places: Sequence[Path], caches: str, what: str) -> Path:
+    """Where the files of a backbone are: in the checkpoint, in one of `places`, or in Hugging Face's cache.
+
+    Args:
+        name: of its repository. caches, what: for people, where it was looked for and of what.
+
+    Raises:
+        CheckpointError: nowhere.
+    """
+    found = in_hub_cache(name, "config.json")
+    for place in (directory / BACKBONE, directory / name, *places, *((found.parent,) if found is not None else ())):
         if (place / "config.json").is_file():
             return place
     raise CheckpointError(
-        f"{directory / BACKBONE} is not there, nor is {name} in LeRobot's or Hugging Face's cache; copy config.json, "
-        "chat_template.json and the tokenizer of GR00T's backbone (eagle2_hg_model) there"
+        f"{directory / BACKBONE} is not there, nor is {name} in {caches}; copy config.json, chat_template.json and the "
+        f"tokenizer of {what} there"
     )
 
 
@@ -165,6 +176,24 @@ def prompt_of(backbone: Path, cameras: int) -> str:
     Raises:
         CheckpointError: the template is missing, damaged, or has no place for them.
     """
+    path, text = filled_template(backbone, cameras, answers=True)
+    for number in range(1, cameras + 1):
+        if text.count(f"<image-{number}>") != 1:
+            raise CheckpointError(f"{path} has no place for picture {number}; copy the template of GR00T's backbone")
+        text = text.replace(f"<image-{number}>", f"<image {number}>{BEGIN}{IMAGE}{END}")
+    return as_prompt(path, text, IMAGE)
+
+
+def filled_template(backbone: Path, cameras: int, answers: bool) -> tuple[Path, str]:
+    """The file of a chat template, and what it makes of one message of pictures and an instruction, for which another text
+    stands.
+
+    Args:
+        answers: whether the answer begins behind it.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -181,14 +210,18 @@ def prompt_of(backbone: Path, cameras: int) -> str:
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         messages = [{"role": "user", "content": content}]
-        text = environment.from_string(template).render(messages=messages, add_generation_prompt=True)
+        return path, environment.from_string(template).render(messages=messages, add_generation_prompt=answers)
     except TemplateError as error:
         raise CheckpointError(f"{path} is no chat template that can be filled ({error}); copy it again") from error
-    for number in range(1, cameras + 1):
-        if text.count(f"<image-{number}>") != 1:
-            raise CheckpointError(f"{path} has no place for picture {number}; copy the template of GR00T's backbone")
-        text = text.replace(f"<image-{number}>", f"<image {number}>{BEGIN}{IMAGE}{END}")
-    if text.count(_INSTRUCTION) != 1 or text.index(_INSTRUCTION) < text.rindex(IMAGE):
+
+
+def as_prompt(path: Path, text: str, image: str) -> str:
+    """A filled template as `PolicySpec.prompt`.
+
+    Raises:
+        CheckpointError: the instruction does not stand behind the pictures, the tokens `image`.
+    """
+    if text.count(_INSTRUCTION) != 1 or text.index(_INSTRUCTION) < text.rindex(image):
         raise CheckpointError(f"{path} does not put the instruction behind the pictures; copy that of GR00T's backbone")
     return text.replace("{", "{{").replace("}", "}}").replace(_INSTRUCTION, "{instruction}")
 
@@ -279,8 +312,17 @@ def _saved_statistics(directory: Path) -> tuple[Normalization, Normalization]:
 
 
 def _steps(directory: Path, pipeline: str) -> dict[str, Document]:
-    steps = read_steps(directory, pipeline, _KNOWN[pipeline])
-    for name in (PACK,) if pipeline == PREPROCESSOR else (UNPACK,):
+    return needed_steps(directory, pipeline, _KNOWN[pipeline], (PACK if pipeline == PREPROCESSOR else UNPACK,))
+
+
+def needed_steps(directory: Path, pipeline: str, known: Collection[str], needed: Sequence[str]) -> dict[str, Document]:
+    """`read_steps`.
+
+    Raises:
+        CheckpointError: also where one of those `needed` is missing.
+    """
+    steps = read_steps(directory, pipeline, known)
+    for name in needed:
         if name not in steps:
             raise CheckpointError(f"{directory / pipeline}.json has no step {name}; copy it from the training run")
     return steps

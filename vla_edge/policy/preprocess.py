@@ -71,6 +71,8 @@ class Preprocessor:
             )
         top, left, height, width = camera.crop
         cropped = pixels[top : top + height, left : left + width]
+        if camera.fit in ZOOMS:
+            return ZOOMS[camera.fit](cropped, camera.height, camera.width, camera.zoom)
         if camera.fit in FITS:
             return FITS[camera.fit](cropped, camera.height, camera.width)
         return resize_with_pad(cropped, camera.height, camera.width, camera.padding, camera.fit == "centre")
@@ -123,7 +125,7 @@ class Postprocessor:
         names = self._spec.joint_names
         targets = self._spec.action.unnormalize(actions[0, :, : len(names)])
         if self._spec.relative_actions:
-            targets = targets + positions_by_name(joints, names)
+            targets = targets + np.where(self._spec.offset_joints, positions_by_name(joints, names), 0.0)
         return targets
 
     def inverse(self, targets: np.ndarray, joints: JointState) -> np.ndarray:
@@ -133,7 +135,8 @@ class Postprocessor:
             ObservationError: as for the way forth.
         """
         if self._spec.relative_actions:
-            targets = targets - positions_by_name(joints, self._spec.joint_names)
+            measured = positions_by_name(joints, self._spec.joint_names)
+            targets = targets - np.where(self._spec.offset_joints, measured, 0.0)
         # as the network would give it, beyond what it was shown too
         return replace(self._spec.action, clip=False).normalize(targets)
 
@@ -215,6 +218,34 @@ def stretch_linear(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return _seen(np.floor(pixels + 1e-4))  # in float32, where a hair is missing, it is made up for
 
 
+def zoom_torch(image: np.ndarray, height: int, width: int, zoom: float) -> np.ndarray:
+    """As `stretch_torch` to a square as high, of which the middle is stretched to `height` x `width`; as LeRobot's GR00T
+    N1.7."""
+    square = resample(image, height, height, "bicubic", most=2**15)
+    side = max(1, round(height * zoom))
+    begin = (height - side) // 2
+    middle = square[begin : begin + side, begin : begin + side].astype(np.uint8)
+    return stretch_torch(middle, height, width) if middle.shape[:2] != (height, width) else _seen(square)
+
+
+def zoom_area(image: np.ndarray, height: int, width: int, zoom: float) -> np.ndarray:
+    """Scaled by areas until the shorter side has that of `height` x `width`, its middle once more, and that stretched; as
+    Isaac-GR00T's N1.7 with albumentations."""
+    import cv2
+
+    def scaled(pixels: np.ndarray) -> np.ndarray:
+        shorter, wanted = min(pixels.shape[:2]), min(height, width)
+        size = (max(1, round(side * (wanted / shorter))) for side in pixels.shape[1::-1])
+        return pixels if shorter == wanted else cv2.resize(pixels, tuple(size), interpolation=cv2.INTER_AREA)
+
+    pixels = scaled(np.ascontiguousarray(image))
+    if zoom < 1:
+        sides = [max(1, int(side * zoom)) for side in pixels.shape[:2]]
+        (top, left), (h, w) = ((whole - side) // 2 for whole, side in zip(pixels.shape, sides)), sides
+        pixels = scaled(np.ascontiguousarray(pixels[top : top + h, left : left + w]))
+    return stretch_torch(pixels, height, width) if pixels.shape[:2] != (height, width) else _seen(pixels)
+
+
 def letterbox(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """(h, w, 3) uint8 -> (1, 3, height, width) float32 in [-1, 1]; aspect kept, black around it, bilinear and
     antialiased, as openpi's client."""
@@ -265,3 +296,5 @@ def _shares(size: int, wanted: int, filter: str) -> np.ndarray:
 
 FITS = {"stretch": stretch, "stretch_torch": stretch_torch, "stretch_linear": stretch_linear, "letterbox": letterbox}
 """`CameraSpec.fit` -> (crop, height, width) -> what the network sees; the others are `resize_with_pad`'s."""
+ZOOMS = {"zoom_torch": zoom_torch, "zoom_area": zoom_area}
+"""As `FITS`, with `CameraSpec.zoom`."""

@@ -72,5 +72,5 @@ class RobotFacts:
             ValueError: which has not.
         """
         for name, normalization in normalizations.items():
-            if any(np.shape(part) not in ((), (len(self.joint_names),)) for part in normalization.affine()):
+            if any(np.shape(part)[-1:] not in ((), (len(self.joint_names),)) for part in normalization.affine()):
                 raise ValueError(f"the statistics of {name} are not of {len(self.joint_names)} joints")

@@ -38,17 +38,20 @@ class Normalization:
 
     Attributes:
         mode: which statistics are used.
-        statistics: name ("mean", "std", "min", "max", "q01", ...) -> (D,) values, SI units.
+        statistics: name ("mean", "std", "min", "max", "q01", ...) -> (D,) values, SI units; or (T, D), for each point of a
+            chunk.
         eps: keeps constant dimensions finite.
         clip: normalized values are held within [-1, 1].
         fixed: a dimension whose bounds are equal is 0 to the network and that bound to the robot, whatever comes (GR00T).
+        held: what the network gives is held within [-1, 1].
     """
 
     mode: NormalizationMode
-    statistics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    statistics: Mapping[str, tuple] = field(default_factory=dict)
     eps: float = 1e-8
     clip: bool = False
     fixed: bool = False
+    held: bool = False
 
     def __post_init__(self):
         needed = {NormalizationMode.IDENTITY: (), NormalizationMode.MEAN_STD: ("mean", "std")}
@@ -59,7 +62,7 @@ class Normalization:
             raise ValueError(f"normalization {self.mode.value} lacks {', '.join(sorted(missing))}")
 
     def affine(self) -> tuple[np.ndarray, np.ndarray]:
-        """(offset, scale), each (D,) float64, such that normalized = (value - offset) / scale.
+        """(offset, scale), each (D,) or (T, D) float64, such that normalized = (value - offset) / scale.
 
         float32 would lose the half `eps` that the offset of a constant dimension is above its bounds.
         """
@@ -83,11 +86,12 @@ class Normalization:
     def unnormalize(self, value: np.ndarray) -> np.ndarray:
         """(..., D) network output -> (..., D) float64 SI."""
         offset, scale = self.affine()
-        found = np.asarray(value, np.float64) * scale + offset
+        given = np.asarray(value, np.float64)
+        found = (given.clip(-1, 1) if self.held else given) * scale + offset
         return np.where(self._constant(), self.statistics[_BOUNDS[self.mode][0]], found) if self.fixed else found
 
     def _constant(self) -> np.ndarray:
-        """(D,) which dimensions have equal bounds."""
+        """(D,) or (T, D) which dimensions have equal bounds."""
         low, high = (np.asarray(self.statistics[key], np.float64) for key in _BOUNDS[self.mode])
         return low == high
 
@@ -104,9 +108,11 @@ class CameraSpec:
         height, width: pixels the network takes.
         fit: "top_left" and "centre" keep the crop's aspect and pad at the top left or around it; "letterbox" is "centre",
             antialiased; "stretch" keeps no aspect, nor do "stretch_torch", the same as torchvision rounds it, and
-            "stretch_linear", which is that of fractions of full brightness.
+            "stretch_linear", which is that of fractions of full brightness. "zoom_torch" stretches, takes the middle and
+            stretches that again; "zoom_area" scales by areas, takes the middle and scales that again, before it stretches.
         padding: what "top_left" and "centre" pad with, as the network sees it.
         offset, scale: of each channel; the network sees (pixel - offset) / scale of pixels in [0, 1].
+        zoom: share of either side that the middle of "zoom_torch" and "zoom_area" has.
     """
 
     name: str
@@ -120,6 +126,7 @@ class CameraSpec:
     padding: float = -1.0
     offset: tuple[float, float, float] = (0.5, 0.5, 0.5)
     scale: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    zoom: float = 1.0
 
     @property
     def is_scaled(self) -> bool:
@@ -128,6 +135,13 @@ class CameraSpec:
 
 
 _SCALING = {"offset", "scale"}
+_LISTS = ("joint_names", "state_names", "absolute_names", "evaluated_steps")
+_FLAGS = ("clip", "fixed", "held")
+
+
+def as_tuples(values) -> tuple:
+    """Numbers, or rows of numbers, as `Normalization.statistics` has them."""
+    return tuple(as_tuples(row) if isinstance(row, list | tuple) else row for row in values)
 
 
 @dataclass(frozen=True)
@@ -137,6 +151,7 @@ class TextSpec:
     Attributes:
         lower: it is written in lower case.
         plain: underscores and line breaks in it become spaces.
+        bare: of its characters letters, digits, underscores and white space are kept.
         listed: it stands in brackets and quotation marks, as Python writes a list of it (GR00T).
         state_dims: so many values of the normalized state, each as one of 256 bins of [-1, 1], stand where the template
             says {state}; 0 where it does not.
@@ -148,6 +163,7 @@ class TextSpec:
     state_dims: int = 0
     last: tuple[int, ...] = ()
     listed: bool = False
+    bare: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,13 +199,14 @@ class PolicySpec:
         family: name of the policy's family (`policy.families`).
         joint_names: the J joints, in the checkpoint's order, of both state and action.
         cameras: in the order the network takes them.
-        chunk_size: T, points per chunk.
+        chunk_size: T, points per chunk; a flow may lead more rows to actions, of which these are the first.
         dt: s between points.
         num_steps: steps from noise to actions, as the checkpoint is to be sampled with; 1 where there is no noise.
         max_state_dim, max_action_dim: widths the network pads state and action to.
         tokenizer_max_length: L, tokens of instruction; 0 where the policy reads none.
         prompt: template of the text given to the tokenizer.
-        relative_actions: actions are offsets to the measured positions at the observation's stamp.
+        relative_actions: actions are offsets to the measured positions at the observation's stamp, but for those of
+            `absolute_names`.
         state, action: normalization of the (J,) state and the (T, J) action.
         trained_prefix: most first rows of a chunk that the policy was trained to be given and to continue; 0 for none.
         text: what else becomes of an instruction.
@@ -230,6 +247,7 @@ class PolicySpec:
     draft_tolerance: int = 0
     observation_steps: int = 1
     diffusion: DiffusionSpec | None = None
+    absolute_names: tuple[str, ...] = ()
 
     @property
     def reads_instruction(self) -> bool:
@@ -246,6 +264,16 @@ class PolicySpec:
         """Joints of the state."""
         return self.state_names or self.joint_names
 
+    def chunk_affine(self) -> tuple[np.ndarray, np.ndarray]:
+        """(offset, scale) of the action's `Normalization.affine`, each (T, J)."""
+        size = (self.chunk_size, len(self.joint_names))
+        return tuple(np.broadcast_to(part, size) for part in self.action.affine())
+
+    @property
+    def offset_joints(self) -> np.ndarray:
+        """(J,) bool, whose actions are offsets to measured positions."""
+        return np.array([self.relative_actions and name not in self.absolute_names for name in self.joint_names])
+
     @property
     def measured_names(self) -> tuple[str, ...]:
         """Joints that an observation has to have: those of the action, and what else the state has."""
@@ -255,23 +283,25 @@ class PolicySpec:
         """As if the policy had these of its joints alone, and were no wider than they are."""
         columns = [self.joint_names.index(name) for name in names]
 
+        def chosen(values: tuple) -> tuple:
+            if np.ndim(values) == 2:
+                return tuple(map(chosen, values))
+            return tuple(values[i] for i in columns) if len(values) == len(self.joint_names) else values  # or a count
+
         def of(normalization: Normalization) -> Normalization:
-            told = normalization.statistics.items()  # of each joint, but for counts
-            statistics = {
-                key: tuple(values[i] for i in columns) if len(values) == len(self.joint_names) else values
-                for key, values in told
-            }
+            statistics = {key: chosen(values) for key, values in normalization.statistics.items()}
             return replace(normalization, statistics=statistics)
 
         return replace(
             self, joint_names=tuple(names), max_state_dim=len(columns), max_action_dim=len(columns),
             state=of(self.state), action=of(self.action),
+            absolute_names=tuple(name for name in self.absolute_names if name in names),
         )  # fmt: skip
 
     def to_dict(self) -> dict:
         """Plain JSON and YAML types."""
         plain = asdict(self)
-        for key in ("joint_names", "state_names", "evaluated_steps"):
+        for key in _LISTS:
             plain[key] = list(getattr(self, key))
         plain["cameras"] = [
             {**asdict(camera), **{key: list(getattr(camera, key)) for key in ("crop", *sorted(_SCALING))}}
@@ -281,10 +311,11 @@ class PolicySpec:
             normalization: Normalization = getattr(self, key)
             plain[key] = {
                 "mode": normalization.mode.value,
-                "statistics": {name: list(map(float, values)) for name, values in normalization.statistics.items()},
+                "statistics": {
+                    name: np.asarray(values, np.float64).tolist() for name, values in normalization.statistics.items()
+                },
                 "eps": normalization.eps,
-                "clip": normalization.clip,
-                "fixed": normalization.fixed,
+                **{flag: getattr(normalization, flag) for flag in _FLAGS},
             }
         plain["text"] = {**asdict(self.text), "last": list(self.text.last)}
         return plain
@@ -298,7 +329,7 @@ class PolicySpec:
         """
         values = dict(plain)
         values["joint_names"] = tuple(values["joint_names"])
-        for key in ("state_names", "evaluated_steps"):
+        for key in _LISTS:
             values[key] = tuple(values.get(key, ()))
         values["cameras"] = tuple(
             CameraSpec(**{**camera, **{key: tuple(camera[key]) for key in ("crop", *(_SCALING & camera.keys()))}})
@@ -308,10 +339,9 @@ class PolicySpec:
             entry = values[key]
             values[key] = Normalization(
                 NormalizationMode(entry["mode"]),
-                {name: tuple(numbers) for name, numbers in entry["statistics"].items()},
+                {name: as_tuples(numbers) for name, numbers in entry["statistics"].items()},
                 entry["eps"],
-                entry.get("clip", False),
-                entry.get("fixed", False),
+                **{flag: entry.get(flag, False) for flag in _FLAGS},
             )
         if "text" in values:
             values["text"] = TextSpec(**{**values["text"], "last": tuple(values["text"]["last"])})

@@ -70,7 +70,9 @@ class InstructionTokenizer:
             text = text.replace("_", " ").replace("\n", " ")
         if self._text.lower:
             text = text.lower()
-        if not text:
+        if self._text.bare:
+            text = "".join(one for one in text if one.isalnum() or one.isspace() or one == "_")
+        if not text.strip():
             raise InstructionError("the instruction is empty; say what to do in the words the policy was trained on")
         if len(text) > MAX_INSTRUCTION_CHARACTERS:
             raise InstructionError(
