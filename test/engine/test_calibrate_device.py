@@ -86,6 +86,18 @@ def test_a_convolution_is_one_in_float32_and_a_product_of_patches_in_int8():
     assert counted(LayerPrecision("int8", "int8-dynamic")) == {**base, **patches, **rounded}
 
 
+def test_a_convolution_in_time_goes_through_its_filters_for_every_sixteen_places_and_waits_for_them():
+    def counted(rows: int, caches=(1e6, 4e6)) -> dict:
+        work = StageWork("denoise", 1, "step", (Convolution("a", rows, 40, 8, (5,), 8 * rows),))
+        found = features(work, {"a": LayerPrecision("float32")}, caches)
+        return {name: amount for name, amount in found.items() if amount}
+
+    weights = 40 * 8
+    assert counted(4) == {"slid": 2 * 4 * weights, "filters": weights, "cached": 4 * weights, "kernels": 1, "call": 1}
+    assert [counted(rows)["filters"] for rows in (16, 17, 48)] == [weights, 2 * weights, 3 * weights]
+    assert counted(1, (1e2, 1e4))["shared slid"] == counted(4, (1e2, 2e2))["loaded slid"] == 4 * weights
+
+
 def test_our_kernels_are_only_planned_with_where_they_were_measured_and_something_is_rounded():
     work = StageWork("vision", 1, "camera", (Product("a", 10, 64, 32),))
     costs = dict.fromkeys(LABELS, 0.0) | {"call": 1.0, "int8": 1e-3, "float32": 1e-3, "own int8": 1e-9, "own int4": 1e-9}
@@ -97,9 +109,10 @@ def test_our_kernels_are_only_planned_with_where_they_were_measured_and_somethin
 
 
 def test_weights_from_farther_away_cost_no_less():
-    costs = dict.fromkeys(LABELS, 0.0) | {"cached": 2.0, "shared row": 3.0, "loaded": 1.0}
+    costs = dict.fromkeys(LABELS, 0.0) | {"cached": 2.0, "shared row": 3.0, "loaded": 1.0, "loaded slid": 4.0}
     found = _ordered(costs)
     assert [found[name] for name in ("cached", "shared", "loaded", "shared row", "loaded row")] == [2, 2, 2, 3, 3]
+    assert [found[name] for name in ("shared slid", "loaded slid")] == [2, 4]
 
 
 def test_costs_are_the_non_negative_least_squares_that_scipy_finds():

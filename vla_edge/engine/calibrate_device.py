@@ -20,7 +20,7 @@ import numpy as np
 
 from vla_edge.engine.backends.cpu import processor
 from vla_edge.engine.calibration_blocks import BLOCKS, VARIANTS, block_layers, block_stage
-from vla_edge.engine.cost import ATTENTION, COMPUTE, LABELS, MeasuredSum, features
+from vla_edge.engine.cost import ATTENTION, COMPUTE, LABELS, WAITS, MeasuredSum, features
 from vla_edge.engine.devices import LOCAL, Device, DeviceError, Efficiency
 from vla_edge.engine.native import library
 from vla_edge.engine.roofline import read_speed
@@ -178,18 +178,15 @@ def fit_costs(rows: np.ndarray, seconds: np.ndarray, least: np.ndarray | None = 
 def _read_speed(threads: int, counted: Mapping, seconds: Mapping, caches: tuple[float, float]) -> float:
     """Bytes per second that memory gives: the most that was read, by dot products or by a block that caches hold little
     of."""
-    blocks = [
-        (counted[key]["loaded"] + counted[key]["loaded row"]) / seconds[key]
-        for key in counted
-        if key[2] == threads and counted[key]["loaded"] + counted[key]["loaded row"] > _UNCACHED * caches[1]
-    ]
+    read = {key: sum(counted[key][f"loaded{kind}"] for kind in WAITS) for key in counted if key[2] == threads}
+    blocks = [count / seconds[key] for key, count in read.items() if count > _UNCACHED * caches[1]]
     return max([read_speed(threads), *blocks])
 
 
 def _ordered(costs: dict[str, float]) -> dict[str, float]:
     """`costs` where weights from farther away cost no less than from nearer, as where no block's leave a large cache."""
     found = dict(costs)
-    for kind in ("", " row"):
+    for kind in WAITS:
         found[f"shared{kind}"] = max(found["cached"], found[f"shared{kind}"])
         found[f"loaded{kind}"] = max(found[f"shared{kind}"], found[f"loaded{kind}"])
     return found

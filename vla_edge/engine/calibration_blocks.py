@@ -129,6 +129,8 @@ BLOCKS = (
     Block("grouped", 1, 10 * 10, 144, 0),
     Block("part", 2, 24, 96, 0),
     Block("part", 1, 12, 320, 0),
+    Block("part", 2, 6, 256, 0),
+    Block("part", 16, 4, 448, 0),
 )
 
 

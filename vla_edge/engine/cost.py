@@ -23,6 +23,7 @@ _ATTENTION_KERNELS = 7  # two products, a softmax, four copies of heads
 _ROTATION = 8  # operators that a rotation is in ONNX: split, four products, difference, sum, concatenation
 _GROUP_NORM = 10  # operators that one is in ONNX
 _TILE = 16  # rows that tensor cores multiply at least
+_PLACES = 16  # of a convolution, that a processor multiplies at a time
 
 
 class CostError(VlaEdgeError):
@@ -152,7 +153,7 @@ class MeasuredSum:
                 for name, amount in counted.items():
                     label = LABELS[name]
                     spent[label] = spent.get(label, 0.0) + amount * costs.get(name, 0.0)
-                least = (counted["loaded"] + counted["loaded row"]) / self.bytes_per_s.get(threads, math.inf)
+                least = sum(counted[f"loaded{kind}"] for kind in WAITS) / self.bytes_per_s.get(threads, math.inf)
                 spent[WEIGHTS] = spent.get(WEIGHTS, 0.0) + max(0.0, least - sum(spent.values()))
                 # the rules by which the backend takes more threads, and more rounding than a file asks for
                 price = sum(spent.values()) / (1 - SAVING_PER_DOUBLING) ** math.log2(threads)
@@ -177,11 +178,14 @@ LABELS = {
     "int4 inputs": COMPUTE,
     "convolved": COMPUTE,
     "slid": COMPUTE,
+    "filters": COMPUTE,
     "cached": WEIGHTS,
     "shared": WEIGHTS,
     "loaded": WEIGHTS,
     "shared row": WEIGHTS,
     "loaded row": WEIGHTS,
+    "shared slid": WEIGHTS,
+    "loaded slid": WEIGHTS,
     "rounded": POINTWISE,
     "attention": ATTENTION,
     "scores": ATTENTION,
@@ -202,6 +206,10 @@ LABELS = {
 """Feature of `features` -> what its time goes into."""
 
 
+WAITS = ("", " row", " slid")
+"""Behind "shared" and "loaded", of which products it is that wait for weights: of several rows, of one, and convolutions."""
+
+
 def features(
     work: StageWork, precisions: Mapping[str, LayerPrecision], caches: tuple[float, float], way: str = PACKED
 ) -> dict[str, float]:
@@ -214,12 +222,13 @@ def features(
     counted = dict.fromkeys(LABELS, 0.0) | {"call": 1.0}
     own = "own " if way == OWN else ""
     passing = "own " if own and any(_is_own_int8(precisions[product.layer]) for product in work.products) else ""
-    # a product of one row reads its weights in a stream; those of several wait for theirs
-    weights = {"": 0, " row": 0}
+    # a product of one row reads its weights in a stream, those of several wait for theirs, and convolutions wait longer
+    weights = dict.fromkeys(WAITS, 0)
     for operation in work.operations:
         if isinstance(operation, Product):
             read = _count_product(counted, operation, precisions[operation.layer], way)
-            weights[" row" if operation.rows == 1 else ""] += read
+            slides = isinstance(operation, Convolution) and _stays(precisions[operation.layer])
+            weights[" slid" if slides else " row" if operation.rows == 1 else ""] += read
         elif isinstance(operation, Attention):
             _count_attention(counted, operation, own)
         elif isinstance(operation, Pointwise):
@@ -287,6 +296,8 @@ def _count_product(counted: dict[str, float], product: Product, precision: Layer
     kind, loaded = "float32", 4 * product.weights
     if slides:
         kind = "convolved" if len(product.kernel) > 1 else "slid"
+        if kind == "slid":  # filters are gone through again for every few places
+            counted["filters"] += product.weights * math.ceil(product.rows / _PLACES)
     elif isinstance(product, Convolution):
         _count_patches(counted, product)
     if precision.inputs is not None:
