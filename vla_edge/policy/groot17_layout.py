@@ -58,8 +58,7 @@ class Processing17:
     """What goes before and after the networks.
 
     Attributes:
-        offsets: (D,) bool, dimensions of an action that are told from the measured positions on.
-        references: dimensions of the state that those are offsets to; -1 for the others.
+        references: (D,) for each dimension of an action, that of the state which it is told from; -1 where it is absolute.
         points: of a chunk. cameras: names in the policy's order; any, in the alphabet's, when empty.
         pictures: what becomes of them. formal: instructions are brought to small letters, digits and spaces.
         embodiment: number of its networks.
@@ -67,13 +66,17 @@ class Processing17:
 
     state: Normalization
     action: Normalization
-    offsets: tuple[bool, ...]
     references: tuple[int, ...]
     points: int
     cameras: tuple[str, ...]
     pictures: Document
     formal: bool
     embodiment: int
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether an action is told from what is measured."""
+        return max(self.references, default=-1) >= 0
 
 
 def groot17_spec(directory: Path, config: Document, backbone: Path) -> PolicySpec:
@@ -111,7 +114,7 @@ def groot17_spec(directory: Path, config: Document, backbone: Path) -> PolicySpe
         max_action_dim=head.count("max_action_dim"),
         tokenizer_max_length=len(empty) + INSTRUCTION_TOKENS,
         prompt=prompt,
-        relative_actions=any(processing.offsets) or robot.relative_actions,
+        relative_actions=processing.is_relative or robot.relative_actions,
         absolute_names=_absolute(robot, processing),
         state=processing.state,
         action=_of_points(processing.action, points),
@@ -172,8 +175,8 @@ def _of_lerobot(directory: Path, robot: RobotFacts) -> Processing17:
             {"normalize_min_max": True, "clip_normalized_action": True, "libero_gripper_action": False},
         )
         bounds = _saved(directory, after[UNPACK], ACTION)
-        free = dict(offsets=(False,) * bounds.shape[-1], references=(-1,) * bounds.shape[-1])
-        actions = dict(action=_min_max(bounds, held=True), points=int(step["valid_action_horizon"]), **free)
+        points, absolute = int(step["valid_action_horizon"]), (-1,) * bounds.shape[-1]
+        actions = dict(action=_min_max(bounds, held=True), references=absolute, points=points)
     else:
         raise CheckpointError(f"{path} has neither {DECODE} nor {UNPACK}, so no action has a scale; copy it again")
     tag = robot.entries.get("embodiment_tag") or step["embodiment_tag"]
@@ -225,7 +228,7 @@ def _actions(raw: Document, modality: Document, percentiles: bool, offsets_used:
     for key in modality["state"]["modality_keys"]:
         begins[key] = width
         width += _bounds(raw["state"][key], percentiles).shape[-1]
-    found, offsets, references = [], [], []
+    found, references = [], []
     for key, entry in zip(about["modality_keys"], about.get("action_configs") or [{}] * len(about["modality_keys"])):
         kind, rep = str(entry.get("type", "non_eef")).lower(), str(entry.get("rep", "absolute")).lower()
         if kind != "non_eef" or rep not in ("absolute", "relative"):
@@ -239,11 +242,9 @@ def _actions(raw: Document, modality: Document, percentiles: bool, offsets_used:
         if relative and measured not in begins:
             raise CheckpointError(f"{modality.path} tells action.{key} from state.{measured} on, which is not read; add it")
         found.append(bounds)
-        offsets += [relative] * bounds.shape[-1]
         references += [begins[measured] + i if relative else -1 for i in range(bounds.shape[-1])]
     return dict(
-        action=_min_max(_joined(found), held=True), offsets=tuple(offsets), references=tuple(references),
-        points=len(about["delta_indices"]),
+        action=_min_max(_joined(found), held=True), references=tuple(references), points=len(about["delta_indices"]),
     )  # fmt: skip
 
 
@@ -324,14 +325,14 @@ def _absolute(robot: RobotFacts, processing: Processing17) -> tuple[str, ...]:
     Raises:
         ValueError: a joint is told from another's position on, or vla_edge.json says that offsets come out of it.
     """
-    if not any(processing.offsets):
+    if not processing.is_relative:
         return ()
     if robot.relative_actions:
         raise ValueError(f"{ROBOT_FILE} says relative_actions, of a policy whose own processing adds what is measured")
     for name, place in zip(robot.joint_names, processing.references):
         if place >= 0 and robot.state_names[place] != name:
             raise ValueError(f"actions of {name} are offsets to {robot.state_names[place]}; name the same joint in both")
-    return tuple(name for name, offset in zip(robot.joint_names, processing.offsets) if not offset)
+    return tuple(name for name, place in zip(robot.joint_names, processing.references) if place < 0)
 
 
 def _cameras(config: Document, robot: RobotFacts, processing: Processing17, backbone: Path) -> tuple[CameraSpec, ...]:
