@@ -111,6 +111,7 @@ BLOCKS = (
     Block("decoder", 2, 24, 256, 512, 8, 4),
     Block("decoder", 1, 128, 384, 1024, 6, 2),
     Block("products", 3, 36, 192, 448),
+    Block("products", 10, 4, 64, 128),
     Block("products", 2, 1, 448, 1536),
     Block("products", 1, 1, 2048, 8192),
     Block("products", 2, 1, 3072, 8192),
