@@ -8,13 +8,12 @@ has and what becomes of pictures, with statistics by embodiment and key in stati
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from vla_edge.policy.checkpoint_files import CheckpointError, Document, read_json, read_tensors, read_tokenizer
+from vla_edge.policy.checkpoint_files import CheckpointError, Document, read_json, read_tokenizer
 from vla_edge.policy.checkpoint_processors import MOVING, POSTPROCESSOR, PREPROCESSOR
 from vla_edge.policy.groot_layout import (
     EMBODIMENT_IDS,
@@ -25,6 +24,9 @@ from vla_edge.policy.groot_layout import (
     head_config,
     is_lerobot,
     needed_steps,
+    number_of,
+    saved_bounds,
+    tag_of,
     tokenizer_path,
 )
 from vla_edge.policy.lerobot_layout import check_options
@@ -135,13 +137,9 @@ def read_processing17(directory: Path, config: Document, robot: RobotFacts) -> P
     check_options(settings, _PROCESSOR_OPTIONS)
     modalities = settings["modality_configs"]
     known, path = read_json(directory / STATISTICS), directory / EMBODIMENT_IDS
-    tag = _tag(robot, known, directory / STATISTICS)
+    tag = tag_of(robot, known)
     raw, modality = known[tag], modalities[tag]
     numbers = EMBODIMENTS | (read_json(path) if path.is_file() else settings.get("embodiment_id_mapping") or {})
-    if tag not in numbers:
-        raise CheckpointError(
-            f"the embodiment tag {tag!r} has no number among {', '.join(sorted(numbers))}; write its own to {path}"
-        )
     if len(modality["video"]["delta_indices"]) != 1 or len(modality["state"]["delta_indices"]) != 1:
         raise CheckpointError(f"{settings.path} reads more than one moment of {tag}; this version takes the newest alone")
     percentiles = bool(settings.get("use_percentiles", False))
@@ -152,7 +150,7 @@ def read_processing17(directory: Path, config: Document, robot: RobotFacts) -> P
         cameras=tuple(modality["video"]["modality_keys"]),
         pictures=settings,
         formal=bool(settings.get("formalize_language", True)),
-        embodiment=int(numbers[tag]),
+        embodiment=number_of(tag, numbers, path),
     )
 
 
@@ -163,7 +161,7 @@ def _of_lerobot(directory: Path, robot: RobotFacts) -> Processing17:
     check_options(step, {"normalize_min_max": True, "state_horizon": 1})
     if (step.get("video_horizon") or 1) != 1:
         raise CheckpointError(f"{step.path} reads {step['video_horizon']} frames; this version takes the newest alone")
-    state = _saved(directory, before[PACK], STATE)
+    state = np.array(saved_bounds(directory, before[PACK], STATE), np.float64)
     if DECODE in after:
         decode = after[DECODE]["config"]
         check_options(decode, {"action_decode_transform": None})
@@ -174,7 +172,7 @@ def _of_lerobot(directory: Path, robot: RobotFacts) -> Processing17:
             after[UNPACK]["config"],
             {"normalize_min_max": True, "clip_normalized_action": True, "libero_gripper_action": False},
         )
-        bounds = _saved(directory, after[UNPACK], ACTION)
+        bounds = np.array(saved_bounds(directory, after[UNPACK], ACTION), np.float64)
         points, absolute = int(step["valid_action_horizon"]), (-1,) * bounds.shape[-1]
         actions = dict(action=_min_max(bounds, held=True), references=absolute, points=points)
     else:
@@ -198,21 +196,6 @@ def backbone17_directory(directory: Path, config: Document) -> Path:
     """
     name = str(head_config(directory, config).get("model_name") or BACKBONE_REPOSITORY)
     return find_backbone(directory, name, (), "Hugging Face's cache", f"{name}, and its {PICTURES},")
-
-
-def _tag(robot: RobotFacts, known: Mapping, path: Path) -> str:
-    """The embodiment whose statistics are used.
-
-    Raises:
-        CheckpointError: it is not said, or there are none of it.
-    """
-    tag = robot.entries.get("embodiment_tag") or (next(iter(known)) if len(known) == 1 else None)
-    if tag not in known:
-        raise CheckpointError(
-            f"{path} has statistics of {', '.join(sorted(known)[:8]) or 'nothing'}, and {ROBOT_FILE} says embodiment_tag = "
-            f"{tag!r}; name the embodiment the policy is for"
-        )
-    return tag
 
 
 def _actions(raw: Document, modality: Document, percentiles: bool, offsets_used: bool) -> dict:
@@ -266,22 +249,6 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
         size = (2, number)
         parts = [part if part.ndim == 3 else np.broadcast_to(part[:, None], (*size, part.shape[-1])) for part in parts]
     return np.concatenate(parts, axis=-1)
-
-
-def _saved(directory: Path, step: Document, feature: str) -> np.ndarray:
-    """(2, D) of LeRobot's statistics.
-
-    Raises:
-        CheckpointError: they are missing.
-    """
-    saved = read_tensors(directory / step["state_file"], "numpy") if "state_file" in step else {}
-    missing = [side for side in ("min", "max") if f"{feature}.{side}" not in saved]
-    if missing:
-        raise CheckpointError(
-            f"{step.path} has no {' and no '.join(missing)} of {feature}, so it cannot be scaled; give the statistics of the "
-            "data it was trained on"
-        )
-    return np.array([np.ravel(saved[f"{feature}.{side}"]) for side in ("min", "max")], np.float64)
 
 
 def _min_max(bounds: np.ndarray, **flags) -> Normalization:

@@ -9,7 +9,7 @@ Tokenizer, chat template and the backbone's sizes lie in neither.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -238,7 +238,15 @@ def embodiment(directory: Path, config: Document) -> int:
         tag = robot.entries.get("embodiment_tag") or step["embodiment_tag"]
         return int(step["embodiment_mapping"].get(tag, 0))  # as LeRobot
     tag, path = _tag(directory, robot), directory / EMBODIMENT_IDS
-    known = read_json(path) if path.is_file() else EMBODIMENTS
+    return number_of(tag, read_json(path) if path.is_file() else EMBODIMENTS, path)
+
+
+def number_of(tag: str, known: Mapping[str, int], path: Path) -> int:
+    """Of an embodiment's networks; `path`, for people, is where they may write it.
+
+    Raises:
+        CheckpointError: it is not known.
+    """
     if tag not in known:
         raise CheckpointError(
             f"the embodiment tag {tag!r} has no number among {', '.join(sorted(known))}; write its own to {path}"
@@ -258,8 +266,16 @@ def _tag(directory: Path, robot: RobotFacts) -> str:
             f"{directory} has no {METADATA}, and without its statistics no action has a scale; copy it from where the "
             "policy was trained"
         )
-    known = read_json(path)
-    tag = robot.entries.get("embodiment_tag") or (next(iter(known)) if len(known) == 1 else None)
+    return tag_of(robot, read_json(path))
+
+
+def tag_of(robot: RobotFacts, known: Document) -> str:
+    """That of the embodiment whose statistics, among those `known`, are used.
+
+    Raises:
+        CheckpointError: it is not said, or there are none of it.
+    """
+    tag, path = robot.entries.get("embodiment_tag") or (next(iter(known)) if len(known) == 1 else None), known.path
     if tag not in known:
         raise CheckpointError(
             f"{path} has statistics of {', '.join(sorted(known)[:8]) or 'nothing'}, and {ROBOT_FILE} says embodiment_tag = "
@@ -300,15 +316,24 @@ def _saved_statistics(directory: Path) -> tuple[Normalization, Normalization]:
             check_options(step["config"], {"formalize_language": False})
         if not step["config"].get("normalize_min_max", True):
             raise CheckpointError(f"{path} scales nothing (normalize_min_max); this version takes bounds of each joint")
-        saved = read_tensors(directory / step["state_file"], "numpy") if "state_file" in step else {}
-        missing = [side for side in ("min", "max") if f"{feature}.{side}" not in saved]
-        if missing:
-            raise CheckpointError(
-                f"{path} has no {' and no '.join(missing)} of {feature}, so it cannot be scaled; give the statistics of the "
-                "data it was trained on"
-            )
-        found.append(_bounds(feature, [np.ravel(saved[f"{feature}.{side}"]) for side in ("min", "max")]))
+        found.append(_bounds(feature, saved_bounds(directory, step, feature)))
     return found[0], found[1]
+
+
+def saved_bounds(directory: Path, step: Document, feature: str) -> list[np.ndarray]:
+    """Smallest and largest values, (D,) each, that a step of LeRobot's has saved.
+
+    Raises:
+        CheckpointError: they are missing.
+    """
+    saved = read_tensors(directory / step["state_file"], "numpy") if "state_file" in step else {}
+    missing = [side for side in ("min", "max") if f"{feature}.{side}" not in saved]
+    if missing:
+        raise CheckpointError(
+            f"{step.path} has no {' and no '.join(missing)} of {feature}, so it cannot be scaled; give the statistics of the "
+            "data it was trained on"
+        )
+    return [np.ravel(saved[f"{feature}.{side}"]) for side in ("min", "max")]
 
 
 def _steps(directory: Path, pipeline: str) -> dict[str, Document]:
