@@ -203,7 +203,6 @@ class Prefix17(PrefixEncoder):
             x = x + self.with_pictures(x.new_zeros(x.shape[0], self.config.language_length, width), seen)
         return x, weights
 
-
     def end(self, x: Tensor, mask: Tensor, state: Tensor) -> PrefixCache:
         return super().end(x, mask * self.kinds, state)
 
