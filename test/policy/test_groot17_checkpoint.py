@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from edited import edit, refused
 from safetensors.torch import load_file
 
 from vla_edge.engine.continuation import Continuation
 from vla_edge.engine.runner import Runner
-from vla_edge.policy.checkpoint import CheckpointError, load_checkpoint, load_policy
+from vla_edge.policy.checkpoint import load_checkpoint, load_policy
 from vla_edge.policy.checkpoint_files import Document
 from vla_edge.policy.groot17 import Groot17, Groot17Config, token_places
 from vla_edge.policy.groot17_checkpoint import placed
-from vla_edge.policy.groot17_layout import EMBODIMENTS, _fit, _in_patches
+from vla_edge.policy.groot17_layout import EMBODIMENTS
+from vla_edge.policy.groot17_pictures import fit_of, in_patches
 from vla_edge.policy.preprocess import Postprocessor
 from vla_edge.policy.spec import PolicySpec
 from vla_edge.types import JointState, Observation
@@ -56,32 +58,10 @@ def copied(name: str, tmp_path: Path) -> Path:
     return Path(shutil.copytree(SAVED / name / "checkpoint", tmp_path / name))
 
 
-def edit(path: Path, **entries) -> None:
-    """Entries by path, with `__` between keys and numbers of lists; None takes one out."""
-    content = json.loads(path.read_text())
-    for key, value in entries.items():
-        *above, last = (int(part) if part.isdigit() else part for part in key.split("__"))
-        inside = content
-        for name in above:
-            inside = inside[name]
-        if value is None:
-            inside.pop(last)
-        else:
-            inside[last] = value
-    path.write_text(json.dumps(content))
-
-
 def step(path: Path, name: str) -> str:
     """Where a step's config is, as `edit` takes it."""
     steps = json.loads(path.read_text())["steps"]
     return f"steps__{[each['registry_name'] for each in steps].index(name)}__config__"
-
-
-def refused(directory: Path) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        load_policy(load_checkpoint(directory))
-    assert "\n" not in str(caught.value) and "; " in str(caught.value)
-    return str(caught.value)
 
 
 def test_every_layout_becomes_a_spec():
@@ -226,13 +206,13 @@ def test_pictures_come_to_whole_tokens_between_the_least_and_the_most_pixels():
     told["size"] = Document(told.path, {"shortest_edge": 65536, "longest_edge": 262144})
     told |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     # as transformers' smart_resize, by hand: 341 / 32 = 10.66; 64 * 64 is a sixteenth of the least
-    assert _in_patches(told, 256, 341) == (256, 352) and _in_patches(told, 64, 64) == (256, 256)
-    assert _in_patches(told, 1024, 1024) == (512, 512)
+    assert in_patches(told, 256, 341) == (256, 352) and in_patches(told, 64, 64) == (256, 256)
+    assert in_patches(told, 1024, 1024) == (512, 512)
     pictures = Document(Path("processor_config.json"), {})
-    assert _fit(pictures, told, (480, 640)) == ((256, 256), {"fit": "zoom_torch", "zoom": 230 / 256})  # LeRobot's defaults
+    assert fit_of(pictures, told, (480, 640)) == ((256, 256), {"fit": "zoom_torch", "zoom": 230 / 256})  # LeRobot's defaults
     pictures |= {"image_target_size": [256, 256], "crop_fraction": 0.95, "use_albumentations": True}
     # 256 x 341, of which 243 x 323, again 256 x 340
-    assert _fit(pictures, told, (480, 640)) == ((256, 352), {"fit": "zoom_area", "zoom": 0.95})
+    assert fit_of(pictures, told, (480, 640)) == ((256, 352), {"fit": "zoom_area", "zoom": 0.95})
 
 
 def test_lerobots_processors_have_to_be_those_that_are_known(lerobot, keys):

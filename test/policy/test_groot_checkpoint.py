@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from edited import edit, refused
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
-from vla_edge.policy.checkpoint import CheckpointError, load_checkpoint, load_policy
+from vla_edge.policy.checkpoint import load_checkpoint, load_policy
 from vla_edge.policy.groot import Groot, GrootConfig
 from vla_edge.policy.groot_checkpoint import OWN
 from vla_edge.policy.groot_layout import EMBODIMENTS, INSTRUCTION_TOKENS
@@ -33,27 +34,6 @@ def lerobot(tmp_path, monkeypatch) -> Path:
     for name in ("HF_HOME", "HF_LEROBOT_HOME", "HF_HUB_CACHE"):
         monkeypatch.setenv(name, str(tmp_path / "nowhere"))
     return Path(shutil.copytree(SAVED / "lerobot" / "checkpoint", tmp_path / "lerobot"))
-
-
-def edit(path: Path, **entries) -> None:
-    content = json.loads(path.read_text())
-    for key, value in entries.items():
-        *above, last = key.split("__")
-        inside = content
-        for name in above:
-            inside = inside[name]
-        if value is None:
-            inside.pop(last)
-        else:
-            inside[last] = value
-    path.write_text(json.dumps(content))
-
-
-def refused(directory: Path) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        load_policy(load_checkpoint(directory))
-    assert "\n" not in str(caught.value) and "; " in str(caught.value)
-    return str(caught.value)
 
 
 def test_both_layouts_become_a_spec():

@@ -256,7 +256,7 @@ def bounds(variant: Variant, rng: np.random.Generator) -> dict:
                 values[:, -1] = 0.25
             entry[kind][key] = told(values)
     for key in variant.relative:
-        values = rng.normal(0, 0.2, (200, variant.points, variant.action_keys[key]))
+        values = rng.normal(0, 0.05, (200, variant.points, variant.action_keys[key]))
         entry["relative_action"][key] = told(values * np.arange(1, 1 + variant.points)[:, None])
     return entry
 

@@ -226,9 +226,8 @@ def features(
     weights = dict.fromkeys(WAITS, 0)
     for operation in work.operations:
         if isinstance(operation, Product):
-            read = _count_product(counted, operation, precisions[operation.layer], way)
-            slides = isinstance(operation, Convolution) and _stays(precisions[operation.layer])
-            weights[" slid" if slides else " row" if operation.rows == 1 else ""] += read
+            wait, read = _count_product(counted, operation, precisions[operation.layer], way)
+            weights[wait] += read
         elif isinstance(operation, Attention):
             _count_attention(counted, operation, own)
         elif isinstance(operation, Pointwise):
@@ -279,11 +278,12 @@ def _count_attention(counted: dict[str, float], attention: Attention, own: str) 
     counted["kernels"] += _ATTENTION_KERNELS + attention.masked
 
 
-def _count_product(counted: dict[str, float], product: Product, precision: LayerPrecision, way: str) -> int:
-    """Adds a product; returns the bytes of its weights as they are multiplied."""
+def _count_product(counted: dict[str, float], product: Product, precision: LayerPrecision, way: str) -> tuple[str, int]:
+    """Adds a product; returns which of `WAITS` it is, and the bytes of its weights as they are multiplied."""
     size = (product.inputs, product.outputs)
     flops, packed = precision.flops(product.rows, *size), precision.nbytes(*size)
     slides = isinstance(product, Convolution) and _stays(precision)
+    wait = " slid" if slides else " row" if product.rows == 1 else ""
     by_ours = _is_own_int8(precision) or precision.weights == "int4" and precision.inputs is None
     if way == OWN and by_ours and not slides:
         if isinstance(product, Convolution):
@@ -291,7 +291,7 @@ def _count_product(counted: dict[str, float], product: Product, precision: Layer
         counted["own kernels"] += 1
         counted["own inputs"] += product.rows * product.inputs
         counted[f"own {precision.weights}"] += flops
-        return packed
+        return wait, packed
     counted["kernels"] += 1
     kind, loaded = "float32", 4 * product.weights
     if slides:
@@ -315,7 +315,7 @@ def _count_product(counted: dict[str, float], product: Product, precision: Layer
             kind = "int4"
             counted["unpacked"] += product.weights
     counted[kind] += flops
-    return loaded
+    return wait, loaded
 
 
 def _stays(precision: LayerPrecision) -> bool:

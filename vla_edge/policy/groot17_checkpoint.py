@@ -14,10 +14,8 @@ from vla_edge.policy.checkpoint_files import CheckpointError, Document, read_jso
 from vla_edge.policy.families import Description
 from vla_edge.policy.groot17_layout import IMAGE, backbone17_directory, groot17_spec, read_processing17
 from vla_edge.policy.groot_checkpoint import (
-    DIT_DEFAULTS,
-    DIT_OPTIONS,
-    HEAD,
     TEXT_LAYER,
+    check_head,
     embodied,
     fitting_tokenizer,
     head_name,
@@ -26,6 +24,7 @@ from vla_edge.policy.groot_checkpoint import (
     image_places,
     own_name,
     plain,
+    text_sizes,
 )
 from vla_edge.policy.groot_layout import head_config, tokenizer_path
 from vla_edge.policy.lerobot_layout import check_options
@@ -105,18 +104,12 @@ def groot17_config(checkpoint: Checkpoint, weights: Weights) -> Groot17Config:
     _check(backbone, head)
     vision, text = backbone["vision_config"], backbone["text_config"]
     dit, adapter = head["diffusion_model_cfg"], head["vl_self_attention_cfg"]
-    vocabulary, text_width = weights.shape(_EMBEDDING)
     vision_width, *_, patch = weights.shape(f"{_VISION}patch_embed.proj.weight")
-    layers = weights.count(f"{_TEXT}layers.{{}}.mlp.up_proj.weight")
-    if (selected := head.count("select_layer")) != layers:
-        raise CheckpointError(
-            f"{head.path} reads what layer {selected} of the language model gives, and {weights.where} has {layers} "
-            "layers; take both from the same training run"
-        )
     rotary = text.get("rope_scaling") or text.get("rope_parameters") or {}
-    head_dim, places = text.count("head_dim"), tuple(rotary.get("mrope_section") or ())
+    places = tuple(rotary.get("mrope_section") or ())
     if len(places) != 3 or rotary.get("rope_type", "default") != "default" or not rotary.get("mrope_interleaved", True):
         raise CheckpointError(f"{backbone.path} turns queries and keys in another way than Qwen3-VL; copy it again")
+    language = text_sizes(weights, _TEXT, text.count("head_dim"), head)
     merged = tuple(weights.shape(f"{_VISION}merger.linear_fc{number}.weight")[::-1] for number in (1, 2))
     return Groot17Config(
         cameras=len(spec.cameras),
@@ -131,18 +124,12 @@ def groot17_config(checkpoint: Checkpoint, weights: Weights) -> Groot17Config:
         vision_eps=_EPS,
         connector=merged,
         deep=tuple(vision["deepstack_visual_indexes"]),
-        vocabulary=vocabulary,
-        text_width=text_width,
-        text_hidden=weights.shape(f"{_TEXT}layers.0.mlp.up_proj.weight")[0],
-        text_layers=layers,
-        heads=weights.shape(f"{_TEXT}layers.0.self_attn.q_proj.weight")[0] // head_dim,
-        kv_heads=weights.shape(f"{_TEXT}layers.0.self_attn.k_proj.weight")[0] // head_dim,
-        head_dim=head_dim,
+        **language,
         text_eps=text["rms_norm_eps"],
         wavelength=float(text.get("rope_theta") or rotary["rope_theta"]),
         sections=places,
         image_places=image_places(
-            checkpoint, fitting_tokenizer(checkpoint, vocabulary), IMAGE, backbone["image_token_id"]
+            checkpoint, fitting_tokenizer(checkpoint, language["vocabulary"]), IMAGE, backbone["image_token_id"]
         ),
         language_length=spec.tokenizer_max_length,
         future_tokens=0,
@@ -196,9 +183,7 @@ def _check(backbone: Document, head: Document) -> None:
     check_options(backbone["vision_config"], _VISION_OPTIONS)
     check_options(backbone["text_config"], _TEXT_OPTIONS)
     check_options(head, _ACTION_OPTIONS)
-    check_options(Document(head.path, DIT_DEFAULTS | head["diffusion_model_cfg"]), DIT_OPTIONS)
-    adapter = Document(head.path, DIT_DEFAULTS | head["vl_self_attention_cfg"])
-    check_options(adapter, {"positional_embeddings": None, "attention_bias": True, "activation_fn": "gelu-approximate"})
+    check_head(head["diffusion_model_cfg"], head["vl_self_attention_cfg"])
 
 
 def _is_unused(name: str) -> bool:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 _VISION_DEFAULTS = {"num_attention_heads": 12, "layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"}
 _TEXT_DEFAULTS = {"head_dim": 128, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "rope_scaling": None}
 _BACKBONE_OPTIONS = {"select_layer": -1, "pad2square": False, "downsample_ratio": 0.5}
-DIT_DEFAULTS = {"positional_embeddings": "sinusoidal", "interleave_self_attention": False}
-DIT_OPTIONS = {
+_DIT_DEFAULTS = {"positional_embeddings": "sinusoidal", "interleave_self_attention": False}
+_DIT_OPTIONS = {
     "norm_type": "ada_norm", "activation_fn": "gelu-approximate", "attention_bias": True, "upcast_attention": False,
     "norm_elementwise_affine": False, "norm_eps": 1e-5, "positional_embeddings": None, "interleave_self_attention": True,
 }  # fmt: skip
@@ -142,15 +142,9 @@ def groot_config(checkpoint: Checkpoint, weights: Weights) -> GrootConfig:
     vision = Document(backbone.path, _VISION_DEFAULTS | backbone["vision_config"])
     text = Document(backbone.path, _TEXT_DEFAULTS | backbone["text_config"])
     dit, adapter = head["action_head_cfg"]["diffusion_model_cfg"], head["action_head_cfg"]["vl_self_attention_cfg"]
-    vocabulary, text_width = weights.shape(f"{_TEXT}embed_tokens.weight")
+    language = text_sizes(weights, _TEXT, text.count("head_dim"), head["backbone_cfg"])
     vision_width, _, patch, _ = weights.shape(f"{_VISION}embeddings.patch_embedding.weight")
-    head_dim, layers = text.count("head_dim"), weights.count(f"{_TEXT}layers.{{}}.mlp.up_proj.weight")
-    if (selected := head["backbone_cfg"].count("select_layer")) != layers:
-        raise CheckpointError(
-            f"{head.path} reads what layer {selected} of the language model gives, and {weights.where} has {layers} "
-            "layers; take both from the same training run"
-        )
-    tokens = fitting_tokenizer(checkpoint, vocabulary)
+    tokens = fitting_tokenizer(checkpoint, language["vocabulary"])
     return GrootConfig(
         cameras=len(spec.cameras),
         image_size=spec.cameras[0].height,
@@ -164,13 +158,7 @@ def groot_config(checkpoint: Checkpoint, weights: Weights) -> GrootConfig:
         connector=tuple(
             weights.shape(f"{_EAGLE}mlp1.{place}.weight")[::-1] for place in _connector(backbone.get("mlp_connector_layers", 2))
         ),
-        vocabulary=vocabulary,
-        text_width=text_width,
-        text_hidden=weights.shape(f"{_TEXT}layers.0.mlp.up_proj.weight")[0],
-        text_layers=layers,
-        heads=weights.shape(f"{_TEXT}layers.0.self_attn.q_proj.weight")[0] // head_dim,
-        kv_heads=weights.shape(f"{_TEXT}layers.0.self_attn.k_proj.weight")[0] // head_dim,
-        head_dim=head_dim,
+        **language,
         text_eps=text["rms_norm_eps"],
         wavelength=float(text["rope_theta"]),
         image_places=image_places(checkpoint, tokens, IMAGE, backbone["image_token_index"]),
@@ -179,6 +167,33 @@ def groot_config(checkpoint: Checkpoint, weights: Weights) -> GrootConfig:
         time_buckets=head["action_head_cfg"].get("num_timestep_buckets", 1000),
         chunk_size=spec.chunk_size,
         **head_sizes(weights, dit, adapter, spec),
+    )
+
+
+def text_sizes(weights: Weights, text: str, head_dim: int, backbone: Document) -> dict:
+    """Entries of `GrootConfig` for the language model, whose tensors' names begin with `text`.
+
+    Args:
+        backbone: which of its layers the action head reads (select_layer).
+
+    Raises:
+        CheckpointError: it has not as many.
+    """
+    layers = weights.count(f"{text}layers.{{}}.mlp.up_proj.weight")
+    if (selected := backbone.count("select_layer")) != layers:
+        raise CheckpointError(
+            f"{backbone.path} reads what layer {selected} of the language model gives, and {weights.where} has {layers} "
+            "layers; take both from the same training run"
+        )
+    vocabulary, width = weights.shape(f"{text}embed_tokens.weight")
+    return dict(
+        vocabulary=vocabulary,
+        text_width=width,
+        text_hidden=weights.shape(f"{text}layers.0.mlp.up_proj.weight")[0],
+        text_layers=layers,
+        heads=weights.shape(f"{text}layers.0.self_attn.q_proj.weight")[0] // head_dim,
+        kv_heads=weights.shape(f"{text}layers.0.self_attn.k_proj.weight")[0] // head_dim,
+        head_dim=head_dim,
     )
 
 
@@ -272,8 +287,17 @@ def _check(backbone: Document, head: Document) -> None:
     check_options(head["backbone_cfg"], {"reproject_vision": False, "project_to_dim": None})
     action = head["action_head_cfg"]
     check_options(action, {"use_vlln": True})
-    check_options(Document(head.path, DIT_DEFAULTS | action["diffusion_model_cfg"]), DIT_OPTIONS)
-    adapter = Document(head.path, DIT_DEFAULTS | action["vl_self_attention_cfg"])
+    check_head(action["diffusion_model_cfg"], action["vl_self_attention_cfg"])
+
+
+def check_head(dit: Document, adapter: Document) -> None:
+    """Nothing, when the action head's transformers (see `head_sizes`) are those that are written here.
+
+    Raises:
+        CheckpointError: an option is set that would change the arithmetic.
+    """
+    check_options(Document(dit.path, _DIT_DEFAULTS | dit), _DIT_OPTIONS)
+    adapter = Document(adapter.path, _DIT_DEFAULTS | adapter)
     check_options(adapter, {"positional_embeddings": None, "attention_bias": True, "activation_fn": "gelu-approximate"})
 
 
