@@ -97,9 +97,10 @@ def test_gptq_without_correlation_is_rounding(weight):
     np.testing.assert_array_equal(found.values, round_to_nearest(weight, INT4, 32).values)
 
 
-def test_gptq_beats_greedy_rounding_by_the_book(statistics, weight):
+def test_gptq_beats_greedy_rounding_by_the_book(statistics, weight, monkeypatch):
     """Against the definition: quantize a column, then give the rest the least-squares correction (OBQ's update)."""
-    columns = 12
+    monkeypatch.setattr("vla_edge.compress.quantize.gptq.BLOCK", 40)
+    columns = COLUMNS
     moment = statistics.second_moment[:columns, :columns].astype(np.float64)
     moment += 0.01 * np.diag(moment).mean() * np.eye(columns)
     scales = grid_steps(weight[:, :columns], INT4, None)

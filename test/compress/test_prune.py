@@ -7,10 +7,10 @@ import onnx
 import pytest
 from tiny_subject import COLUMNS, ROWS
 
-from vla_edge.compress.prune.masks import keep_largest, magnitude_mask, wanda_mask
+from vla_edge.compress.prune.masks import FOUR, keep_largest, magnitude_mask, wanda_mask
 from vla_edge.compress.prune.sparsegpt import sparsegpt
 from vla_edge.compress.quantize.formats import INT4
-from vla_edge.compress.quantize.gptq import gptq
+from vla_edge.compress.quantize.gptq import BLOCK, gptq
 from vla_edge.compress.recipe import RecipeError
 from vla_edge.compress.statistics import output_error
 from vla_edge.engine.export import export_stage
@@ -50,15 +50,27 @@ def test_the_more_a_method_knows_the_less_the_output_errs(weight, statistics, pa
     assert errors["sparsegpt"] < 0.85 * errors["wanda"] < 0.1 * errors["magnitude"], errors
 
 
-def test_sparsegpt_gives_what_stays_the_least_squares_correction_by_the_book(statistics):
-    """One weight of each row goes: the rest must then be the least-squares answer on the inputs yet to come."""
-    columns = 6
-    moment = statistics.second_moment[:columns, :columns].astype(np.float64)
-    moment += 0.01 * np.diag(moment).mean() * np.eye(columns)
-    row = np.array([[1e-4, 1.0, 1.0, 1.0, 1.0, 1.0]], np.float32)  # the first goes, whatever the score
-    found = sparsegpt(row, statistics.second_moment[:columns, :columns], 1 / columns)
-    inverse = np.linalg.inv(moment)
-    np.testing.assert_allclose(found[0], row[0] - row[0, 0] / inverse[0, 0] * inverse[0], atol=1e-6)
+@pytest.mark.parametrize("pattern", (False, True), ids=["unstructured", "2:4"])
+def test_sparsegpt_by_the_book(pattern):
+    """Against the paper's own equations over more than one block: each weight that goes is made up for by those to come,
+    w -= w_i / H^-1_ii * H^-1_i with the inverse of what is left, and w_i^2 / H^-1_ii is what it costs."""
+    rows, columns, rng = 5, 2 * BLOCK + 8, np.random.default_rng(0)
+    inputs = rng.normal(size=(4000, 24)) @ rng.normal(size=(24, columns)) + rng.normal(size=(4000, columns))
+    moment, weight = (inputs.T @ inputs / 4000).astype(np.float32), rng.normal(size=(rows, columns)).astype(np.float32)
+    left, book = weight.astype(np.float64), np.empty((rows, columns))
+    damped = moment + 0.01 * np.diag(moment).mean() * np.eye(columns)
+    costs = [np.linalg.inv(damped[i:, i:])[0] for i in range(columns)]  # of the first of those that are left
+    together = FOUR if pattern else BLOCK
+    for i in range(columns):
+        if i % together == 0:
+            some = np.arange(i, min(i + together, columns))
+            cost = left[:, some] ** 2 / [costs[j][0] for j in some]
+            keep = keep_largest(cost if pattern else cost.reshape(1, -1), 0.5, pattern, by_row=False).reshape(rows, -1)
+        book[:, i] = np.where(keep[:, i % together], left[:, i], 0.0)
+        left[:, i:] -= (left[:, i] - book[:, i])[:, None] / costs[i][0] * costs[i]
+    found = sparsegpt(weight, moment, 0.5, pattern)
+    np.testing.assert_array_equal(found == 0, book == 0)
+    np.testing.assert_allclose(found, book, atol=1e-4)
 
 
 def test_gptq_keeps_the_zeros(weight, statistics):

@@ -13,7 +13,7 @@ import numpy as np
 
 BLOCK = 256
 """Channels whose products with all later ones are computed together: the other half of the matrix is its mirror."""
-TOGETHER = 256
+TOGETHER = 1024
 """Vectors that are multiplied together: adding products of one token takes as long as of hundreds, the matrix being larger than
 a processor's cache."""
 

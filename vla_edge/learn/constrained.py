@@ -67,7 +67,7 @@ class ConstrainedLinear(nn.Linear):
             return weight
         grid = self.layer.weight.grid
         inside = (weight / self.steps).clamp(grid.smallest, grid.largest)
-        rounded = grid.nearest_tensor(inside.detach())
+        rounded = grid.nearest_(inside.detach().clone())
         return (inside + (rounded - inside).detach()) * self.steps
 
     def plain(self) -> nn.Linear:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 from vla_edge.compress.prune.masks import FOUR, keep_largest
-from vla_edge.compress.quantize.gptq import BLOCK, inverse_factor
+from vla_edge.compress.quantize.gptq import BLOCK, ordered_factor
 from vla_edge.compress.statistics import MomentByRows
 
 
@@ -32,25 +32,33 @@ def sparsegpt(
     rows, columns = weight.shape
     if two_of_four and columns % FOUR:
         raise ValueError(f"2:4 needs inputs in fours, and there are {columns}")
-    factor = inverse_factor(second_moment, damping)
-    left = torch.from_numpy(np.array(weight.T, np.float32, order="C"))  # (in, out): a row is one input's weights
-    scale = factor.diagonal().float()[:, None]
+    factor = ordered_factor(second_moment, damping, False)
+    # (in, out), a row is one input's weights, and once it was its turn how far they moved
+    errors = torch.from_numpy(np.array(weight.T, np.float32, order="C"))
+    kept = torch.empty(columns, rows)
     for begin in range(0, columns, BLOCK):
         end = min(begin + BLOCK, columns)
-        errors, lead = torch.zeros(end - begin, rows), factor[begin:end].float()
+        gathers, scale = factor.gathers(begin, end), factor.diagonal(begin, end).float()[:, None]
+        gathered, own, weights = gathers[:, :begin] @ errors[:begin], gathers[:, begin:], errors[begin:end]
         if not two_of_four:
-            score = (left[begin:end] / scale[begin:end]).square()
-            keep = torch.from_numpy(keep_largest(score.numpy().reshape(1, -1), sparsity, False, by_row=False))
-            keep = keep.reshape(end - begin, rows)
-        for i in range(begin, end):
-            if two_of_four and i % FOUR == 0:
-                # the choice is made when its four come up, with all corrections of those before
-                score = (left[i : i + FOUR] / scale[i : i + FOUR]).square()
-                four = torch.from_numpy(keep_largest(score.T.contiguous().numpy(), 0.5, True, by_row=True)).T
-            stays = four[i % FOUR] if two_of_four else keep[i - begin]
-            own = lead[i - begin]
-            errors[i - begin] = torch.where(stays, 0.0, left[i] / own[i])
-            left[i] = torch.where(stays, left[i], 0.0)
-            left[i + 1 : end] -= own[i + 1 : end, None] * errors[i - begin]
-        left[end:] -= lead[:, end:].T @ errors
-    return left.T.contiguous().numpy()
+            cost = _cost(weights, gathered, own, scale).numpy().reshape(1, -1)
+            keep = torch.from_numpy(keep_largest(cost, sparsity, False, by_row=False)).reshape(end - begin, rows)
+        for row in range(end - begin):
+            if two_of_four and row % FOUR == 0:  # the choice is made when its four come up
+                some = slice(row, row + FOUR)
+                so_far = torch.addmm(gathered[some], own[some, :row], weights[:row])
+                cost = _cost(weights[some], so_far, own[some, some], scale[some])
+                four = torch.from_numpy(keep_largest(cost.T.contiguous().numpy(), 0.5, True, by_row=True)).T
+            value = torch.addmv(gathered[row], weights[:row].T, own[row, :row]).add_(weights[row])
+            value *= four[row % FOUR] if two_of_four else keep[row]
+            weights[row] -= value
+            kept[begin + row] = value
+    return kept.T.contiguous().numpy()
+
+
+def _cost(weights, gathered, own, scale):
+    """(inputs, outs) what removing a weight adds to the output's error, when all of these have made up for those before."""
+    import torch
+
+    made_up = torch.linalg.solve_triangular(own, gathered, upper=False, unitriangular=True)
+    return (made_up.add_(weights) * scale).square_()

@@ -7,13 +7,13 @@ as well as products in bfloat16 tell errors apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
 from vla_edge.compress.quantize.formats import Format
-from vla_edge.compress.quantize.rtn import CACHED, grid_steps
+from vla_edge.compress.quantize.rtn import grid_steps
 from vla_edge.compress.quantize.weights import QuantizedWeight
 from vla_edge.compress.statistics import InputStatistics, MomentByRows, output_error, rounded_output_error
 
@@ -22,6 +22,7 @@ MOST_ROWS, LEAST_ROWS, PRODUCTS = 512, 128, 2**32
 """Outputs of a layer, evenly spread, that stand for all in the search of scales, each for its inputs' products: every output
 errs by itself, so that this many tell the sum to a few percent, and they are the same for every scale that is tried."""
 SHRINKS = tuple(np.linspace(1.0, 0.5, 21))
+SEARCHED = 1 << 19  # weights that are shrunk together: many enough for products, few enough for a cache
 
 
 def search_scale(
@@ -75,37 +76,40 @@ def clipped_steps(
     blocks = np.stack([second_moment[i : i + width][:, i : i + width] for i in range(0, columns, width)])
     blocks = torch.from_numpy(blocks)
     whole = grid_steps(weight, grid, group)
-    tries: Iterable[np.ndarray] = (whole * np.float32(shrink) for shrink in SHRINKS)
+    tries = [whole * np.float32(shrink) for shrink in SHRINKS]
     if group is None:
         energy = blocks.diagonal(dim1=1, dim2=2)[..., None]
-        near = _least_error(weight, whole, tries, grid, lambda difference: (difference.square() @ energy)[..., 0])
+        near = _least_error(weight, tries, grid, lambda difference, _: (difference.square() @ energy)[..., 0])
         beside = whole * np.float32(SHRINKS[0] - SHRINKS[1])
         tries = [whole, near, np.maximum(near - beside, whole * np.float32(SHRINKS[-1])), np.minimum(near + beside, whole)]
-    return _least_error(weight, whole, tries, grid, lambda difference: ((difference @ blocks) * difference).sum(-1))
+
+    def error(difference, products):
+        return torch.bmm(difference, blocks, out=products).mul_(difference).sum(-1)
+
+    return _least_error(weight, tries, grid, error)
 
 
-def _least_error(
-    weight: np.ndarray, whole: np.ndarray, tries: Iterable[np.ndarray], grid: Format, error: Callable
-) -> np.ndarray:
-    """Of steps in the shape of `whole`, for each group those with the least error, the first of equals.
+def _least_error(weight: np.ndarray, tries: Sequence[np.ndarray], grid: Format, error: Callable) -> np.ndarray:
+    """Of steps that are tried, all in one shape, for each group those with the least error, the first of equals.
 
     Args:
-        error: (groups, outs, inputs per scale) of rounded weights less themselves, a tensor -> (groups, outs).
+        error: (groups, outs, inputs per scale) of rounded weights less themselves, a tensor, and one to work in
+            -> (groups, outs).
     """
     import torch
 
     rows, columns = weight.shape
-    groups, some = whole.size // rows, max(1, CACHED // columns)
-    best, found = np.full((rows, groups), np.inf), np.empty((rows, groups), np.float32)
-    for steps in tries:
-        scales, second = grid.store_steps(steps)
-        seen = torch.from_numpy(scales.astype(np.float32) * np.float32(second)).view(rows, groups, 1)
-        steps = steps.reshape(rows, groups)
-        for begin in range(0, rows, some):
-            place = slice(begin, begin + some)
-            split = torch.from_numpy(weight[place]).view(-1, groups, columns // groups)
-            difference = grid.nearest_tensor(split / seen[place]).mul_(seen[place]).sub_(split).transpose(0, 1)
-            errors = error(difference).T.numpy()
-            better = errors < best[place]
-            best[place][better], found[place][better] = errors[better], steps[place][better]
-    return found.reshape(whole.shape)
+    groups, some = tries[0].size // rows, max(1, SEARCHED // columns)
+    stored, found = [grid.store_steps(steps) for steps in tries], np.empty_like(tries[0])
+    for begin in range(0, rows, some):
+        place = slice(begin, begin + some)
+        split = torch.from_numpy(weight[place]).view(-1, groups, columns // groups).transpose(0, 1).contiguous()
+        difference, products = torch.empty_like(split), torch.empty_like(split)
+        errors = torch.empty(len(tries), *split.shape[:2])
+        for number, (scales, second) in enumerate(stored):
+            seen = torch.from_numpy(scales[place].astype(np.float32) * np.float32(second)).view(-1, groups).T[..., None]
+            grid.nearest_(torch.div(split, seen, out=difference)).mul_(seen).sub_(split)
+            errors[number] = error(difference, products)
+        least = errors.argmin(0).T.reshape(found[place].shape).numpy()
+        found[place] = np.take_along_axis(np.stack([steps[place] for steps in tries]), least[None], 0)[0]
+    return found

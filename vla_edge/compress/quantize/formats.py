@@ -44,13 +44,13 @@ class Format:
             return np.rint(clipped, out=clipped)
         return clipped.astype(self.dtype).astype(np.float32)
 
-    def nearest_tensor(self, values):
-        """The same of a tensor, integers with all of PyTorch's threads."""
+    def nearest_(self, values):
+        """The same of a tensor in its place, integers with all of PyTorch's threads."""
         import torch
 
         if self.is_integer:
-            return values.round().clamp_(self.smallest, self.largest)
-        return torch.from_numpy(self.nearest(values.numpy()))
+            return values.round_().clamp_(self.smallest, self.largest)
+        return values.copy_(torch.from_numpy(self.nearest(values.numpy())))
 
     @property
     def is_integer(self) -> bool:

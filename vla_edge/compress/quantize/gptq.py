@@ -1,5 +1,9 @@
 """GPTQ (Frantar et al., 2022, arXiv:2210.17323): weights are rounded one input after the other, and those not yet
 rounded make up for the error at the layer's output.
+
+The paper takes a factor of the inverse of the inputs' moment and spreads each error over the inputs that follow. Here each
+input gathers what those before left, with a factor of the moment itself: the same numbers, as the nearest plane of a lattice
+(Chen et al., 2025, arXiv:2507.18553), and nothing is inverted.
 """
 
 from __future__ import annotations
@@ -14,8 +18,7 @@ from vla_edge.compress.quantize.weights import QuantizedWeight
 from vla_edge.compress.statistics import MomentByRows
 
 BLOCK, SMALL = 128, 16
-"""Inputs whose corrections are applied to the rest, and to the rest of their block, in one product."""
-PANEL = 1024  # rows of a triangular matrix that are multiplied at once
+"""Inputs that gather the errors of all before them, and of those of their block, in one product."""
 
 
 def gptq(
@@ -44,103 +47,78 @@ def gptq(
     import torch
 
     rows, columns = weight.shape
-    order, factor = ordered_factor(second_moment, damping, activation_order) if factor is None else factor
+    if factor is None:
+        factor = ordered_factor(second_moment, damping, activation_order)
     scales, whole = grid.store_steps(grid_steps(weight, grid, group) if steps is None else steps)
     steps = torch.from_numpy((scales.astype(np.float32).reshape(rows, -1) * np.float32(whole)).T.copy())
-    steps_of = (order // (group or columns)).tolist()
-    # (in, out), a row is one input's weights; those before the one whose turn it is are rounded
-    left = torch.from_numpy(np.array(weight.T, np.float32, order="C"))[order]
-    stays = None if keep is None else torch.from_numpy(np.array(keep.T, order="C"))[order]
+    steps_of = (factor.order // (group or columns)).tolist()
+    # (in, out), a row is one input's weights, and once they are rounded their errors
+    errors = torch.from_numpy(np.asarray(weight, np.float32)).T.contiguous()[factor.order]
+    stays = None if keep is None else torch.from_numpy(np.array(keep.T, order="C"))[factor.order]
+    values = torch.empty(rows, columns)
     for begin in range(0, columns, BLOCK):
         end = min(begin + BLOCK, columns)
-        errors, lead = torch.empty(end - begin, rows), factor[begin:end].float()
+        gathers = factor.gathers(begin, end)
+        wanted = torch.addmm(errors[begin:end], gathers[:, :begin], errors[:begin])
+        rounded = torch.empty_like(wanted)
         for small in range(begin, end, SMALL):
             last = min(small + SMALL, end)
+            some = slice(small - begin, last - begin)
+            wanted[some].addmm_(gathers[some, begin:small], errors[begin:small])
             for i in range(small, last):
-                own, step = lead[i - begin], steps[steps_of[i]]
-                rounded = grid.nearest_tensor(left[i] / step)
+                row = i - begin
+                wanted[row].addmv_(errors[small:i].T, gathers[row, small:i])
+                step = steps[steps_of[i]]
+                grid.nearest_(torch.div(wanted[row], step, out=rounded[row]))
                 if stays is not None:
-                    rounded.mul_(stays[i])
-                errors[i - begin] = (left[i] - rounded * step) / own[i]
-                left[i] = rounded
-                left[i + 1 : last] -= own[i + 1 : last, None] * errors[i - begin]
-            inside = slice(small - begin, last - begin)
-            left[last:end] -= lead[inside, last:end].T @ errors[inside]
-        left[end:] -= lead[:, end:].T @ errors
-    values = torch.empty(rows, columns)
-    values.T[order] = left
+                    rounded[row] *= stays[i]
+                errors[i].addcmul_(rounded[row], step, value=-1)
+        values[:, factor.order[begin:end]] = rounded.T
     return QuantizedWeight(values.numpy(), scales, grid.name, group, whole)
 
 
 class OrderedFactor(NamedTuple):
-    """Inputs in the order of rounding, and `inverse_factor` in that order."""
+    """Inputs in the order of rounding, and the lower Cholesky factor of their moment the other way round, of which the first
+    input is last."""
 
     order: object
-    factor: object
+    lower: object
+
+    def gathers(self, begin: int, end: int):
+        """(end - begin, end) float32, in the order of rounding: how much of each error before it an input takes over, so
+        that the output errs least."""
+        last = len(self.lower)
+        rows = self.lower[last - end :, last - end : last - begin].flip(0, 1).T
+        return (rows / self.diagonal(begin, end)[:, None]).float()
+
+    def diagonal(self, begin: int, end: int):
+        """(end - begin,) float64: how much an error of each input errs at the output that none after it can make up for."""
+        last = len(self.lower)
+        return self.lower.diagonal()[last - end : last - begin].flip(0)
 
 
 def ordered_factor(second_moment: np.ndarray | MomentByRows, damping: float, activation_order: bool) -> OrderedFactor:
-    """What layers that read the same inputs share of `gptq`; the arguments are its."""
-    import torch
+    """What layers that read the same inputs share of `gptq`; the arguments are its. In float64, made in one matrix.
 
-    energy = torch.from_numpy(np.array(second_moment.diagonal(), np.float32))
-    order = torch.argsort(energy, descending=True, stable=True) if activation_order else torch.arange(len(energy))
-    return OrderedFactor(order, inverse_factor(second_moment, damping, order))
-
-
-def inverse_factor(moment: np.ndarray | MomentByRows, damping: float, order=None):
-    """Upper Cholesky factor U of the inverse of (in, in) `moment`, U^T U, in float64, made in one matrix. Silent inputs get
-    the mean of the diagonal; damping is raised until the matrix is positive definite.
-
-    With the inputs the other way round, the inverse of the lower factor L of the moment is U: L L^T turned round has
-    (L^-1)^T L^-1 turned round as its inverse. The inverse of the moment itself is never made.
-
-    Args:
-        order: of the inputs; as they are when None.
+    Silent inputs get the mean of the diagonal; damping is raised until the matrix is positive definite.
     """
     import torch
 
-    columns = len(moment)
-    turned = torch.arange(columns).flip(0) if order is None else order.flip(0)
-    energy = torch.from_numpy(np.array(moment.diagonal(), np.float32))[turned].double()
+    columns = len(second_moment)
+    energy = torch.from_numpy(np.array(second_moment.diagonal(), np.float32))
+    order = torch.argsort(energy, descending=True, stable=True) if activation_order else torch.arange(columns)
+    turned = order.flip(0)
+    energy = energy[turned].double()
     mean, silent = energy.mean().clamp_min(1e-30), energy <= 0
     # one input's products lie side by side, as LAPACK wants them: nothing is copied, and all is symmetric
-    factor, failed = torch.empty(columns, columns, dtype=torch.float64).T, torch.empty((), dtype=torch.int32)
+    lower, failed = torch.empty(columns, columns, dtype=torch.float64).T, torch.empty((), dtype=torch.int32)
     while True:
         for begin in range(0, columns, BLOCK):
-            some = torch.from_numpy(np.asarray(moment[turned[begin : begin + BLOCK].numpy()], np.float32))
-            factor[:, begin : begin + BLOCK] = some[:, turned].T
-        factor.diagonal()[silent] = mean
-        factor.diagonal().add_(damping * mean)
-        torch.linalg.cholesky_ex(factor, out=(factor, failed))
+            some = torch.from_numpy(np.asarray(second_moment[turned[begin : begin + BLOCK].numpy()], np.float32))
+            lower[:, begin : begin + BLOCK] = some[:, turned].T
+        lower.diagonal()[silent] = mean
+        lower.diagonal().add_(damping * mean)
+        torch.linalg.cholesky_ex(lower, out=(lower, failed))
         if not failed:
-            _invert_lower_(factor)
-            return _turn_round_(factor)
+            return OrderedFactor(order, lower)
         damping = max(10 * damping, 1e-6)
-
-
-def _invert_lower_(matrix) -> None:
-    """The inverse of a lower triangular matrix, in its place: a block of columns at a time, from the last on."""
-    import torch
-
-    size = len(matrix)
-    for begin in range((size - 1) // BLOCK * BLOCK, -1, -BLOCK):
-        end = min(begin + BLOCK, size)
-        one = torch.eye(end - begin, dtype=matrix.dtype)
-        matrix[begin:end, begin:end] = torch.linalg.solve_triangular(matrix[begin:end, begin:end].tril(), one, upper=False)
-        below = matrix[end:, begin:end] @ matrix[begin:end, begin:end]
-        for row in range(end, size, PANEL):  # what is right of the diagonal is 0 and is left out
-            last = min(row + PANEL, size)
-            matrix[row:last, begin:end] = -(matrix[row:last, end:last] @ below[: last - end])
-
-
-def _turn_round_(matrix):
-    """Rows and columns of a square matrix from the last to the first, in its place."""
-    for begin in range(0, (len(matrix) + 1) // 2, BLOCK):
-        end = min(begin + BLOCK, (len(matrix) + 1) // 2)
-        upper = matrix[begin:end].clone()
-        low, high = len(matrix) - end, len(matrix) - begin
-        lower = matrix[low:high].clone()
-        matrix[low:high] = upper.flip(0).flip(1)
-        matrix[begin:end] = lower.flip(0).flip(1)
-    return matrix
