@@ -1,7 +1,7 @@
 """A checkpoint of pi0's own shapes, 3.2 billion values, with random weights in bfloat16 and shards, as openpi's conversion to
 PyTorch names them, and a build of it: for timing and memory, never for a robot. Smaller ones have the same layout.
 
-    python -m benchmarks.pi0_shapes DIRECTORY --memory-mb 7500            writes it, builds it in pieces, tells the peak
+    python -m benchmarks.pi0_shapes DIRECTORY --memory-mb 6000            writes it, builds it in pieces, tells the peak
     python -m benchmarks.pi0_shapes DIRECTORY --middle --memory-mb 3800   the same with 280 million values
 """
 

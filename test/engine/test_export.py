@@ -9,12 +9,13 @@ import onnxruntime
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
-from toy import PRECISIONS, compressed, toy_inputs
+from toy import PRECISIONS, compressed, interface, toy_inputs, words_stage
 
 from vla_edge.compress.fake import installed
 from vla_edge.compress.quantize.packing import pack_4_bits
 from vla_edge.compress.quantize.weights import CompressedLinear
 from vla_edge.engine import export
+from vla_edge.engine.backends import get_backend
 from vla_edge.engine.export import ConstantStore, ExportError, as_it_is, export_stage, linear_layers, trace
 from vla_edge.engine.lower import lower
 from vla_edge.policy.stages import Stage, TensorSpec
@@ -234,22 +235,37 @@ def test_packing_follows_the_standard():
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor).astype(np.int8), odd)
 
 
+TOKENS = np.array([[3, 999, 0, 3, 17]])
+
+
 def test_values_come_when_the_graph_is_lowered(tmp_path):
-    class Words(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.table, self.norm = torch.nn.Embedding(1000, 32), torch.nn.LayerNorm(32)
-
-        def forward(self, tokens):
-            return (self.norm(self.table(tokens)),)
-
-    stage = Stage("words", Words(), (TensorSpec("tokens", (1, 5), "int64"),), (TensorSpec("y", (1, 5, 32)),))
+    stage = words_stage()
     traced = trace(stage)
     assert traced.ByteSize() < stage.module.table.weight.nbytes / 4
-    tokens = torch.tensor([[3, 999, 0, 3, 17]])
     for scale in (1.0, 2.0):  # of one graph
         with torch.no_grad():
             stage.module.table.weight.mul_(scale)
-            wanted = stage.module(tokens)[0].numpy()
+            wanted = stage.module(torch.from_numpy(TOKENS))[0].numpy()
         session = onnxruntime.InferenceSession(export_stage(stage, {}, tmp_path / "words.onnx", traced))
-        np.testing.assert_allclose(session.run(None, {"tokens": tokens.numpy()})[0], wanted, atol=1e-6)
+        np.testing.assert_allclose(session.run(None, {"tokens": TOKENS})[0], wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch"])
+def test_a_table_that_bfloat16_holds_is_stored_in_it_and_loses_nothing(tmp_path, monkeypatch, name):
+    stage = words_stage()
+    with torch.no_grad():
+        wanted = stage.module(torch.from_numpy(TOKENS))[0].numpy()
+    whole = export_stage(stage, {}, tmp_path / "whole.onnx")  # a small one is not worth it
+    monkeypatch.setattr("vla_edge.engine.lower.LEAST_TABLE", 1000)
+    half = export_stage(stage, {}, tmp_path / "half.onnx")
+    table = stage.module.table.weight
+    assert whole.stat().st_size - half.stat().st_size == pytest.approx(table.nbytes / 2, rel=0.01)
+    backend = get_backend(name)
+    built = backend.build(half, tmp_path, interface(stage), {"threads": 1})
+    found = backend.load(tmp_path / built.file, interface(stage)).run({"tokens": TOKENS})["y"]
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    with torch.no_grad():
+        table[7, 7] += 2.0**-10 * table[7, 7]  # which takes more digits
+    assert export_stage(stage, {}, tmp_path / "half.onnx").stat().st_size == whole.stat().st_size
+
+

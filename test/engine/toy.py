@@ -45,6 +45,24 @@ def even_stage() -> Stage:
     return Stage("even", Even().eval(), (TensorSpec("x", (1, 8, 64)),), (TensorSpec("y", (1, 8, 16)),))
 
 
+def words_stage() -> Stage:
+    """A table of words in bfloat16, as checkpoints store it, and a norm."""
+    import torch
+    from torch import nn
+
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.norm = nn.Embedding(1000, 32), nn.LayerNorm(32)
+            self.table.weight.data = self.table.weight.data.bfloat16().float()
+
+        def forward(self, tokens):
+            return (self.norm(self.table(tokens)),)
+
+    torch.manual_seed(0)
+    return Stage("words", Words().eval(), (TensorSpec("tokens", (1, 5), "int64"),), (TensorSpec("y", (1, 5, 32)),))
+
+
 def toy_inputs() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(3)
     return {"x": rng.normal(size=(1, 9, 40)).astype(np.float32), "shift": rng.normal(size=(1, 24)).astype(np.float32)}

@@ -11,7 +11,8 @@ Only operators of the ONNX standard appear (opset 21, or 23 with NVFP4), in the 
     low rank            MatMul -> MatMul, added to the product if there is one
 
 Layers that read the same tensor share its rounding, which is written once. (One product with its output split, in
-place of three products, was measured to be no faster on the CPU.)
+place of three products, was measured to be no faster on the CPU.) A large table of which rows are taken, of words, is stored
+in bfloat16 where that loses nothing, as of every checkpoint in bfloat16, and its rows are cast to float32.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from vla_edge.engine.trace import CONVOLUTION, MARKER_DOMAIN, OPSET, ExportError
 
 # A constant operand at least this large in a product would be a layer the compressor never saw.
 LARGEST_ANONYMOUS_CONSTANT = 1024
+LEAST_TABLE = 2**18  # values of a table worth storing in half
 # The first that knows 4-bit floating point; every other file stays with the one that all runtimes know.
 NVFP4_OPSET = 23
 
@@ -59,16 +61,22 @@ def lower(
     model.CopyFrom(graph)
     _check_complete(model, layers, stage)
     read = {operand for node in model.graph.node for operand in node.input} | {value.name for value in model.graph.output}
+    tables = _tables(model.graph)
     for constant in model.graph.initializer:
-        _fill(constant, parameters)
+        _fill(constant, parameters, constant.name in tables)
         if constant.name in read:
             written(constant)
     builder = _Builder(model, written)
+    halves = {constant.name for constant in model.graph.initializer if constant.data_type == onnx.TensorProto.BFLOAT16}
     for node in list(model.graph.node):
         if node.domain == MARKER_DOMAIN and node.op_type == CONVOLUTION:
             builder.convolution(node, layers[_layer_name(node)])
         elif node.domain == MARKER_DOMAIN:
             builder.linear(_layer_name(node), node.input[0], node.output[0], layers[_layer_name(node)])
+        elif node.op_type == "Gather" and node.input[0] in halves:
+            y, node.output[0] = node.output[0], f"{node.output[0]}.stored"
+            builder.nodes.append(node)
+            builder.node("Cast", [node.output[0]], [y], f"{y}.cast", to=1)
         else:
             builder.nodes.append(_divide_by_root(node, builder))
     return builder.finish()
@@ -101,14 +109,28 @@ def _check_complete(model, layers: Mapping[str, CompressedLinear], stage: str) -
                     )
 
 
-def _fill(constant, parameters: Mapping[str, np.ndarray]) -> None:
-    """The value of a parameter, which `trace` left out."""
+def _tables(graph) -> set[str]:
+    """Large matrices that are only read a row at a time."""
+    large = {constant.name for constant in graph.initializer if np.prod(constant.dims) >= LEAST_TABLE}
+    otherwise = {
+        operand for node in graph.node for place, operand in enumerate(node.input) if (node.op_type, place) != ("Gather", 0)
+    }
+    return large - otherwise - {value.name for value in graph.output}
+
+
+def _fill(constant, parameters: Mapping[str, np.ndarray], table: bool) -> None:
+    """The value of a parameter, which `trace` left out; a table's in bfloat16 if that is all there is to it."""
     from onnx import TensorProto
 
     if constant.data_location == TensorProto.EXTERNAL and constant.name in parameters:
         constant.ClearField("external_data")
         constant.ClearField("data_location")
-        constant.raw_data = np.ascontiguousarray(parameters[constant.name]).tobytes()
+        value = np.ascontiguousarray(parameters[constant.name])
+        if table and value.dtype == np.float32:
+            halves = value.view("<u2").reshape(*value.shape, 2)  # of each number, the lower one first
+            if not halves[..., 0].any():
+                constant.data_type, value = TensorProto.BFLOAT16, halves[..., 1]
+        constant.raw_data = value.tobytes()
 
 
 def _divide_by_root(node, builder: _Builder):

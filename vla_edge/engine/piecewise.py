@@ -240,13 +240,18 @@ class Piecewise:
         held = dict.fromkeys((stage.name for stage in self.source.policy.stages()), 0.0)
         for name, (step, layer) in self._planned().items():
             held[name.partition(".")[0]] += _stored_bytes(step, layer)
-        return round(max(held[stage.shares or stage.name] + _rest_bytes(stage) for stage in self.source.policy.stages()))
+        stages = self.source.policy.stages()
+        return round(max(held[stage.shares or stage.name] + self._written(_rest_bytes(stage)) for stage in stages))
 
     def _writing(self) -> int:
         """Bytes while a stage is written: what of it is no linear layer, a table of words above all, in the policy, in the
         graph, and on its way into the file; in one file with the graph, twice more with what checks it."""
-        sizes = map(_rest_bytes, self.source.policy.stages())
-        return max(size * (3 if size > LARGEST_FILE else 5) for size in sizes)
+        sizes = [(size, self._written(size)) for size in map(_rest_bytes, self.source.policy.stages())]
+        return max(size + written * (2 if written > LARGEST_FILE else 4) for size, written in sizes)
+
+    def _written(self, size: int) -> int:
+        """Bytes in a file of what is no linear layer and takes `size` in float32; it is tables that count."""
+        return size // 2 if self.source.in_bfloat16 else size
 
     def _directory(self, question: list) -> Path:
         """Where this build's files are; those of another are of no use any more."""
@@ -264,7 +269,8 @@ class Piecewise:
         between = [4 * int(np.prod(spec.shape)) for stage in stages for spec in stage.inputs if is_kept(spec, stage)]
         layers = sum(_stored_bytes(step, layer) for step, layer in self._planned().values())
         # what stages are given, and what two pieces hand on; layers here and in the bundle
-        needed = round(observations * (sum(between) + 3 * max(between)) + 2 * layers + sum(map(_rest_bytes, stages)))
+        rest = self._written(sum(map(_rest_bytes, stages)))
+        needed = round(observations * (sum(between) + 3 * max(between)) + 2 * layers + rest)
         there = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
         free = shutil.disk_usage(directory).free
         if needed - there > free:
@@ -321,7 +327,7 @@ def _work_bytes(layer, products: bool) -> int:
 
 
 def _rest_bytes(stage) -> int:
-    """Of what is no linear layer, which is written in float32."""
+    """Of what is no linear layer, in float32."""
     from torch import nn
 
     return sum(

@@ -42,15 +42,16 @@ def read_module(path: str | Path, stage: StageInterface) -> torch.fx.GraphModule
 
 
 def in_float32(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """`module`, changed in place to compute in float32 what its file computes in float64, for runtimes without that.
+    """`module`, changed in place to compute in float32 what its file computes in float64, and to hold in it what the file
+    holds in bfloat16, for runtimes without these.
 
-    Angles of a time embedding are such: at 1,000 rad they lose the digits after the fourth.
+    Angles of a time embedding are float64: at 1,000 rad they lose the digits after the fourth.
     """
     for node in module.graph.nodes:
         if node.kwargs.get("dtype") == torch.float64:
             node.kwargs = {**node.kwargs, "dtype": torch.float32}
         constant = getattr(module, node.target) if node.op == "get_attr" else None
-        if isinstance(constant, Tensor) and constant.dtype == torch.float64:
+        if isinstance(constant, Tensor) and constant.dtype in (torch.float64, torch.bfloat16):
             setattr(module, node.target, constant.to(torch.float32))
     module.recompile()
     return module
