@@ -6,7 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from toy import compressed, interface, toy_inputs
+from toy import compressed, interface, toy_inputs, words_stage
 
 from vla_edge.engine.backends import BackendError, StageInterface, get_backend
 from vla_edge.engine.export import export_stage
@@ -37,6 +37,13 @@ def test_a_package_holds_the_stage_and_its_weights(built):
     assert kinds.count("linear") + kinds.count("matmul") == 7  # five layers, queries with keys, weights with values
     weights = (package / "Data/com.apple.CoreML/weights/weight.bin").read_bytes()
     assert len(weights) > 4 * 40 * 24 * 3  # of queries, keys and values, in float32
+
+
+def test_a_table_in_bfloat16_is_held_in_what_core_ml_knows(tmp_path, monkeypatch):
+    monkeypatch.setattr("vla_edge.engine.lower.LEAST_TABLE", 1000)
+    stage = words_stage()
+    source = export_stage(stage, {}, tmp_path / "words.onnx")
+    assert (tmp_path / runtime.build(source, tmp_path, interface(stage)).file).stat().st_size > 4 * 1000 * 32 * 0.8
 
 
 def test_what_cannot_be_the_stage_is_a_backend_error(built):

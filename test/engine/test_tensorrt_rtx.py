@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from toy import PRECISIONS, compressed, even_stage, interface, toy_inputs
+from toy import PRECISIONS, compressed, even_stage, interface, toy_inputs, words_stage
 
 from vla_edge.engine.backends import BackendError, get_backend
 from vla_edge.engine.backends.tensorrt_plan import read, refusals, two_to_four
@@ -57,6 +57,12 @@ def test_what_is_refused_is_what_the_builder_refuses(even, tmp_path, precision):
             assert built.options["built_by"] == trt.__version__
     negative = precision == "int8 static foreign"
     assert bool(refusals(model, 120)) == ("int8 dynamic" in precision or negative)
+
+
+def test_a_table_in_bfloat16_is_built(tmp_path, monkeypatch):
+    monkeypatch.setattr("vla_edge.engine.lower.LEAST_TABLE", 1000)
+    model = read(export_stage(words_stage(), {}, tmp_path / "words.onnx"))
+    assert not refusals(model, 86) and builds(model, 86)
 
 
 def test_an_odd_number_of_4_bit_values_is_refused_and_the_builder_agrees(toy, tmp_path):
