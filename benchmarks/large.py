@@ -82,7 +82,7 @@ def build_rows(name: str, checkpoint: Path, method: str, options) -> list[Row]:
     note = f"{tokens} tokens, {1e4 * minutes / tokens:.1f} minutes per 10,000, {figures['threads']} threads"
     return [
         Row(f"body_bytes.{name}", body, "B", "<=", BODY, 1, None, f"{options.layers} layers in INT4, groups of 128"),
-        Row(f"engine_bytes.{name}", bundle.bytes, "B", note="all files; vision in INT8, the table of words as in the checkpoint"),
+        Row(f"engine_bytes.{name}", bundle.bytes, "B", note="all files; vision in INT8, words as in the checkpoint"),
         Row(f"build_peak_rss_bytes.{name}", figures["peak"], "B", "<=", MEMORY, 1, None, "of the process that builds"),
         Row(f"build_minutes.{name}", minutes, "min", *(("<=", MINUTES) if whole else (None, None)), 1, None, note),
     ]

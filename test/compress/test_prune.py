@@ -50,6 +50,17 @@ def test_the_more_a_method_knows_the_less_the_output_errs(weight, statistics, pa
     assert errors["sparsegpt"] < 0.85 * errors["wanda"] < 0.1 * errors["magnitude"], errors
 
 
+def test_sparsegpt_gives_what_stays_the_least_squares_correction_by_the_book(statistics):
+    """One weight of each row goes: the rest must then be the least-squares answer on the inputs yet to come."""
+    columns = 6
+    moment = statistics.second_moment[:columns, :columns].astype(np.float64)
+    moment += 0.01 * np.diag(moment).mean() * np.eye(columns)
+    row = np.array([[1e-4, 1.0, 1.0, 1.0, 1.0, 1.0]], np.float32)  # the first goes, whatever the score
+    found = sparsegpt(row, statistics.second_moment[:columns, :columns], 1 / columns)
+    inverse = np.linalg.inv(moment)
+    np.testing.assert_allclose(found[0], row[0] - row[0, 0] / inverse[0, 0] * inverse[0], atol=1e-6)
+
+
 @pytest.mark.parametrize("pattern", (False, True), ids=["unstructured", "2:4"])
 def test_sparsegpt_by_the_book(pattern):
     """Against the paper's own equations over more than one block: each weight that goes is made up for by those to come,
@@ -70,7 +81,7 @@ def test_sparsegpt_by_the_book(pattern):
         left[:, i:] -= (left[:, i] - book[:, i])[:, None] / costs[i][0] * costs[i]
     found = sparsegpt(weight, moment, 0.5, pattern)
     np.testing.assert_array_equal(found == 0, book == 0)
-    np.testing.assert_allclose(found, book, atol=1e-4)
+    np.testing.assert_allclose(found, book, atol=1e-5)
 
 
 def test_gptq_keeps_the_zeros(weight, statistics):

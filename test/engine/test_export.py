@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
-from toy import PRECISIONS, compressed, interface, toy_inputs, words_stage
+from toy import PRECISIONS, TOKENS, compressed, interface, toy_inputs, words_stage
 
 from vla_edge.compress.fake import installed
 from vla_edge.compress.quantize.packing import pack_4_bits
@@ -233,9 +233,6 @@ def test_packing_follows_the_standard():
     odd = np.array([[-3, 2, 5]], np.int8)
     tensor = onnx.helper.make_tensor("w", onnx.TensorProto.INT4, odd.shape, pack_4_bits(odd).tobytes(), raw=True)
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor).astype(np.int8), odd)
-
-
-TOKENS = np.array([[3, 999, 0, 3, 17]])
 
 
 def test_values_come_when_the_graph_is_lowered(tmp_path):

@@ -20,6 +20,7 @@ PRECISIONS = (
     "int4 foreign", "int8 static foreign", "int8 dynamic foreign",
 )  # fmt: skip
 GROUPS = {"int4": 8, "nvfp4": 16}
+TOKENS = np.array([[3, 999, 0, 3, 17]])  # for `words_stage`
 
 
 def interface(stage: Stage) -> StageInterface:

@@ -12,8 +12,6 @@ from vla_edge.compress.quantize.weights import QuantizedWeight
 
 # Runtimes have fast kernels for groups of 16 and powers of two above; smaller ones cost more than they save.
 SMALLEST_FAST_GROUP = 16
-CACHED = 1 << 17
-"""Weights that searches look at together: as many as the cache of a core holds, with what is made of them."""
 
 
 def round_to_nearest(weight: np.ndarray, grid: Format, group_size: int | None = None) -> QuantizedWeight:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from vla_edge.compress.quantize.rtn import CACHED
 from vla_edge.compress.quantize.weights import QuantizedWeight
 from vla_edge.compress.statistics import InputStatistics
 
 STRENGTHS = tuple(np.linspace(0.0, 1.0, 21))
 _SMALLEST = 1e-5
+_CACHED = 1 << 17  # weights tried together: as many as the cache of a core holds, with what is made of them
 
 
 def smoothing_scale(statistics: InputStatistics, weights: Sequence[np.ndarray], alpha: float) -> np.ndarray:
@@ -55,7 +55,7 @@ def best_smoothing(
         points: of the grid that x is rounded to. group: channels of x that share a step; all of them when None.
     """
     best, largest, columns = None, statistics.largest, _peaks(weights)
-    some = max(1, CACHED // len(largest))  # outputs are apart from each other
+    some = max(1, _CACHED // len(largest))  # outputs are apart from each other
     parts = [
         (weight[begin : begin + some], quantize)
         for weight, quantize in zip(weights, quantizers)
