@@ -237,17 +237,23 @@ class Piecewise:
 
     def _largest_stage(self) -> int:
         """Bytes, about, of what an engine's stage reads."""
-        held = dict.fromkeys((stage.name for stage in self.source.policy.stages()), 0.0)
-        for name, (step, layer) in self._planned().items():
-            held[name.partition(".")[0]] += _stored_bytes(step, layer)
-        stages = self.source.policy.stages()
-        return round(max(held[stage.shares or stage.name] + self._written(_rest_bytes(stage)) for stage in stages))
+        return round(max(layers + self._written(rest) for rest, layers in self._stages()))
 
     def _writing(self) -> int:
         """Bytes while a stage is written: what of it is no linear layer, a table of words above all, in the policy, in the
         graph, and on its way into the file; in one file with the graph, twice more with what checks it."""
-        sizes = [(size, self._written(size)) for size in map(_rest_bytes, self.source.policy.stages())]
-        return max(size + written * (2 if written > LARGEST_FILE else 4) for size, written in sizes)
+        largest = 0
+        for rest, layers in self._stages():
+            written = self._written(rest)
+            largest = max(largest, rest + written * (2 if written + layers > LARGEST_FILE else 4))
+        return largest
+
+    def _stages(self) -> list[tuple[int, float]]:
+        """Of each of an engine's stages, bytes in float32 of what is no linear layer, and of its layers in its file."""
+        layers = dict.fromkeys((stage.name for stage in self.source.policy.stages()), 0.0)
+        for name, (step, layer) in self._planned().items():
+            layers[name.partition(".")[0]] += _stored_bytes(step, layer)
+        return [(_rest_bytes(stage), layers[stage.shares or stage.name]) for stage in self.source.policy.stages()]
 
     def _written(self, size: int) -> int:
         """Bytes in a file of what is no linear layer and takes `size` in float32; it is tables that count."""

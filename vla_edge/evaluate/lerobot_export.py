@@ -8,8 +8,6 @@ holds no commands: what point 0 of a chunk at this observation would have been.
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from vla_edge.evaluate.contract import TopicContract
 from vla_edge.evaluate.frame_stream import Frame
 from vla_edge.evaluate.lerobot_files import DatasetError
 from vla_edge.evaluate.lerobot_writer import DatasetWriter
+from vla_edge.files import whole_directory
 from vla_edge.types import NANOSECONDS
 
 # As many missing steps are bridged by showing the last picture again; more of them end the episode.
@@ -80,31 +79,24 @@ def export_lerobot(
     output = Path(output)
     if output.exists():
         raise DatasetError(f"{output} is there already and a dataset is never overwritten; choose another name")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     found = Exported()
-    try:
-        with Bag(recording, contract) as bag:
-            names = joint_names or bag.joint_names()
-            shown = cameras or bag.cameras()
-            writer = DatasetWriter(partial, fps, names, video, robot_type)
-            for episode in _episodes(bag, shown, names, fps, found):
-                for step in episode:
-                    writer.add(step.images, step.state, step.action, step.instruction)
-                    found.bridged += step.bridged
-                found.episodes += writer.end_episode()
-                found.frames = writer.frames
-                if progress is not None:
-                    progress(min(1.0, writer.frames / fps / max(bag.duration_s, 1e-9)), writer.frames)
-            found.skipped += bag.skipped
+    with whole_directory(output, DatasetError) as directory, Bag(recording, contract) as bag:
+        names = joint_names or bag.joint_names()
+        shown = cameras or bag.cameras()
+        writer = DatasetWriter(directory, fps, names, video, robot_type)
+        for episode in _episodes(bag, shown, names, fps, found):
+            for step in episode:
+                writer.add(step.images, step.state, step.action, step.instruction)
+                found.bridged += step.bridged
+            found.episodes += writer.end_episode()
+            found.frames = writer.frames
+            if progress is not None:
+                progress(min(1.0, writer.frames / fps / max(bag.duration_s, 1e-9)), writer.frames)
+        found.skipped += bag.skipped
         if not found.frames:
             reasons = "; ".join(f"{count} x {reason}" for reason, count in sorted(found.skipped.items()))
             raise DatasetError(f"nothing in {recording} can be used: {reasons or 'it has no frames'}")
         writer.finish()
-        partial.chmod(0o755)
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return found
 
 
