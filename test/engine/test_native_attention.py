@@ -25,21 +25,23 @@ class Attention(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("q", "k", "v", "mask", "y")),
         *((name, ctypes.c_size_t) for name in ("heads", "rows", "tokens", "depth", "width", "mask_rows", "rows_first")),
         ("scale", ctypes.c_float),
-    ]
+        ("before", ctypes.c_size_t), ("k_before", ctypes.c_void_p), ("v_before", ctypes.c_void_p),
+    ]  # fmt: skip
 
 
-def attend(way, q, k, v, scale, mask=None, rows_first=0):
-    """y, (heads, rows, width), of arrays with their heads first."""
+def attend(way, q, k, v, scale, mask=None, rows_first=0, before=0):
+    """y, (heads, rows, width), of arrays with their heads first; keys and values of `before` tokens lie elsewhere."""
     (heads, rows, depth), (_, tokens, width) = q.shape, v.shape
+    cache = [np.ascontiguousarray(array[:, :before]) for array in (k, v)]
     given = [
         np.ascontiguousarray(array.transpose(1, 0, 2) if rows_first >> bit & 1 else array)
-        for bit, array in enumerate((q, k, v))
+        for bit, array in enumerate((q, k[:, before:], v[:, before:]))
     ]
     y = np.full((rows, heads, width) if rows_first & 8 else (heads, rows, width), 7.0, np.float32)
     places = [array.ctypes.data for array in given]
     told = Attention(
         *places, None if mask is None else mask.ctypes.data, y.ctypes.data, heads, rows, tokens, depth, width,
-        1 if mask is None else len(mask), rows_first, scale,
+        1 if mask is None else len(mask), rows_first, scale, before, *(array.ctypes.data for array in cache),
     )  # fmt: skip
     assert KERNELS.vla_edge_attention(ctypes.byref(told), way.encode()) == 0
     return y.transpose(1, 0, 2) if rows_first & 8 else y
@@ -85,6 +87,15 @@ def test_reads_and_writes_heads_or_rows_first(way, rows_first):
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("rows_first", [0, 2, 4])
+@pytest.mark.parametrize("before", [1, 31, 50])
+def test_tokens_that_lie_elsewhere_are_as_if_they_did_not(way, rows_first, before):
+    q, k, v = case(3, 20, 50, 32, 48)
+    found = attend(way, q, k, v, 0.2, rows_first=rows_first, before=before)
+    np.testing.assert_array_equal(found, attend(way, q, k, v, 0.2))
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_what_a_mask_hides_is_not_seen(way):
     q, k, v = case(2, 24, 40, 32, 32)
     mask = np.where(np.random.default_rng(1).random((8, 40)) < 0.5, np.float32(-1e9), np.float32(0))
@@ -125,14 +136,17 @@ def test_what_is_not_finite_is_seen(way):
 
 
 class Module(torch.nn.Module):
-    """Attention as policies here write it: groups of heads that share keys, a mask, keys that are stored elsewhere."""
+    """Attention as policies here write it: groups of heads that share keys, a mask, keys and values of earlier tokens in a
+    cache of two layers."""
 
-    def __init__(self, groups: int, masked: bool):
+    def __init__(self, groups: int, masked: bool, cached: bool):
         super().__init__()
-        self.groups, self.masked = groups, masked
+        self.groups, self.masked, self.cached = groups, masked, cached
 
-    def forward(self, q, k, v, mask):
+    def forward(self, q, k, v, mask, keys, values):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # heads first
+        if self.cached:
+            k, v = torch.cat((keys[1], k), -2), torch.cat((values[1], v), -2)
         batch, heads, rows, depth = q.shape
         if self.groups > 1:
             q = q.reshape(batch, heads // self.groups, self.groups * rows, depth)
@@ -157,25 +171,26 @@ def see_in_8_bits(path, name):
     path.write_bytes(model.SerializeToString())
 
 
-def written(tmp_path, groups=1, masked=False, rows=24):
+def written(tmp_path, groups=1, masked=False, rows=24, before=0):
     """A stage file, its interface and inputs."""
     rng = np.random.default_rng(0)
-    cache = 1, 40, 6 // groups, 32
-    shapes = {"q": (1, rows, 6, 32), "k": cache, "v": cache, "mask": (1, 1, rows, 40)}
+    own, stack = (1, 40 - before, 6 // groups, 32), (2, 1, 6 // groups, before, 32)
+    shapes = {"q": (1, rows, 6, 32), "k": own, "v": own, "mask": (1, 1, rows, 40), "keys": stack, "values": stack}
     inputs = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     inputs["mask"] = np.where(inputs["mask"] > 0.5, np.float32(-1e9), np.float32(0))
     path = tmp_path / "given.onnx"
     torch.onnx.export(
-        Module(groups, masked), tuple(torch.from_numpy(array) for array in inputs.values()), str(path), dynamo=True,
+        Module(groups, masked, before > 0), tuple(torch.from_numpy(array) for array in inputs.values()), str(path), dynamo=True,
         opset_version=OPSET, input_names=list(inputs), output_names=["y"], external_data=False, verbose=False,
     )  # fmt: skip
     given = tuple(TensorSpec(name, shape) for name, shape in shapes.items())
     return path, StageInterface("attention", given, (TensorSpec("y", (1, rows, 192)),)), inputs
 
 
+@pytest.mark.parametrize("before", [0, 15])
 @pytest.mark.parametrize(("groups", "masked"), [(1, False), (1, True), (3, False), (3, True)])
-def test_attention_of_a_file_is_found_and_runs(tmp_path, groups, masked):
-    path, stage, inputs = written(tmp_path, groups, masked)
+def test_attention_of_a_file_is_found_and_runs(tmp_path, groups, masked, before):
+    path, stage, inputs = written(tmp_path, groups, masked, before=before)
     runtime = get_backend("onnxruntime")
     assert not any(way.get("own_kernels") for way in runtime.candidates(path))  # of full precision it stays
     see_in_8_bits(path, "v")
@@ -185,11 +200,24 @@ def test_attention_of_a_file_is_found_and_runs(tmp_path, groups, masked):
     place.mkdir()
     built = runtime.build(path, place, stage, OWN)
     operators = [node.op_type for node in onnx.load(str(place / built.file)).graph.node]
-    assert operators.count(OPERATOR) == 1 and not {"Softmax", "MatMul"} & set(operators)
+    assert operators.count(OPERATOR) == 1 and not {"Softmax", "MatMul", "Concat", "Gather"} & set(operators)
     if groups == 1:  # heads and rows change places in the kernel alone
         assert "Transpose" not in operators
     found = runtime.load(place / built.file, stage, built.options).run(inputs)["y"]
     assert 0 < relative(found, exact) < 1e-3
+
+
+def test_keys_of_one_layer_and_values_of_another_are_joined_by_the_runtime(tmp_path):
+    path, stage, inputs = written(tmp_path, before=15)
+    model = onnx.load(str(path))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0), "first"))
+    next(node for node in model.graph.node if node.op_type == "Gather" and node.input[0] == "values").input[1] = "first"
+    path.write_bytes(model.SerializeToString())
+    exact = get_backend("onnxruntime").load(path, stage).run(inputs)["y"]
+    use_kernels(path)
+    (node,) = (node for node in onnx.load(str(path)).graph.node if node.op_type == OPERATOR)
+    assert len(node.input) == 3
+    assert 0 < relative(get_backend("onnxruntime").load(path, stage, OWN).run(inputs)["y"], exact) < 1e-3
 
 
 def test_few_rows_and_other_sums_stay_the_runtimes(tmp_path):
@@ -203,12 +231,26 @@ def test_few_rows_and_other_sums_stay_the_runtimes(tmp_path):
     assert not Attentions(model.graph).found
 
 
-def test_a_file_that_lies_about_its_shapes_is_refused(tmp_path):
-    path, stage, inputs = written(tmp_path, masked=True)
+@pytest.mark.parametrize(
+    ("place", "other", "told"), [(2, 0, "do not fit together"), (4, 0, "do not fit"), (5, 0, "earlier tokens")]
+)
+def test_a_file_that_lies_about_its_shapes_is_refused(tmp_path, place, other, told):
+    path, stage, inputs = written(tmp_path, masked=True, before=15)
     use_kernels(path)
     model = onnx.load(str(path))
     node = next(node for node in model.graph.node if node.op_type == OPERATOR)
-    node.input[2] = node.input[0]
+    node.input[place] = node.input[other]
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(BackendError, match="do not fit together"):
+    with pytest.raises(BackendError, match=told):
+        get_backend("onnxruntime").load(path, stage, OWN).run(inputs)
+
+
+def test_a_layer_that_the_cache_has_not_is_refused(tmp_path):
+    path, stage, inputs = written(tmp_path, masked=True, before=15)
+    use_kernels(path)
+    model = onnx.load(str(path))
+    node = next(node for node in model.graph.node if node.op_type == OPERATOR)
+    next(attribute for attribute in node.attribute if attribute.name == "layer").i = 2
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BackendError, match="earlier tokens"):
         get_backend("onnxruntime").load(path, stage, OWN).run(inputs)

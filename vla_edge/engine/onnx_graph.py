@@ -1,7 +1,8 @@
-"""What several readers and writers of stage files ask of an ONNX graph; nothing here imports onnx."""
+"""What several readers and writers of stage files ask of an ONNX graph."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 
@@ -74,3 +75,18 @@ class Neighbours:
         """The node of that kind that alone reads a tensor."""
         only = self._readers.get(name, [])
         return only[0] if len(only) == 1 and only[0] is not None and only[0].op_type == kind else None
+
+    def stacked(self, name: str) -> tuple[str, int]:
+        """The tensor whose first axis this is one place of, such as of all layers, and the place; itself and 0 where it is
+        none."""
+        one = self.maker(name, "Gather")
+        first = one is not None and not any(attribute.name == "axis" and attribute.i for attribute in one.attribute)
+        place = self.number(one.input[1]) if first else None
+        return (name, 0) if place is None or place < 0 else (one.input[0], int(place))
+
+    def number(self, name: str) -> float | None:
+        """The value of a constant that is one number."""
+        import onnx
+
+        constant = self.constants.get(name)
+        return None if constant is None or math.prod(constant.dims) != 1 else onnx.numpy_helper.to_array(constant).item()

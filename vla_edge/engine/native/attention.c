@@ -63,6 +63,13 @@ static inline size_t begin(const Attention *at, size_t bit, size_t head, size_t 
     return (at->rows_first & bit ? row * at->heads + head : head * rows + row) * width;
 }
 
+/* Keys or values, of `width` numbers each, of a token. */
+static inline const float *of_token(
+    const Attention *at, const float *before, const float *x, size_t bit, size_t head, size_t token, size_t width) {
+    if (token < at->before) return before + (head * at->before + token) * width;
+    return x + begin(at, bit, head, token - at->before, at->tokens - at->before, width);
+}
+
 /* Whole vectors come first in each part, so that every one of them begins at a multiple of 64 bytes. */
 static Memory lay_out(const Attention *at, void *packed, const void *mask, void *scratch) {
     Memory m = {.tokens = whole(at->tokens), .depth = at->depth, .width = whole(at->width), .mask = mask};

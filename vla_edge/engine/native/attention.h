@@ -3,7 +3,7 @@
  *
  * Each row of q and of k has a step of its own, each channel of v too, of a size that lets sums of products fit 32
  * bits: rounding is that of 12 bits or more, and processors multiply twice as fast as in float32. Nothing of the size
- * of rows x tokens is ever written to memory.
+ * of rows x tokens is ever written to memory. Keys and values of the first tokens may lie elsewhere, in a cache.
  */
 #ifndef VLA_EDGE_ATTENTION_H
 #define VLA_EDGE_ATTENTION_H
@@ -16,13 +16,15 @@ enum { MOST_TOKENS = 8192, MOST_DEPTH = 256 };
 
 typedef struct {
     const float *q;    /* (heads, rows, depth), or (rows, heads, depth); depth is even */
-    const float *k;    /* (heads, tokens, depth), or (tokens, heads, depth) */
-    const float *v;    /* (heads, tokens, width), or (tokens, heads, width) */
+    const float *k;    /* (heads, tokens - before, depth), or (tokens - before, heads, depth) */
+    const float *v;    /* (heads, tokens - before, width), or (tokens - before, heads, width) */
     const float *mask; /* (mask_rows, tokens), added for row r of any head in its row r % mask_rows; or NULL */
     float *y;          /* (heads, rows, width), or (rows, heads, width) */
     size_t heads, rows, tokens, depth, width, mask_rows;
     size_t rows_first; /* which are the other way round: 1 q + 2 k + 4 v + 8 y */
     float scale;
+    size_t before;                       /* tokens that come first */
+    const float *k_before, *v_before;    /* (heads, before, depth) and (heads, before, width) */
 } Attention;
 
 /* Bytes, multiples of 64, that have to begin at one: of a head's keys and values, of the mask, and of rows at work. */

@@ -32,6 +32,20 @@ class Found:
     mask: str | None = None
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """Keys and values of a cache, which come before those of an attention's own tokens.
+
+    Attributes:
+        stacks: the tensors that hold the cache's keys, and its values, of all layers. layer: the place there. k, v: own.
+    """
+
+    stacks: tuple[str, str]
+    layer: int
+    k: str
+    v: str
+
+
 def is_over_tokens(node, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether it is a softmax over the last axis."""
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), -1)
@@ -42,7 +56,7 @@ def operations(node, shapes: Mapping[str, tuple[int, ...]]) -> float:
     """Those of both products of the operator."""
     told = next(attribute.i for attribute in node.attribute if attribute.name == "rows_first")
     q, k, v = (shapes[name] for name in node.input[:3])
-    tokens = k[1] if told & 2 else k[-2]
+    tokens = (k[1] if told & 2 else k[-2]) + (shapes[node.input[4]][-2] if len(node.input) > 4 else 0)
     return 2.0 * math.prod(q[:-1]) * tokens * (q[-1] + v[-1])
 
 
@@ -126,6 +140,11 @@ class Attentions:
         else:
             k = f"{y}.keys"
             made.append(onnx.helper.make_node("Transpose", [source], [k], k, perm=order))
+        earlier = None if rows_first else self._earlier(k, v)
+        if earlier is not None:
+            k, v = earlier.k, earlier.v
+            if swapped(self._near.order(k), k):
+                k, rows_first = self._near.makers[k].input[0], rows_first | 2
         if swapped(self._near.order(q), q):
             q, rows_first = self._near.makers[q].input[0], rows_first | 1
         if swapped(self._near.order(v), v):
@@ -135,8 +154,24 @@ class Attentions:
         if after is not None and swapped(self._near.order(after.output[0]), y):
             y, rows_first = after.output[0], rows_first | 8
             gone[y] = []
-        operands = [q, k, v] + ([found.mask] if found.mask else [])
+        operands, layer = [q, k, v] + ([found.mask] if found.mask else []), {}
+        if earlier is not None:
+            operands, layer = [q, k, v, found.mask or "", *earlier.stacks], {"layer": earlier.layer}
         made.append(onnx.helper.make_node(
-            OPERATOR, operands, [y], found.second.name, domain=DOMAIN, scale=found.scale, rows_first=rows_first,
+            OPERATOR, operands, [y], found.second.name, domain=DOMAIN, scale=found.scale, rows_first=rows_first, **layer,
         ))  # fmt: skip
         return gone
+
+    def _earlier(self, k: str, v: str) -> Earlier | None:
+        """What keys and values, heads first, are joined from."""
+        joined = [self._near.maker(name, "Concat") for name in (k, v)]
+        for name, one in zip((k, v), joined):
+            rank = len(self._shapes[name])
+            if one is None or len(one.input) != 2 or one.attribute[0].i % rank != rank - 2:
+                return None
+        first, own = zip(*(one.input for one in joined))
+        before = [self._shapes.get(name, ()) for name in first]
+        if not all(before) or before[0][-2] != before[1][-2]:
+            return None
+        (k_stack, layer), (v_stack, same) = map(self._near.stacked, first)
+        return Earlier((k_stack, v_stack), layer, *own) if layer == same else None

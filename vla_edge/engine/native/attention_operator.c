@@ -1,7 +1,8 @@
 /* `vla_edge::Attention`, as in `attention.h`
  *   inputs      q (..., rows, depth), k (..., tokens, depth), v (..., tokens, width) and, where there is one, mask
- *               (1, ..., mask_rows, tokens), float32
- *   attributes  scale; rows_first, which of q, k, v and y are (1, rows, heads, ...) instead
+ *               (1, ..., mask_rows, tokens); keys and values of tokens that come before those, if any, (..., before, depth)
+ *               and (..., before, width), of one layer or of all one after the other; float32
+ *   attributes  scale; rows_first, which of q, k, v and y are (1, rows, heads, ...) instead; layer, the place in the cache
  *   output      (..., rows, width) float32
  */
 #include <stdlib.h>
@@ -53,28 +54,39 @@ static int prepare_attention(AttentionWork *work) {
 static Status compute(void *self, void *context) {
     const Kernel *kernel = self;
     OrtApi *api = kernel->api;
-    Tensor q, k, v, mask;
-    TRY(read_inputs(kernel, context, (Tensor *const[]){&q, &k, &v, &mask}, 4, 3));
+    Tensor q, k, v, mask, k_before, v_before;
+    TRY(read_inputs(kernel, context, (Tensor *const[]){&q, &k, &v, &mask, &k_before, &v_before}, 6, 3));
     const size_t first = (size_t)kernel->rows_first;
-    if (q.count < 2 || k.count < 2 || v.count < 2 || (mask.data && mask.count < 2))
+    if (q.count < 2 || k.count < 2 || v.count < 2 || (mask.data && mask.count < 2) ||
+        (k_before.data && k_before.count < 2) || (v_before.data && v_before.count < 2))
         return fail(api, "Attention: tensors of at least 2 dimensions");
     if (!heads_first(&q, first & 1) || !heads_first(&k, first & 2) || !heads_first(&v, first & 4) ||
         (first & 8 && q.count != 4))
         return fail(api, "Attention: what has its rows first has 4 dimensions");
+    const size_t before = k_before.data ? last(&k_before, 1) : 0, layer = (size_t)kernel->layer;
     AttentionWork work = {
         .attention = {
             .q = q.data, .k = k.data, .v = v.data, .mask = mask.data, .heads = leading(&q, 2), .rows = last(&q, 1),
-            .tokens = last(&k, 1), .depth = last(&q, 0), .width = last(&v, 0), .scale = kernel->scale,
+            .tokens = last(&k, 1) + before, .depth = last(&q, 0), .width = last(&v, 0), .scale = kernel->scale,
             .mask_rows = mask.data ? last(&mask, 1) : 1, .rows_first = first,
+            .before = before,
         },
         .way = kernel->way,
     };
-    const Attention *at = &work.attention;
+    Attention *at = &work.attention;
     if (leading(&k, 2) != at->heads || leading(&v, 2) != at->heads || last(&k, 0) != at->depth ||
-        last(&v, 1) != at->tokens || !at->tokens || at->tokens > MOST_TOKENS || !at->depth || at->depth % 2 ||
+        last(&v, 1) != last(&k, 1) || !at->tokens || at->tokens > MOST_TOKENS || !at->depth || at->depth % 2 ||
         at->depth > MOST_DEPTH || !at->mask_rows || at->rows % at->mask_rows ||
         (mask.data && (leading(&mask, 2) != 1 || last(&mask, 0) != at->tokens)))
         return fail(api, "Attention: queries, keys, values and mask do not fit together");
+    if (before) { /* the file may be anybody's: nothing is read beyond what there is */
+        if (!v_before.data || !at->heads || leading(&k_before, 2) % at->heads ||
+            layer >= leading(&k_before, 2) / at->heads || leading(&v_before, 2) != leading(&k_before, 2) ||
+            last(&k_before, 0) != at->depth || last(&v_before, 1) != before || last(&v_before, 0) != at->width)
+            return fail(api, "Attention: keys and values of earlier tokens do not fit");
+        at->k_before = (const float *)k_before.data + layer * at->heads * before * at->depth;
+        at->v_before = (const float *)v_before.data + layer * at->heads * before * at->width;
+    }
     q.shape[q.count - 1] = (int64_t)at->width;
     heads_first(&q, first & 8); /* and back */
     TRY(make_output(api, context, 0, q.shape, q.count, (void **)&work.attention.y));
@@ -94,11 +106,15 @@ static Status create(const CustomOp *op, OrtApi *api, const void *info, void **k
     TRY(new_kernel(api, info, &made));
     Status status = CALL(api, KernelInfoGetFloat, KERNEL_INFO_GET_FLOAT)(info, "scale", &made->scale);
     if (!status) status = CALL(api, KernelInfoGetInt, KERNEL_INFO_GET_INT)(info, "rows_first", &made->rows_first);
+    if (!status && made->inputs > 4) {
+        status = CALL(api, KernelInfoGetInt, KERNEL_INFO_GET_INT)(info, "layer", &made->layer);
+        if (!status && made->layer < 0) status = fail(api, "Attention: no such layer");
+    }
     return hand_over(status, made, kernel);
 }
 
 static const char *get_name(const CustomOp *op) { return (void)op, "Attention"; }
-static size_t inputs(const CustomOp *op) { return (void)op, 4; }
+static size_t inputs(const CustomOp *op) { return (void)op, 6; }
 static int needs(const CustomOp *op, size_t index) { return (void)op, index < 3 ? REQUIRED : OPTIONAL; }
 
 const CustomOp attention_operator = OPERATOR(inputs, is_float, needs, is_required);

@@ -81,7 +81,7 @@ class _Reader:
         if begin != 0 or after not in (ours, -theirs) or same != q or added is not other or scaled is None:
             return None
         last = self._swapped(added.output[0])
-        q, scale = self._through(scaled.input[0]), self._number(scaled.input[1])
+        q, scale = self._through(scaled.input[0]), self._near.number(scaled.input[1])
         if last is None or scale is None or any(len(shapes.get(name, ())) != 4 for name in (q, k, v, own_k, own_v)):
             return None
         (_, all_heads, rows, depth), (_, heads, tokens, _) = shapes[q], shapes[k]
@@ -94,7 +94,7 @@ class _Reader:
             and _size(shapes.get(bias)) == tokens and _size(shapes.get(own_bias)) == rows * behind
             and shapes.get(last.output[0]) == (1, rows, all_heads, depth)
         )  # fmt: skip
-        (k, layer), (v, same) = self._stacked(k), self._stacked(v)
+        (k, layer), (v, same) = self._near.stacked(k), self._near.stacked(v)
         return Found((q, k, v, bias, own_k, own_v, own_bias), scale, layer, last) if fits and layer == same else None
 
     def _scores(self, name: str) -> tuple[str, str, str] | None:
@@ -111,7 +111,7 @@ class _Reader:
     def _mixed(self, part) -> tuple[int, int, str, object] | None:
         """Where a slice of the weights begins, for how many tokens it is, their values, and the sum that this is a part
         of."""
-        begin = self._number(part.input[1]) if part is not None and part.op_type == "Slice" else None
+        begin = self._near.number(part.input[1]) if part is not None and part.op_type == "Slice" else None
         product = None if begin is None else self._near.below(part.output[0], "MatMul")
         added = None if product is None else self._near.below(product.output[0], "Add")
         tokens = self.shapes.get(part.output[0], (0,))[-1]
@@ -127,20 +127,6 @@ class _Reader:
         """What a tensor was before it got another shape."""
         shaped = self._near.above(name, "Reshape")
         return name if shaped is None else shaped.input[0]
-
-    def _stacked(self, name: str) -> tuple[str, int]:
-        """The tensor of all layers that this is one of, and its place there."""
-        one = self._near.maker(name, "Gather")
-        first = one is not None and not any(attribute.name == "axis" and attribute.i for attribute in one.attribute)
-        place = self._number(one.input[1]) if first else None
-        return (name, 0) if place is None or place < 0 else (one.input[0], int(place))
-
-    def _number(self, name: str) -> float | None:
-        """The value of a constant that is one number."""
-        import onnx
-
-        constant = self._near.constants.get(name)
-        return None if constant is None or _size(constant.dims) != 1 else onnx.numpy_helper.to_array(constant).item()
 
 
 def _size(shape) -> int:
