@@ -80,10 +80,10 @@ def policy_rows(name: str, options) -> list[Row]:
     runners, paths = {"eager_fp32": Runner.from_checkpoint(checkpoint)}, {}
     missing = {"torch_bf16": "left out (--no-torch)"} if options.no_torch else {}
     peer = None
-    if lerobot_peer.PYTHON.is_file():
+    if lerobot_peer.INTERPRETERS["smolvla"].is_file():
         peer = runners["lerobot"] = lerobot_peer.LeRobotPeer(checkpoint, options.threads)
     else:
-        missing["lerobot"] = lerobot_peer.HOW
+        missing["lerobot"] = lerobot_peer.HOW["smolvla"]
     for label, (recipe, backend) in wanted.items():
         target = options.output / "bundles" / f"{name}-{label}"
         try:

@@ -93,6 +93,7 @@ def run_rows(name: str, checkpoint: Path, options) -> list[Row]:
     from benchmarks.large_speed import chunk_seconds, orin_rows, plan_rows, token_rows
     from vla_edge.engine.alone import most_memory
     from vla_edge.engine.bundle import Bundle
+    from vla_edge.engine.runner import Runner
 
     rows, measured = [], {}
     ways = {"autoregressive": f"{name}_{options.methods[0]}", "fixed-point": f"{name}_parallel"}
@@ -105,10 +106,10 @@ def run_rows(name: str, checkpoint: Path, options) -> list[Row]:
         note = "a process with the engine, after a warm-up"
         rows.append(Row(f"run_rss_bytes.{name}_{way}", busy, "B", "<=", RUN, 1, None, note))
         for threads in sorted({1, options.threads}):
-            seconds, passes, told = chunk_seconds(bundle, threads)
+            seconds, passes, told = chunk_seconds(Runner.from_bundle(bundle, threads=threads))
             middle, spread = sorted(seconds)[len(seconds) // 2], (min(seconds), max(seconds))
             row = f"chunk_seconds.{name}_{way}" + ("" if threads == options.threads else f"_{threads}_thread")
-            rows.append(Row(row, middle, "s", n=len(seconds), interval=spread, note=told))
+            rows.append(Row(row, middle, "s", n=len(seconds), interval=spread, note=f"{threads} threads, {told}"))
             if threads == options.threads:
                 measured[way] = middle, passes
     if "autoregressive" in bundles:
@@ -119,7 +120,7 @@ def run_rows(name: str, checkpoint: Path, options) -> list[Row]:
 
 
 def flow_rows(name: str, options) -> list[Row]:
-    """Chunk latencies of a flow policy; PyTorch in bfloat16 has to compile, which takes a 3B policy's memory twice."""
+    """Chunk latencies of a flow policy."""
     from benchmarks.large_chunks import chunk_rows
     from benchmarks import pi0_shapes
     from benchmarks.smolvla_shapes import write_smolvla
@@ -129,9 +130,7 @@ def flow_rows(name: str, options) -> list[Row]:
         checkpoint = pi0_shapes.write_pi0(directory, pi0_shapes.Shapes(cameras=1))
     else:
         checkpoint = write_smolvla(directory, 1)
-    return chunk_rows(
-        name, checkpoint, options.output / "bundles", options.backend, options.threads, MEMORY / 1e6, name != "pi0"
-    )
+    return chunk_rows(name, checkpoint, options.output / "bundles", options.backend, options.threads, MEMORY / 1e6)
 
 
 def kill_row(name: str, checkpoint: Path, options) -> Row:

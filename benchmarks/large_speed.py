@@ -18,21 +18,14 @@ TURNS, PAIRS = 10, 3
 REST = 0.5  # seconds; llama.cpp's threads look for more work for a while before they sleep
 
 
-def chunk_seconds(engine: Path, threads: int, repeats: int = 3) -> tuple[list[float], float, str]:
-    """Of whole inferences, after one for nothing; mean passes over the tokens of a chunk; and where the last one's went.
-
-    Args:
-        engine: bundle, or a checkpoint, which PyTorch runs as it is.
-    """
-    from vla_edge.engine.runner import Runner
-
-    bundle = (engine / "manifest.yaml").is_file()
-    runner = Runner.from_bundle(engine, threads=threads) if bundle else Runner.from_checkpoint(engine)
+def chunk_seconds(runner, repeats: int = 3) -> tuple[list[float], float, str]:
+    """Of whole inferences of a `Runner`, after one for nothing; mean passes over the tokens of a chunk; and where the last
+    one's went."""
     runner.warm_up(1)
     found = [runner.infer(observation).timing for observation in observations(runner.spec, repeats)]
     parts = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in found[-1].stages.items())
     passes = float(np.mean([timing.passes for timing in found]))
-    return [timing.total for timing in found], passes, f"{threads} threads, {passes:.1f} passes; the last: {parts}"
+    return [timing.total for timing in found], passes, f"{passes:.1f} passes; the last: {parts}"
 
 
 def token_rows(bundle, shapes: Shapes, directory: Path, threads: int) -> list[Row]:
@@ -111,7 +104,6 @@ def plan_rows(name: str, checkpoint: Path, bundles: dict[str, Path], measured: d
         bundles: way of decoding -> engine. measured: the same -> seconds of a chunk, and passes over its tokens.
     """
     from vla_edge.engine.devices import load_device
-    from vla_edge.engine.engine_plan import engine_plan
     from vla_edge.progress import Bar
 
     bar = Bar()
@@ -120,11 +112,19 @@ def plan_rows(name: str, checkpoint: Path, bundles: dict[str, Path], measured: d
     rows = []
     for decoding, (seconds, passes) in measured.items():
         asked = {"iterations": round(passes)} if decoding == "fixed-point" else {}
-        planned = engine_plan(checkpoint, bundles[decoding], device, decoding=decoding, **asked).total_ms / 1e3
-        error = planned / seconds - 1
-        note = f"{seconds:.1f} s a chunk, predicted {planned:.1f} ({100 * error:+.0f} %)"
-        rows.append(Row(f"plan_error.{name}_{decoding}", abs(error), "", "<=", PLAN, note=note))
+        row = f"{name}_{decoding}"
+        rows.append(plan_row(row, checkpoint, bundles[decoding], device, seconds, decoding=decoding, **asked))
     return rows
+
+
+def plan_row(name: str, checkpoint: Path, bundle: Path, device, seconds: float, **asked) -> Row:
+    """The planner's chunk on a device against one that took `seconds`. `asked` is `engine_plan`'s."""
+    from vla_edge.engine.engine_plan import engine_plan
+
+    planned = engine_plan(checkpoint, bundle, device, **asked).total_ms / 1e3
+    error = planned / seconds - 1
+    note = f"{seconds:.2f} s a chunk, predicted {planned:.2f} ({100 * error:+.0f} %)"
+    return Row(f"plan_error.{name}", abs(error), "", "<=", PLAN, note=note)
 
 
 def orin_rows(name: str, checkpoint: Path, bundle: Path) -> list[Row]:
