@@ -74,3 +74,10 @@ def test_one_within_another(tmp_path):
     with whole_directory(tmp_path / "outer", VlaEdgeError) as outer:
         write(outer / "inner", "all of it")
     assert (tmp_path / "outer" / "inner" / "part").read_text() == "all of it"
+
+
+def test_what_came_there_meanwhile_stays_where_nothing_may_be_replaced(tmp_path):
+    with pytest.raises(OSError), whole_directory(tmp_path / "it", VlaEdgeError, replaces=False):
+        write(tmp_path / "it", "another's")
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]
+    assert (tmp_path / "it" / "part").read_text() == "another's"

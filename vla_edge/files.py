@@ -38,9 +38,12 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def whole_directory(directory: Path, error: type[VlaEdgeError]) -> Iterator[Path]:
+def whole_directory(directory: Path, error: type[VlaEdgeError], replaces: bool = True) -> Iterator[Path]:
     """A temporary directory that takes the place of `directory` when the block ends well, and vanishes otherwise; if the
     process is killed, the next one that writes the same removes it.
+
+    Args:
+        replaces: what is there when the block ends; otherwise that stays, and the rename fails.
 
     Raises:
         error: nothing can be written beside `directory`.
@@ -54,7 +57,7 @@ def whole_directory(directory: Path, error: type[VlaEdgeError]) -> Iterator[Path
     try:
         yield temporary
         temporary.chmod(0o755)
-        _replace(temporary, directory)
+        (_replace if replaces else os.rename)(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(held)

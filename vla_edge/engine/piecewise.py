@@ -250,10 +250,11 @@ class Piecewise:
 
     def _stages(self) -> list[tuple[int, float]]:
         """Of each of an engine's stages, bytes in float32 of what is no linear layer, and of its layers in its file."""
-        layers = dict.fromkeys((stage.name for stage in self.source.policy.stages()), 0.0)
+        stages = self.source.policy.stages()
+        layers = dict.fromkeys((stage.name for stage in stages), 0.0)
         for name, (step, layer) in self._planned().items():
             layers[name.partition(".")[0]] += _stored_bytes(step, layer)
-        return [(_rest_bytes(stage), layers[stage.shares or stage.name]) for stage in self.source.policy.stages()]
+        return [(_rest_bytes(stage), layers[stage.shares or stage.name]) for stage in stages]
 
     def _written(self, size: int) -> int:
         """Bytes in a file of what is no linear layer and takes `size` in float32; it is tables that count."""

@@ -80,7 +80,7 @@ def export_lerobot(
     if output.exists():
         raise DatasetError(f"{output} is there already and a dataset is never overwritten; choose another name")
     found = Exported()
-    with whole_directory(output, DatasetError) as directory, Bag(recording, contract) as bag:
+    with whole_directory(output, DatasetError, replaces=False) as directory, Bag(recording, contract) as bag:
         names = joint_names or bag.joint_names()
         shown = cameras or bag.cameras()
         writer = DatasetWriter(directory, fps, names, video, robot_type)
