@@ -25,9 +25,12 @@ from benchmarks.openvla_shapes import Shapes, write_openvla
 
 MEMORY = 6_000_000_000
 BODY, RUN, MINUTES, TOKENS = 3.6e9, 8e9, 60.0, 16_384
-METHODS, DECODINGS = ("awq", "gptq"), ("autoregressive", "fixed-point")
-# rounded to the nearest, as speed does not depend on how; all tokens of a chunk are guessed together
-PARALLEL = "rtn, fixed_point"
+METHODS = ("awq", "gptq")
+# ways to decide, with the steps of an engine of their own: all tokens of a chunk guessed together, half of the image tokens
+# behind the second text layer; rounded to the nearest, as speed does not depend on how
+OWN = {"fixed-point": "rtn, fixed_point", "half-vision": "rtn, prune_tokens"}
+DECODINGS = ("autoregressive", *OWN)
+STEPS = {"prune_tokens": {"keep": 0.5, "by": "attention"}}
 # asked for, and not taken by this benchmark
 ELSEWHERE = {
     "speedup_vs_eager_fp32.openvla": "the eager policy takes 28 GB in float32; make bench-engine has SmolVLA-450M's",
@@ -89,18 +92,20 @@ def build_rows(name: str, checkpoint: Path, method: str, options) -> list[Row]:
 
 
 def run_rows(name: str, checkpoint: Path, options) -> list[Row]:
-    """Memory and speed of the first engine (`autoregressive`), and of one that decides on all tokens of a chunk together."""
+    """Memory and speed of the first engine (`autoregressive`), and of those that decide in a way of their `OWN`."""
     from benchmarks.large_speed import chunk_seconds, orin_rows, plan_rows, token_rows
     from vla_edge.engine.alone import most_memory
     from vla_edge.engine.bundle import Bundle
     from vla_edge.engine.runner import Runner
 
     rows, measured = [], {}
-    ways = {"autoregressive": f"{name}_{options.methods[0]}", "fixed-point": f"{name}_parallel"}
-    bundles = {way: options.output / "bundles" / ways[way] for way in options.decodings}
-    if "fixed-point" in bundles and _start(checkpoint, f"{name}_parallel", PARALLEL, options).wait():
-        rows.append(Row(f"chunk_seconds.{name}_fixed-point", None, "s", note="the build failed, see above"))
-        del bundles["fixed-point"]
+    bundles = {}
+    for way in options.decodings:
+        bundle = f"{name}_{way if way in OWN else options.methods[0]}"
+        if way in OWN and _start(checkpoint, bundle, OWN[way], options).wait():
+            rows.append(Row(f"chunk_seconds.{name}_{way}", None, "s", note="the build failed, see above"))
+            continue
+        bundles[way] = options.output / "bundles" / bundle
     for way, bundle in bundles.items():
         busy = most_memory(Bundle.load(bundle))
         note = "a process with the engine, after a warm-up"
@@ -188,10 +193,10 @@ def _build(options) -> int:
     checkpoint, name, method = options.build
     torch.set_num_threads(options.threads)
     loaded = load_checkpoint(checkpoint)
-    how, *decoding = method.split(", ")
+    how, *others = method.split(", ")
     language = {"targets": ["prefill.layers"], "weights": "int4", "group_size": 128, "method": how}
     rest = {"targets": ["vision", "prefill.head"], "weights": "int8"}
-    steps = [{"quantize": language}, {"quantize": rest}, *({step: {}} for step in decoding)]
+    steps = [*({step: STEPS.get(step, {})} for step in others), {"quantize": language}, {"quantize": rest}]
     recipe = parse_recipe({"name": f"int4-{how}", "steps": steps})
     prompt = loaded.spec.tokenizer_max_length + (loaded.spec.cameras[0].height // 14) ** 2
     frames, held_out = -(-options.tokens // prompt), Piecewise(loaded, recipe, MEMORY, options.output).frames["held_out"]

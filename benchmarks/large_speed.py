@@ -111,9 +111,10 @@ def plan_rows(name: str, checkpoint: Path, bundles: dict[str, Path], measured: d
     bar.close()
     rows = []
     for decoding, (seconds, passes) in measured.items():
-        asked = {"iterations": round(passes)} if decoding == "fixed-point" else {}
-        row = f"{name}_{decoding}"
-        rows.append(plan_row(row, checkpoint, bundles[decoding], device, seconds, decoding=decoding, **asked))
+        asked = {"decoding": "autoregressive"}
+        if decoding == "fixed-point":
+            asked = {"decoding": decoding, "iterations": round(passes)}
+        rows.append(plan_row(f"{name}_{decoding}", checkpoint, bundles[decoding], device, seconds, **asked))
     return rows
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 from bench_file import Row, table, write  # noqa: E402
-from openvla_shapes import Shapes, write_openvla  # noqa: E402
+from openvla_shapes import Shapes, write_openvla, write_words  # noqa: E402
 
 SHAPES = Shapes(layers=4, width=128, hidden=352, heads=4, image_size=84, towers=((64, 128, 4), (64, 128, 4)))
 STORED = 96  # pixels along a side of what demonstrations hold
@@ -61,12 +61,7 @@ def measure(demonstrations: Path, work: Path, sizes: Sizes) -> list[Row]:
     from vla_edge.sim.demonstrations import shard_files
 
     work.mkdir(parents=True, exist_ok=True)
-    files = shard_files(demonstrations)
-    shown = work / "shown"
-    if not shown.is_dir():
-        shown.mkdir()
-        for file in (demonstrations / "recording.json", *files[: sizes.shards]):
-            shutil.copyfile(file, shown / file.name)
+    files, shown = shard_files(demonstrations), copied(demonstrations, work / "shown", sizes.shards)
     plain = trained_policy(shown, work, sizes.steps)
     judges = list(observations(files[-1], load_checkpoint(plain).spec))
     rows = judged(plain, judges, sizes)
@@ -78,6 +73,17 @@ def measure(demonstrations: Path, work: Path, sizes: Sizes) -> list[Row]:
             partial.rename(directory)
         rows += judged(directory, judges, sizes, kind)
     return rows
+
+
+def copied(demonstrations: Path, shown: Path, count: int) -> Path:
+    """The first shards of a recording, to train on."""
+    from vla_edge.sim.demonstrations import shard_files
+
+    if not shown.is_dir():
+        shown.mkdir(parents=True)
+        for file in (demonstrations / "recording.json", *shard_files(demonstrations)[:count]):
+            shutil.copyfile(file, shown / file.name)
+    return shown
 
 
 def judged(directory: Path, judges, sizes: Sizes, kind: str = "") -> list[Row]:
@@ -157,8 +163,6 @@ def trained_policy(shown: Path, work: Path, steps: int) -> Path:
 
 def random_policy(shown: Path, directory: Path) -> Path:
     """Of `SHAPES`, for what the demonstrations show."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-
     from vla_edge.sim.demonstrations import read_mark, shards
 
     write_openvla(directory, SHAPES)
@@ -166,10 +170,7 @@ def random_policy(shown: Path, directory: Path) -> Path:
     for shard in shards(shown, ("state", "action", "instruction")):
         motion.append(shard["action"][:, 0] - shard["state"])
         words.update(dict.fromkeys(word for text in set(map(str, shard["instruction"])) for word in text.lower().split()))
-    known = ("<unk>", "<s>", "</s>", *dict.fromkeys((*"in what action should robot take to out : ?".split(), *words)))
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(known)}, unk_token="<unk>"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    tokenizer.save(str(directory / "tokenizer.json"))
+    write_words(directory, dict.fromkeys(("<unk>", "<s>", "</s>", *"in what action should robot take to out : ?".split(), *words)))
     low, high = np.quantile(np.concatenate(motion), (0.01, 0.99), axis=0)
     low, high = np.minimum(low, -1e-3), np.maximum(high, 1e-3)
     bounds = {"q01": low.tolist(), "q99": high.tolist(), "mask": [True] * len(low)}
@@ -181,14 +182,14 @@ def random_policy(shown: Path, directory: Path) -> Path:
     return directory
 
 
-def observations(shard: Path, spec) -> Iterator:
-    """The first `JUDGED` frames of a shard, in order, as a robot would show them."""
+def observations(shard: Path, spec, count: int = JUDGED) -> Iterator:
+    """The first frames of a shard, in order, as a robot would show them."""
     from vla_edge.sim.demonstrations import read_shard
     from vla_edge.types import JointState, Observation
 
     found = read_shard(shard, ("images", "state", "instruction"))
     period = round(1e9 * spec.dt)
-    for index in range(JUDGED):
+    for index in range(min(count, len(found["state"]))):
         joints = JointState(index * period, spec.joint_names, found["state"][index])
         yield Observation(index * period, {"head": found["images"][index]}, joints, str(found["instruction"][index]))
 

@@ -14,7 +14,7 @@ from vla_edge.compress.recipe import RecipeError, parse_recipe
 from vla_edge.engine.runner import Runner
 from vla_edge.learn.frames import from_observations
 from vla_edge.policy.blocks import MASKED
-from vla_edge.policy.smolvla import TokenChoice
+from vla_edge.policy.narrow import TokenChoice
 
 PRUNE = {"prune_tokens": {"keep": 0.5, "after": 1}}
 

@@ -115,8 +115,8 @@ def test_one_that_strays_too_far_is_not_handed_over(openvla, tmp_path):
     ("openvla", "modelopt", [{"quantize": {**ROUNDED, "weights": "int8", "group_size": None}}], "has int8 weights"),
     ("openvla", "modelopt", [{"quantize": {**ROUNDED, "weights": "int8", "activations": "int8"}}], "rounds its inputs"),
     ("openvla", "modelopt", [{"lowrank": {"targets": ["prefill.layers"], "rank": 4}}], "has a low-rank branch"),
-    ("openvla", "modelopt", [{"fixed_point": {}}], r"says how tokens are written here \(fixed_point\)"),
-    ("openvla", "modelopt", [{"kv_cache": {}}], r"says how tokens are written here \(kv_cache\)"),
+    ("openvla", "modelopt", [{"fixed_point": {}}], r"says how tokens are read or written here \(fixed_point\)"),
+    ("openvla", "modelopt", [{"kv_cache": {}}], r"says how tokens are read or written here \(kv_cache\)"),
     ("oft", "modelopt", [], "writes no tokens one after the other"),
 ])  # fmt: skip
 def test_what_cannot_be_is_said_before_anything_is_compressed(tmp_path, family, layout, steps, told):

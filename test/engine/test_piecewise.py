@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from vla_edge.compress.calibrate import collect
@@ -45,6 +46,7 @@ REST = {"targets": ["vision", "prefill.head?", "act.head?", "act.state_*?"], "we
 RECIPE = parse_recipe({"name": "pieces", "steps": [{"quantize": LANGUAGE}, {"quantize": REST}]})
 ALL = {"targets": ["*"], "weights": "int4", "group_size": 16}
 AWQ = parse_recipe({"name": "awq", "steps": [{"quantize": {**ALL, "method": "awq"}}]})
+FEWER = {"prune_tokens": {"after": 1, "by": "attention"}}
 ENOUGH = 1 << 30  # for a piece of any of these policies
 
 
@@ -168,6 +170,26 @@ def test_what_can_be_done_in_pieces_gives_what_it_gives_on_the_whole(openvla, st
     assert all(same(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.parametrize("family", ["openvla", "oft", "pi0"])
+def test_fewer_image_tokens_are_the_same_in_pieces(family, tmp_path, monkeypatch):
+    monkeypatch.setattr("vla_edge.engine.native.rewrite.library", lambda: None)  # which way is the faster is not the question
+    directory = saved(family, tmp_path)
+    recipe = parse_recipe({"name": "fewer", "steps": [FEWER, {"quantize": ALL}]})
+    recipe, data = replace(recipe, accept=Accept()), data_of(directory)
+    whole = building.build(directory, recipe, "onnxruntime", tmp_path / "whole", data)
+    monkeypatch.setattr(building, "needs_pieces", lambda *_: True)
+    pieces = building.build(directory, recipe, "onnxruntime", tmp_path / "pieces", data, build_memory_mb=ENOUGH / 1e6)
+    files = sorted(path.name for path in whole.iterdir() if path.name != "manifest.yaml")
+    assert filecmp.cmpfiles(whole, pieces, files, shallow=False) == (files, [], [])
+    plain = load_policy(load_checkpoint(directory))
+    policy = carry_out(recipe, plain, load_checkpoint(directory), data, lambda *_: None).policy
+    entries = yaml.safe_load((pieces / "manifest.yaml").read_text())["stages"]
+    for stage, before in zip(policy.stages(), plain.stages()):
+        shapes = [tuple(tensor["shape"]) for tensor in entries[stage.name]["inputs"]]
+        assert shapes == [spec.shape for spec in stage.inputs]
+        assert stage.name not in ("denoise", "decode") or shapes != [spec.shape for spec in before.inputs]
+
+
 class Interrupted(BaseException):
     """As a signal: nothing catches it."""
 
@@ -249,6 +271,7 @@ def test_recipes_that_want_the_whole_policy_are_refused_with_what_to_take(openvl
         ({"quantize": {**LANGUAGE, "importance": "action"}}, "importance action needs gradients"),
         ({"finetune": {"steps": 1}}, "finetune works on the whole policy"),
         ({"kv_cache": {}}, "kv_cache works on the whole policy"),
+        ({"prune_tokens": {"after": 1}}, "prune_tokens by action needs gradients"),
         ({"shrink": {"targets": ["*"], "channels": 0.5}}, "shrink works on the whole policy"),
     ):
         with pytest.raises(RecipeError, match=f"step 1: {reason}.*Take recipe {piecewise.PIECEWISE_RECIPE}, or one of"):
@@ -347,6 +370,8 @@ def test_a_disk_that_gets_full_is_a_named_error_and_leaves_nothing_half_written(
         ("openvla", RECIPE, 0, []),
         ("openvla", RECIPE, 0, [{"fixed_point": {}}]),
         ("openvla", RECIPE, 0, [{"speculate": {}}, {"prefill_blocks": {"size": 8}}]),
+        ("openvla", RECIPE, 0, [FEWER, {"fixed_point": {}}]),
+        ("groot17", AWQ, 0, [FEWER]),
         ("openvla", RECIPE, 3, []),
         *((family, AWQ, 0, []) for family in FLOWS),
     ],
@@ -358,8 +383,9 @@ def test_the_bundle_is_the_same_to_the_byte(family, recipe, heads, decoding, tmp
     if heads:
         drafted = {f"{head}.0.weight": torch.randn(256, 16) for head in range(heads)}
         save_file(drafted, directory / "medusa_lm_head.safetensors")
-    recipe = replace(recipe, steps=(*recipe.steps, *parse_recipe({"steps": decoding}).steps), accept=Accept())
-    if decoding:  # what reaches the layers while tokens are guessed together is not what does while they follow each other
+    recipe = replace(recipe, steps=(*parse_recipe({"steps": decoding}).steps, *recipe.steps), accept=Accept())
+    # what reaches the layers while tokens are guessed together, or are fewer, is not what does while they are not
+    if decoding:
         recipe = replace(recipe, steps=tuple(replace(s, method="rtn") if hasattr(s, "method") else s for s in recipe.steps))
     data, traced = data_of(directory), {}
     whole = building.build(directory, recipe, "onnxruntime", tmp_path / "whole", data, traced=traced)

@@ -24,7 +24,7 @@ from vla_edge.engine.devices import load_device
 from vla_edge.engine.operations import Attention, Pointwise, Product, Rotation, StageWork, layer_shapes
 from vla_edge.engine.plan import PlanError, predict
 from vla_edge.engine.plan_search import RECIPES, candidates
-from vla_edge.engine.precision import LayerPrecision, layer_precisions
+from vla_edge.engine.precision import LayerPrecision, asked_of_workload, layer_precisions
 from vla_edge.engine.workload import Workload, WorkloadError
 from vla_edge.types import JointState, Observation
 
@@ -457,3 +457,20 @@ def test_what_a_recipe_makes_of_an_inference_is_planned():
     assert predict(architecture, load_recipe("kv8"), device).workload.kv == "int8"
     pruned = predict(architecture, load_recipe("prune-tokens"), device).workload.keep_vision
     assert 0 < pruned < 1
+
+
+@pytest.mark.parametrize(("name", "stage"), [("openvla-7b", "prefill"), ("pi0", "prefix")])
+def test_image_tokens_are_left_out_behind_the_layers_that_see_them(name, stage):
+    architecture = load_architecture(name)
+
+    def rows(**asked) -> list[int]:
+        works = architecture.works(Workload.of(architecture, **asked))
+        found = next(work for work in works if work.name == stage).operations
+        named = [op for op in found if isinstance(op, Product) and op.layer.startswith(f"{stage}.layers.")]
+        return [next(op.rows for op in named if op.layer.startswith(f"{stage}.layers.{index}.")) for index in range(6)]
+
+    whole, gone = rows()[0], architecture.cameras * architecture.image_tokens // 2
+    assert rows(keep_vision=0.5) == [whole] * 2 + [whole - gone] * 4
+    assert rows(keep_vision=0.5, keep_after=4) == [whole] * 4 + [whole - gone] * 2
+    recipe = parse_recipe({"steps": [{"prune_tokens": {"keep": 0.5, "after": 3, "by": "attention"}}]})
+    assert asked_of_workload(recipe) == {"keep_vision": 0.5, "keep_after": 3}

@@ -232,7 +232,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tokens, tmp_path):
         ("openvla", [{"kv_cache": {}}, train(1)], "put it before kv_cache"),
         ("oft", [train(1), {"kv_cache": {}}], "kv_cache is for policies that read their keys and values again"),
         ("openvla", [{"shrink": {"targets": ["*"], "blocks": 1}}, train(1)], "cannot be done to this family"),
-        ("openvla", [{"prune_tokens": {}}, train(1)], "cannot be done to this family"),
+        ("openvla", [train(1), {"prune_tokens": {"after": 1}}], "put it first"),
     ],
 )
 def test_what_does_not_fit_the_policy_is_an_error_before_any_work(name, steps, said, tmp_path, monkeypatch):

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from vla_edge.compress.recipe import Recipe, RecipeError
-from vla_edge.compress.steps import Decoding, FixedPoint, KVCache, PrefillBlocks, Speculate
+from vla_edge.compress.steps import Decoding, FixedPoint, KVCache, PrefillBlocks, PruneTokens, Speculate
+
+_APART = (
+    (Speculate, FixedPoint, "decode in different ways"),
+    (PrefillBlocks, KVCache, "cannot go together: the cache is rounded as a whole"),
+    (PrefillBlocks, PruneTokens, "cannot go together: which image tokens stay is known when all of the prompt was read"),
+)
 
 
 def decode_(step: Decoding, policy) -> dict[str, int]:
@@ -29,9 +35,8 @@ def check_decoding(recipe: Recipe, policy) -> None:
         RecipeError: it writes no tokens, or too few; a draft is asked for that it does not have; two steps exclude each other.
     """
     kinds = {type(step): number for number, step in enumerate(recipe.steps, 1)}
-    for one, other in ((Speculate, FixedPoint), (PrefillBlocks, KVCache)):
+    for one, other, why in _APART:
         if one in kinds and other in kinds:
-            why = "decode in different ways" if one is Speculate else "cannot go together: the cache is rounded as a whole"
             raise RecipeError(
                 f"recipe {recipe.name}, steps {kinds[one]} ({one.key}) and {kinds[other]} ({other.key}) {why}; drop one"
             )

@@ -158,7 +158,11 @@ def carry_out(
             part(0.0, "taking out layers, heads and channels")
             _shrink(recipe, step, policy, checkpoint, num_steps, data.observations, part)
         elif isinstance(step, PruneTokens):
-            _prune_tokens(step, policy, checkpoint, data.observations, part)
+            from vla_edge.compress.prune.tokens import prune_tokens_
+
+            prune_tokens_(
+                step, policy, checkpoint, data.observations, lambda f: part(f, "seeing which image tokens matter")
+            )
         elif factors_convolutions(step):
             runner = Runner.from_policy(policy, checkpoint, num_steps)
             kept = work / f"{number}-{_question(recipe, checkpoint, number, len(frames))}.json" if recipe.trains else None
@@ -319,15 +323,6 @@ def shrink_units(step: Shrink, policy, runner, observations: Sequence[Observatio
         if not statistics.count:
             raise never_reached(name)
     shrink(chosen, shares, {id(readers[name]): statistics for name, statistics in seen.items()})
-
-
-def _prune_tokens(step: PruneTokens, policy, checkpoint, observations, part) -> None:
-    from vla_edge.compress.prune.tokens import choose_tokens
-
-    count = step.kept(policy.config.cameras * policy.config.image_tokens)
-    policy.prefix.choice = choose_tokens(
-        policy, checkpoint, step.after, count, observations, lambda f: part(f, "seeing which image tokens matter")
-    )
 
 
 def _raced(race, policy, recipe: Recipe, number: int, file: Path | None) -> Race:

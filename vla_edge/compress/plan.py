@@ -139,12 +139,13 @@ def check_shapes(recipe: Recipe, policy) -> None:
         RecipeError: more layers than can go; a share that leaves no token, or all; layers that are not there; channels
             that do not fill bytes.
     """
-    about = [s.key for s in recipe.steps if isinstance(s, PruneTokens) or isinstance(s, Shrink) and s.blocks]
-    if about and not hasattr(policy, "skip_"):
-        raise RecipeError(
-            f"recipe {recipe.name}: {', '.join(about)} about layers or tokens cannot be done to this family of policies; "
-            "leave such steps out"
-        )
+    for kind, able, what in ((Shrink, "skip_", "take whole layers out of"), (PruneTokens, "reader", "leave image tokens out of")):
+        asked = [step for step in recipe.steps if isinstance(step, kind) and getattr(step, "blocks", True)]
+        if asked and not hasattr(policy, able):
+            raise RecipeError(
+                f"recipe {recipe.name}: {asked[0].key} is to {what} the policy, which cannot be done to this family; leave "
+                "that out"
+            )
     config, left = policy.config, getattr(policy, "cache_length", 0)
     if not left and any(isinstance(step, KVCache) for step in recipe.steps):
         raise RecipeError(
@@ -161,7 +162,7 @@ def check_shapes(recipe: Recipe, policy) -> None:
                     "skipped (of the vision tower one stays, and so do the last text layer and its reader)"
                 )
         if isinstance(step, PruneTokens):
-            tokens = config.cameras * config.image_tokens
+            tokens = len(policy.reader.image_places)
             if not 0 < step.kept(tokens) < tokens:
                 raise RecipeError(
                     f"{where}: keep is {step.keep:g}, which leaves {step.kept(tokens)} of {tokens} image tokens; at "

@@ -142,9 +142,13 @@ class Architecture:
         return (*vision, *language)
 
     def prefix_tokens(self, workload: Workload) -> int:
-        """P: what the language model reads of one observation."""
+        """P: what the language model goes on with of one observation."""
         seen = round(self.image_tokens * workload.keep_vision)
         return workload.cameras * (seen + self.marker_tokens) + workload.prompt_tokens + self.state_tokens
+
+    def left_out(self, workload: Workload) -> int:
+        """Image tokens that its first layers alone read."""
+        return workload.cameras * (self.image_tokens - round(self.image_tokens * workload.keep_vision))
 
     def cache_numbers(self, workload: Workload) -> int:
         """Keys and values of one observation, and of the tokens that follow it."""
@@ -183,7 +187,8 @@ class Architecture:
         prefix += [Product(f"prefix.{name}", 1, *shape) for name, shape in self.state.items()]
         whole = self.language_layers - (0 if self.adapter else 1)
         for index in range(whole):
-            prefix += self.language.layer(f"prefix.layers.{index}", tokens, tokens)
+            seen = tokens + (self.left_out(workload) if index < workload.keep_after else 0)
+            prefix += self.language.layer(f"prefix.layers.{index}", seen, seen)
         if self.adapter:
             layers, width, hidden, heads = self.adapter
             for index in range(layers):
@@ -226,7 +231,9 @@ class Architecture:
             for rows, layers in ((workload.chunk, self.head), (1, self.state))
             for name, shape in layers.items()
         )
-        prefill = self._pass(seen, seen, actions if scheme.in_prefill else 1)
+        prefill = self._pass(
+            seen, seen, actions if scheme.in_prefill else 1, self.left_out(workload), workload.keep_after
+        )
         stages = [StageWork(self.reader, 1, "observation", (*prefill, *head))]
         if scheme.passes:
             keys = tokens + actions / 2  # on average, as the cache grows
@@ -247,12 +254,12 @@ class Architecture:
             Product("draft.head", proposed, width, BINS),
         )  # fmt: skip
 
-    def _pass(self, rows: int, keys: float, logits: int) -> tuple[Operation, ...]:
-        layers = [
-            operation
-            for index in range(self.language_layers)
-            for operation in self.language.layer(f"{self.reader}.layers.{index}", rows, keys)
-        ]
+    def _pass(self, rows: int, keys: float, logits: int, more: int = 0, first: int = 0) -> tuple[Operation, ...]:
+        """Over all layers, of which the `first` have so many rows `more`."""
+        layers: list[Operation] = []
+        for index in range(self.language_layers):
+            extra = more if index < first else 0
+            layers += self.language.layer(f"{self.reader}.layers.{index}", rows + extra, keys + extra)
         return (*layers, *((self._logits(logits),) if self._scored else ()))
 
     @property

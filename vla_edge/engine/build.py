@@ -318,7 +318,7 @@ class _Build:
             raise BackendError(
                 f"backend {takers[0]} writes the tokens of policies such as OpenVLA, one after the other and with a cache of "
                 f"its own, which recipe {self.recipe.name} and this policy do not fit; take kv_cache, fixed_point, "
-                "speculate and prefill_blocks out, or choose another backend"
+                "speculate, prefill_blocks and prune_tokens out, or choose another backend"
             )
         made = copy.copy(policy)
         made.generates = True

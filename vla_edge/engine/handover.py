@@ -18,7 +18,7 @@ from vla_edge.compress.apply import weight_grid
 from vla_edge.compress.pipeline import check_recipe
 from vla_edge.compress.plan import grouped_by_stage
 from vla_edge.compress.recipe import Recipe, load_recipe
-from vla_edge.compress.steps import FixedPoint, KVCache, LowRankStep, Quantize
+from vla_edge.compress.steps import FixedPoint, KVCache, LowRankStep, PruneTokens, Quantize
 from vla_edge.engine.backends import place
 from vla_edge.engine.build import Progress, build
 from vla_edge.engine.bundle import Bundle
@@ -112,8 +112,8 @@ def _first_token(checkpoint: Checkpoint, recipe: Recipe, layout: Layout) -> int:
             "language model that other runtimes could run; hand over an OpenVLA, or build a bundle"
         )
     for step in recipe.steps:
-        if isinstance(step, FixedPoint | KVCache):
-            raise LayoutError(f"recipe {recipe.name} says how tokens are written here ({step.key}); take that out")
+        if isinstance(step, FixedPoint | KVCache | PruneTokens):
+            raise LayoutError(f"recipe {recipe.name} says how tokens are read or written here ({step.key}); take that out")
     grids = {}
     for name, step in check_recipe(recipe, policy, checkpoint).items():
         if not name.startswith("prefill.layers."):

@@ -28,6 +28,7 @@ from vla_edge.compress.steps import (
     Keep,
     LowRankStep,
     Prune,
+    PruneTokens,
     Quantize,
     Smooth,
     Speculate,
@@ -46,7 +47,7 @@ from vla_edge.policy.weights import Weights
 PIECEWISE_RECIPE = "int4-layerwise"  # the shipped one to take
 CALIBRATION_TOKENS = 16_384
 HELD_OUT_FRAMES, LEAST_HELD_OUT_FRAMES = 8, 4
-_POSSIBLE = (Keep, Smooth, Prune, LowRankStep, Quantize, VisionCacheStep, *get_args(Decoding))
+_POSSIBLE = (Keep, Smooth, Prune, LowRankStep, Quantize, VisionCacheStep, PruneTokens, *get_args(Decoding))
 _PROGRAM = 1 << 30  # bytes of PyTorch, ONNX and what else is not weights
 
 Tell = Callable[[float, str], None]
@@ -189,10 +190,14 @@ class Piecewise:
 
     def compressed(self) -> Compressed:
         """With layers that are read when they are asked for. From now on the policy has the stages of the engine."""
+        from vla_edge.compress.prune.tokens import prune_tokens_
+
         vision_cache, decoding = 0.0, {}
         for step in self.recipe.steps:
             if isinstance(step, Decoding):
                 decoding |= decode_(step, self.source.policy)
+            elif isinstance(step, PruneTokens):
+                prune_tokens_(step, self.source.policy, self.checkpoint)
             elif isinstance(step, VisionCacheStep):
                 vision_cache = step.change
         spec = self.checkpoint.spec
@@ -295,13 +300,16 @@ class Piecewise:
 
 
 def first_inputs(source: PiecewisePolicy, foreseen: Foreseen) -> dict[str, dict[str, np.ndarray]]:
-    """What each stage is first given for the first observation; rows that are not kept are zeros, whose values cost as much
-    time."""
+    """What each stage is first given for the first observation; rows that are not kept, and what has another shape in the
+    engine, are zeros, whose values cost as much time."""
     found = {}
     for stage in source.policy.stages():
         calls = [*foreseen.for_all.get(stage.name, ()), *foreseen.calls(0, stage.name)]
         if calls:
-            found[stage.name] = {spec.name: calls[0].get(spec.name, spec.zeros()) for spec in stage.inputs}
+            given = ((spec, calls[0].get(spec.name)) for spec in stage.inputs)
+            found[stage.name] = {
+                spec.name: spec.zeros() if array is None or array.shape != spec.shape else array for spec, array in given
+            }
     return found
 
 
@@ -313,7 +321,7 @@ def _check_steps(recipe: Recipe, told: str) -> None:
             possible = ", ".join(key for key, kind in STEPS.items() if kind in _POSSIBLE)
             raise RecipeError(
                 f"recipe {recipe.name}, step {number}: {reason}; {told}. Take recipe {PIECEWISE_RECIPE}, or one of the steps "
-                f"{possible} without importance and provider, or build on a computer with more memory"
+                f"{possible} without importance and provider and with prune_tokens by attention, or build on a computer with more memory"
             )
 
 
@@ -323,6 +331,8 @@ def obstacle(step) -> str | None:
         return f"{step.key} works on the whole policy at once"
     if isinstance(step, Quantize) and step.importance:
         return f"importance {step.importance} needs gradients through the whole policy"
+    if isinstance(step, PruneTokens) and step.needs_statistics:
+        return f"prune_tokens by {step.by} needs gradients through the whole policy (by attention it does not)"
     if isinstance(step, Quantize) and step.provider:
         return f"{step.provider} works on the whole policy at once"
     return None

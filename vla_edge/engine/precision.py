@@ -102,8 +102,8 @@ def layer_precisions(
 
 
 def asked_of_workload(recipe: Recipe) -> dict[str, float | str | int]:
-    """What the recipe makes of an inference, by the fields of `Workload`: flow steps, share of the image tokens (taken to
-    go before the first text layer), cache of keys and values."""
+    """What the recipe makes of an inference, by the fields of `Workload`: flow steps, share of the image tokens, cache of keys
+    and values."""
     found: dict[str, float | str | int] = {}
     for step in recipe.steps:
         if isinstance(step, FewSteps):
@@ -116,7 +116,7 @@ def asked_of_workload(recipe: Recipe) -> dict[str, float | str | int]:
             drafter = "history" if step.draft == "history" else "block"
             found |= {"decoding": "speculative", "drafter": drafter} | ({"draft": step.tokens} if step.tokens else {})
         elif isinstance(step, PruneTokens):
-            found["keep_vision"] = step.keep
+            found |= {"keep_vision": step.keep, "keep_after": step.after}
         elif isinstance(step, KVCache):
             found["kv"] = f"int{step.bits}"
     return found

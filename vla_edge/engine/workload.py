@@ -45,7 +45,8 @@ class Workload:
 
     Attributes:
         cameras: pictures. prompt_tokens: of the instruction. chunk: actions. steps: of the flow.
-        keep_vision: share of each picture's tokens that the language model sees, above 0, to 1.
+        keep_vision: share of each picture's tokens that the language model goes on with, above 0, to 1. keep_after: layers
+            that see all of them first.
         kv: precision of the cache of keys and values; None for that of the activations.
         decoding: of policies whose actions are tokens: "autoregressive"; "speculative" (`draft` tokens are
             proposed at a time, each accepted with probability `acceptance`, by a `drafter`: a trained "block", of the shape
@@ -61,6 +62,7 @@ class Workload:
     chunk: int
     steps: int
     keep_vision: float = 1.0
+    keep_after: int = 2
     kv: str | None = None
     decoding: str = "autoregressive"
     draft: int = 4
@@ -86,7 +88,7 @@ class Workload:
         Raises:
             WorkloadError: what is wrong, and what is allowed.
         """
-        for name in ("cameras", "prompt_tokens", "chunk", "steps", "draft", "iterations"):
+        for name in ("cameras", "prompt_tokens", "chunk", "steps", "keep_after", "draft", "iterations"):
             value = getattr(self, name)
             if value is None and name == "iterations":
                 continue

@@ -181,7 +181,7 @@ def attention_columns(q: Tensor, k: Tensor, bias: Tensor, weight: Tensor, rows: 
     """How much each key is looked at, by head: the columns of `attention_weights`, summed without holding the matrix.
 
     Args:
-        q, k: as of `attend`. bias: (B or 1, 1, T, P), additive.
+        q, k: as of `attend`. bias: (B or 1, 1, T or 1, P), additive.
         weight: (B, T) of each query. rows: queries whose probabilities are in memory at a time.
 
     Returns:
@@ -190,7 +190,7 @@ def attention_columns(q: Tensor, k: Tensor, bias: Tensor, weight: Tensor, rows: 
     total = torch.zeros(())
     for begin in range(0, q.shape[2], rows):
         end = begin + rows
-        looks = attention_weights(q[:, :, begin:end], k, bias[:, :, begin:end])
+        looks = attention_weights(q[:, :, begin:end], k, bias if bias.shape[2] == 1 else bias[:, :, begin:end])
         total = total + (looks * weight[:, None, begin:end, None]).sum(2)
     return total
 

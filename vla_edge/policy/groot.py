@@ -39,6 +39,7 @@ from vla_edge.policy.blocks import (
     split_heads,
 )
 from vla_edge.policy.chain import Chain, numbered
+from vla_edge.policy.narrow import Narrowing, taken
 from vla_edge.policy.stages import Stage, TensorSpec
 
 DIT_EPS, OUT_EPS = 1e-5, 1e-6
@@ -121,6 +122,11 @@ class GrootConfig:
         return self.cameras * (self.image_tokens - 1) + self.language_length
 
     @property
+    def picture_places(self) -> tuple[int, ...]:
+        """Where in the prefix each picture's tokens begin."""
+        return tuple(place + camera * (self.image_tokens - 1) for camera, place in enumerate(self.image_places))
+
+    @property
     def cross_layers(self) -> tuple[int, ...]:
         """Layers of the diffusion transformer that look at the observation."""
         return tuple(range(0, self.layers, 2))
@@ -183,7 +189,7 @@ class QwenLayer(DecoderLayer):
         return self.k_norm(k), v
 
 
-class PrefixEncoder(Chain):
+class PrefixEncoder(Narrowing):
     """Pictures, instruction and state -> what the diffusion transformer looks at, once per observation."""
 
     def __init__(self, c: GrootConfig):
@@ -208,9 +214,14 @@ class PrefixEncoder(Chain):
         self.state_in = nn.Linear(c.max_state_dim, c.state_hidden)
         self.state_out = nn.Linear(c.state_hidden, c.width)
         self.store: nn.Module | None = None  # the cache crosses to the action head as it is
+        self.sees((first + place for first in c.picture_places for place in range(c.image_tokens)), c.prefix_length)
         causal, (cos, sin) = causal_bias(c.prefix_length), self.turns(c)
-        for name, table in (("causal", causal[None, None]), ("cos", cos), ("sin", sin)):
+        for name, table in (("causal", causal[None, None]), ("cos", cos), ("sin", sin), ("kinds", self.kinds_of(c))):
             self.register_buffer(name, table, persistent=False)
+
+    def kinds_of(self, c: GrootConfig) -> Tensor:
+        """What stands for a real token in the mask that goes with the cache, (1, P) or the same for all."""
+        return torch.ones(())
 
     def turns(self, c: GrootConfig) -> tuple[Tensor, Tensor]:
         """cos and sin by which queries and keys of the text layers are turned, (1, P, hd / 2)."""
@@ -220,15 +231,14 @@ class PrefixEncoder(Chain):
         """What the text layers read of pictures."""
         return image_tokens
 
-    def read(self, number: int, x: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, P, text_width) through a text layer, and its attention probabilities. What is not real comes last, so no
-        real token looks at it."""
+    def read(self, number: int, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, image_tokens: Tensor) -> tuple[Tensor, ...]:
+        """x (B, P, text_width) through a text layer; its queries, keys and attention probabilities."""
         layer = self.layers[number]
         normed = layer.attention_norm(x)
         k, v = layer.project(normed, normed)
-        q, k = rotate(layer.queries(normed), self.cos, self.sin), rotate(k, self.cos, self.sin)
-        attended, weights = attend(q, k, v, self.causal)
-        return layer.finish(x, attended), weights
+        q, k = rotate(layer.queries(normed), cos, sin), rotate(k, cos, sin)
+        attended, weights = attend(q, k, v, bias)
+        return layer.finish(x, attended), q, k, weights
 
     def pieces(self) -> tuple[tuple[str, ...], ...]:
         """See `Chain`: text layers, then those over what they give; the first of these with the norms before it."""
@@ -237,16 +247,17 @@ class PrefixEncoder(Chain):
         return ("embedding",), *numbered("layers", self.layers), ("norm", "adapter_norm", *first), *others, last
 
     def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
-        """See `Chain`; handed on are x (B, P, text_width) and the mask."""
+        """See `Chain`; handed on are x (B, P, text_width) and the mask. Of a prefix from which nothing is left out; `forward`
+        alone makes the others."""
         image_tokens, lang_tokens, lang_mask, state = inputs
         if number == 0:
             return self._begin(image_tokens, lang_tokens, lang_mask), ()
         x, mask = handed
         over = number - 1 - len(self.layers)
         if over < 0:
-            return (self.read(number - 1, x, image_tokens)[0], mask), ()
+            return (self.read(number - 1, x, self.cos, self.sin, self.causal, image_tokens)[0], mask), ()
         if over == len(self.adapter):
-            return tuple(self.end(x, mask, state)), ()
+            return tuple(self.end(x, mask * self.kinds, state)), ()
         x = self.adapter_norm(self.norm(x)) if over == 0 else x
         return (self.adapter[over](x, padding_bias(mask)), mask), ()
 
@@ -270,17 +281,21 @@ class PrefixEncoder(Chain):
         """As `encode`, and (B, P) how much each token is looked at by the last layer over the language model, where `store`
         asks."""
         x, mask = self._begin(image_tokens, lang_tokens, lang_mask)
-        probabilities = []
+        cos, sin, kinds, probabilities = self.cos, self.sin, self.kinds, []
         for number in range(len(self.layers)):
-            x, weights = self.read(number, x, image_tokens)
+            bias = self.in_order(self.causal, mask)
+            x, q, k, weights = self.read(number, x, cos, sin, bias, image_tokens)
             probabilities.append(weights)
+            if number == self.narrows_at:
+                kept, mask = self.choose(q, k, bias, mask)
+                x, cos, sin, kinds = (taken(tensor, kept, 1) for tensor in (x, cos, sin, kinds))
         x, bias, looks = self.adapter_norm(self.norm(x)), padding_bias(mask), mask
         for layer in self.adapter:
             if layer is self.adapter[-1] and self.store is not None and self.store.ranks:
                 q, k = (split_heads(project(layer.attention_norm(x)), layer.head_dim) for project in (layer.q, layer.k))
-                looks = attention_columns(q, k, bias.expand(-1, -1, x.shape[1], -1), mask).mean(1)
+                looks = attention_columns(q, k, bias, mask).mean(1)
             x = layer(x, bias)
-        return self.end(x, mask, state), probabilities, looks
+        return self.end(x, mask * kinds, state), probabilities, looks
 
     def _begin(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor) -> tuple[Tensor, Tensor]:
         """What the text layers read (B, P, text_width), and the mask (B, P)."""
@@ -290,7 +305,7 @@ class PrefixEncoder(Chain):
         return self.with_pictures(words, self.words(image_tokens)), mask
 
     def end(self, x: Tensor, mask: Tensor, state: Tensor) -> PrefixCache:
-        """What goes over to the diffusion transformer, of what the layers give."""
+        """What goes over to the diffusion transformer, of what the layers give; `mask` with the kinds of tokens."""
         keys, values = (torch.stack(parts) for parts in zip(*(cross.project(x, x) for cross in self.cross.values())))
         token = self.state_out(F.relu(self.state_in(state)))
         return PrefixCache(keys, values, mask, token[:, None])
@@ -438,9 +453,14 @@ class Groot(nn.Module):
         self.vision, self.prefix, self.time, self.denoise = (part(config) for part in self.PARTS)
 
     @property
+    def reader(self) -> Narrowing:
+        """What reads pictures among words."""
+        return self.prefix
+
+    @property
     def cache_length(self) -> int:
         """Tokens whose keys and values every flow step reads."""
-        return self.config.prefix_length
+        return self.prefix.length
 
     def round_cache_(self, store: nn.Module, load: nn.Module) -> None:
         """Have the cache cross as `store` makes it, for which `load` is the inverse."""
@@ -449,11 +469,11 @@ class Groot(nn.Module):
     def stages(self) -> tuple[Stage, ...]:
         """vision, prefix, time, denoise; batch 1, static shapes (see `policy.stages`)."""
         c = self.config
-        kv = (len(c.cross_layers), 1, c.layers_heads, c.prefix_length, c.width // c.layers_heads)
+        kv = (len(c.cross_layers), 1, c.layers_heads, self.prefix.length, c.width // c.layers_heads)
         cache = (
             TensorSpec("observed_k", kv),
             TensorSpec("observed_v", kv),
-            TensorSpec("prefix_mask", (1, c.prefix_length)),
+            TensorSpec("prefix_mask", (1, self.prefix.length)),
             TensorSpec("state_token", (1, 1, c.width)),
         )
         if self.prefix.store is not None:

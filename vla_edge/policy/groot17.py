@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from vla_edge.policy.blocks import EncoderLayer, Fold, attend, padding_bias, rotary, rotate, split_heads
 from vla_edge.policy.chain import Chain
-from vla_edge.policy.groot import ActionHead, Groot, GrootConfig, PrefixCache, PrefixEncoder, TimeEncoder
+from vla_edge.policy.groot import ActionHead, Groot, GrootConfig, PrefixEncoder, TimeEncoder
 
 SEEN = 2  # in the mask of a cache, 1 being told and 0 not there
 MERGED = 2  # side of the square of patches that becomes one token
@@ -60,11 +60,6 @@ class Groot17Config(GrootConfig):
     @property
     def image_shape(self) -> tuple[int, int]:
         return self.image_size, self.image_columns
-
-    @property
-    def picture_places(self) -> tuple[int, ...]:
-        """Where in the prefix each picture's tokens begin."""
-        return tuple(place + camera * (self.image_tokens - 1) for camera, place in enumerate(self.image_places))
 
 
 class TurnedLayer(EncoderLayer):
@@ -175,10 +170,18 @@ class Prefix17(PrefixEncoder):
     def __init__(self, c: Groot17Config):
         super().__init__(c)
         self.norm = nn.Identity()
+
+    @property
+    def layers_shown(self) -> int:
+        """See `Narrowing`."""
+        return max(1, len(self.config.deep))
+
+    def kinds_of(self, c: Groot17Config) -> Tensor:
+        """See `PrefixEncoder`."""
         kinds = torch.ones(1, c.prefix_length)
         for begin in c.picture_places if c.text_every else ():
             kinds[:, begin : begin + c.image_tokens] = SEEN
-        self.register_buffer("kinds", kinds, persistent=False)
+        return kinds
 
     def turns(self, c: Groot17Config) -> tuple[Tensor, Tensor]:
         """See `PrefixEncoder`. Of time, row and column each frequency knows one: they take turns as long as there are some
@@ -194,17 +197,14 @@ class Prefix17(PrefixEncoder):
     def words(self, image_tokens: Tensor) -> Tensor:
         return image_tokens[..., : self.config.text_width]
 
-    def read(self, number: int, x: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, number: int, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, image_tokens: Tensor) -> tuple[Tensor, ...]:
         """See `PrefixEncoder`; behind the first layers pictures are shown again."""
-        x, weights = super().read(number, x, image_tokens)
+        x, *looks = super().read(number, x, cos, sin, bias, image_tokens)
         if number < len(self.config.deep):
             width = self.config.text_width
             seen = image_tokens[..., (1 + number) * width : (2 + number) * width]
             x = x + self.with_pictures(x.new_zeros(x.shape[0], self.config.language_length, width), seen)
-        return x, weights
-
-    def end(self, x: Tensor, mask: Tensor, state: Tensor) -> PrefixCache:
-        return super().end(x, mask * self.kinds, state)
+        return x, *looks
 
 
 def token_places(c: Groot17Config) -> list[tuple[int, int, int]]:

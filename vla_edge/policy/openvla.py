@@ -18,6 +18,7 @@ from vla_edge.policy.bins import BINS, bin_values
 from vla_edge.policy.blocks import ACTIVATIONS, Fold, VisionTransformer, padding_bias, rotary
 from vla_edge.policy.chain import Chain
 from vla_edge.policy.draft_shapes import TOKENS, DraftConfig
+from vla_edge.policy.narrow import Narrowing, taken
 from vla_edge.policy.openvla_draft import make_draft
 from vla_edge.policy.openvla_tokens import BlockPrefill, Decode, Generate, Prefill, Reader, Revise, through
 from vla_edge.policy.stages import Stage, TensorSpec
@@ -88,6 +89,11 @@ class OpenVLAConfig:
     def image_tokens(self) -> int:
         """Tokens of one camera."""
         return (self.image_size // self.towers[0].patch_size) ** 2
+
+    @property
+    def text_layers(self) -> int:
+        """Layers of the language model."""
+        return self.layers
 
     @property
     def prompt_length(self) -> int:
@@ -182,21 +188,27 @@ class Act(Reader):
     BEGIN = ("embedding", "state_in", "state_out")
 
     def __init__(self, c: OpenVLAConfig):
-        super().__init__(c)
+        super().__init__(c, behind=c.tokens + 1)
         self.head = ActionHead(c)
         self.state_in = nn.Linear(c.proprio_dim, c.width) if c.proprio_dim else None
         self.state_out = nn.Linear(c.width, c.width) if c.proprio_dim else None
 
     def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
-        """See `Chain`."""
+        """See `Narrowing`."""
         if number == 0:
             x, mask, last = self.places(*inputs)
             rope = rotary(mask.cumsum(1) - 1, self.head_dim, self.config.wavelength)
-            return (x, *rope, padding_bias(mask), last), ()
-        x, cos, sin, bias, last = handed
-        if number <= len(self.layers):
-            return (through(self.layers[number - 1], x, cos, sin, bias)[0], cos, sin, bias, last), ()
-        return (self.actions(torch.cat([x.index_select(1, last), x[:, self.config.prompt_length : -2]], dim=1)),), ()
+            return (x, *rope, mask, padding_bias(mask), last), ()
+        x, cos, sin, mask, bias, last = handed
+        if number > len(self.layers):
+            places = slice(self.config.prompt_length - self.left_out, -2)
+            return (self.actions(torch.cat([x.index_select(1, last), x[:, places]], dim=1)),), ()
+        x, q, k, *_ = through(self.layers[number - 1], x, cos, sin, bias)
+        if number - 1 != self.narrows_at:
+            return (x, cos, sin, mask, bias, last), ()
+        kept, mask = self.choose(q, k, bias, mask)
+        x, cos, sin = (taken(tensor, kept, 1) for tensor in (x, cos, sin))
+        return (kept, x, cos, sin, mask, padding_bias(mask), last - self.left_out), ()
 
     def places(
         self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor, state: Tensor | None = None
@@ -244,6 +256,11 @@ class OpenVLA(nn.Module):
         self.generates = False  # one stage reads the prompt and writes all tokens
 
     @property
+    def reader(self) -> Narrowing:
+        """What reads pictures among words."""
+        return self.act if self.config.head_hidden else self.prefill
+
+    @property
     def can_revise(self) -> bool:
         """Whether there are tokens, one after the other, to be guessed, and revised or verified together."""
         return not self.config.head_hidden and self.config.tokens > 2
@@ -262,7 +279,8 @@ class OpenVLA(nn.Module):
     def can_generate(self) -> bool:
         """Whether one stage can write all tokens: a recipe has not changed how they are written."""
         plain = not self.config.head_hidden and self.revise is None and isinstance(self.prefill, Prefill)
-        return plain and (self.verify is None or self.draft is not None) and self.prefill.store is None
+        plain = plain and (self.verify is None or self.draft is not None)
+        return plain and self.prefill.store is None and self.prefill.choice is None
 
     def revise_(self) -> None:
         """From now on all tokens are guessed and revised together."""
@@ -297,7 +315,7 @@ class OpenVLA(nn.Module):
     @property
     def cache_length(self) -> int:
         """Tokens whose keys and values every token of the chunk reads; 0 where the chunk is read at once."""
-        return 0 if self.config.head_hidden else self.config.prompt_length
+        return 0 if self.config.head_hidden else self.prefill.length
 
     def round_cache_(self, store: nn.Module, load: nn.Module) -> None:
         """Have the prompt's cache cross as `store` makes it, for which `load` is the inverse."""
@@ -359,8 +377,9 @@ def token_stages(policy: OpenVLA, prompt: Sequence[TensorSpec]) -> tuple[Stage, 
         return TensorSpec(name, shape, "int64")
 
     step, position, scores = whole("step", 1), whole("position", 1), TensorSpec("scores", (1, BINS))
-    mask = TensorSpec("cache_mask", (1, c.prompt_length))
-    cache = made = (*pair("cache", c.prompt_length), mask)
+    length = policy.cache_length
+    mask = TensorSpec("cache_mask", (1, length))
+    cache = made = (*pair("cache", length), mask)
     if policy.prefill.store is not None:
         cache = made = policy.prefill.store.tensors(cache)
     if isinstance(policy.prefill, BlockPrefill):

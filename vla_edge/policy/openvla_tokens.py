@@ -31,12 +31,13 @@ from vla_edge.policy.blocks import (
     rotate,
 )
 from vla_edge.policy.chain import Chain, numbered
+from vla_edge.policy.narrow import Narrowing, taken
 
 if TYPE_CHECKING:
     from vla_edge.policy.openvla import OpenVLAConfig
 
 
-class Reader(Chain):
+class Reader(Narrowing):
     """Llama's layers, and its norm: what all stages that read share.
 
     Handed from layer to layer are x (B, T, width), the rotary table of its places, and what else a stage keeps for its end.
@@ -44,10 +45,14 @@ class Reader(Chain):
 
     BEGIN: ClassVar[tuple[str, ...]]  # what the first piece needs
 
-    def __init__(self, c: OpenVLAConfig):
+    def __init__(self, c: OpenVLAConfig, behind: int = 0):
+        """Args:
+            behind: tokens behind the prompt that are read with it.
+        """
         super().__init__()
         self.config = c
         self.head_dim = c.head_dim
+        self.sees(range(1, 1 + c.cameras * c.image_tokens), c.prompt_length + behind)
         self.embedding = nn.Embedding(c.vocabulary, c.width)
         self.layers = nn.ModuleList(
             DecoderLayer(c.width, c.hidden, c.heads, c.kv_heads, self.head_dim, c.eps) for _ in range(c.layers)
@@ -87,7 +92,7 @@ class Prefill(Reader):
         self.tells = False
 
     def piece(self, number: int, handed: tuple[Tensor, ...], inputs: Sequence) -> tuple[tuple[Tensor, ...], tuple]:
-        """See `Chain`; rows are keys and values. Handed on to the end are where the first token will stand, which places are
+        """See `Narrowing`; rows are keys and values. Handed on to the end are where the first token will stand, which places are
         real, and, for a store, how much each is looked at."""
         if number == 0:
             image_tokens, lang_tokens, lang_mask = inputs
@@ -100,13 +105,18 @@ class Prefill(Reader):
             return (x, *rotary(places, self.head_dim, self.config.wavelength), position, mask, *looks), ()
         x, cos, sin, position, mask, *looks = handed
         if number <= len(self.layers):
-            x, q, k, v, _ = through(self.layers[number - 1], x, cos, sin, self.causal)
+            bias = self.in_order(self.causal, mask)
+            x, q, k, v, _ = through(self.layers[number - 1], x, cos, sin, bias)
             if self.store is not None and self.store.ranks:
                 words = slice(1 - self.config.language_length, None)
-                seen = attention_columns(q[:, :, words], k, self.causal[:, :, words], mask[:, words])
+                seen = attention_columns(q[:, :, words], k, bias[:, :, words], mask[:, words])
                 looks = [looks[0] + seen.mean(1)]
-            return (x, cos, sin, position, mask, *looks), (k, v)
-        return (*self.told(x.index_select(1, position - 1)), position, mask, *looks), ()
+            if number - 1 != self.narrows_at:
+                return (x, cos, sin, position, mask, *looks), (k, v)
+            kept, mask = self.choose(q, k, bias, mask)
+            x, cos, sin, *looks = (taken(tensor, kept, 1) for tensor in (x, cos, sin, *looks))
+            return (kept, x, cos, sin, position, mask, *looks), (k, v)
+        return (*self.told(x.index_select(1, position - self.left_out - 1)), position, mask, *looks), ()
 
     def told(self, last: Tensor) -> tuple[Tensor, ...]:
         """The place (1, 1, width) before the first token -> that token's scores (1, 256), and, where it `tells`, what they
@@ -136,7 +146,8 @@ class BlockPrefill(Reader):
     BEGIN, tells = Prefill.BEGIN, False
 
     def __init__(self, prefill: Prefill, block: int):
-        Chain.__init__(self)
+        Narrowing.__init__(self)
+        self.sees(range(1, 1 + len(prefill.image_places)), prefill.tokens)
         self.config, self.head_dim, self.block, self.tells = prefill.config, prefill.head_dim, block, prefill.tells
         self.embedding, self.layers, self.norm, self.head = prefill.embedding, prefill.layers, prefill.norm, prefill.head
         self.register_buffer("causal", prefill.causal[0, 0, :block, :block].clone(), persistent=False)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from vla_edge.policy.blocks import causal_bias, padding_bias, rotary
+from vla_edge.policy.narrow import taken
 from vla_edge.policy.openvla import OpenVLA
 from vla_edge.policy.openvla_tokens import through
 
@@ -48,22 +49,29 @@ def say(
         features, looks, states: whether to keep them; states are of policies that are told tokens.
     """
     c = policy.config
-    reader = policy.act if c.head_hidden else policy.prefill
+    reader = policy.reader
     if c.head_hidden:
         x, mask, last = reader.places(image_tokens, lang_tokens, lang_mask, state[:, : c.proprio_dim])
-        bias = padding_bias(mask)
     else:
         x, mask, last = _told(policy, image_tokens, lang_tokens, lang_mask, tokens.flatten(1))
-        bias = padding_bias(mask) + causal_bias(x.shape[1]).to(x)
+    bias = _bias(policy, mask)
     cos, sin = rotary(mask.cumsum(1) - 1, reader.head_dim, c.wavelength)
     # the last word tells the first value, and the places of the others tell the next
     after = torch.arange(c.prompt_length, c.prompt_length + c.tokens - 1, device=x.device)
     telling = torch.cat([last[:, None], after.expand(len(x), -1)], dim=1)
-    kept = telling if looks else None, mask[:, : c.prompt_length] if features else None
-    layers = []
-    for layer in reader.layers:
-        x, *of_layer = checkpoint(_layer, layer, x, cos, sin, bias, *kept, use_reentrant=False)
+    if reader.narrows_at is not None:
+        kept = _kept(policy, x, mask, cos, sin)
+        bias = bias if c.head_hidden else bias + _hidden(kept, mask, reader.tokens)
+    prompt, layers = c.prompt_length, []
+    for number, layer in enumerate(reader.layers):
+        asked = telling if looks else None, mask[:, :prompt] if features else None
+        x, *of_layer = checkpoint(_layer, layer, x, cos, sin, bias, *asked, use_reentrant=False)
         layers.append(of_layer)
+        if number == reader.narrows_at:
+            x, mask, cos, sin = (taken(tensor, kept, 1) for tensor in (x, mask, cos, sin))
+            bias, telling, prompt = _bias(policy, mask), telling - reader.left_out, prompt - reader.left_out
+            if features:
+                layers = [[*(taken(part, kept[:, :prompt], 2) for part in parts[:2]), parts[2]] for parts in layers]
     found = x.gather(1, telling[..., None].expand(-1, -1, c.width))
     normed = None if c.head_hidden else reader.norm(found)
     output = reader.actions(found) if c.head_hidden else reader.head(normed)
@@ -85,6 +93,30 @@ def _told(policy: OpenVLA, image_tokens: Tensor, lang_tokens: Tensor, lang_mask:
     rest = real[:, : words.shape[1]]
     mask = torch.cat([mask[:, :1], real[:, :pictures], mask[:, 1:], rest], dim=1)
     return x, mask, pictures + lang_mask.to(torch.int64).sum(1) - 1
+
+
+def _bias(policy: OpenVLA, mask: Tensor) -> Tensor:
+    """What is added to scores where tokens of a mask (B, P) look at each other."""
+    padding = padding_bias(mask)
+    return padding if policy.config.head_hidden else padding + causal_bias(mask.shape[1]).to(padding)
+
+
+@torch.no_grad()
+def _kept(policy: OpenVLA, x: Tensor, mask: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Places (B, n) of the tokens that stay: those that the stage chooses among the tokens it reads, and all behind them."""
+    reader, behind = policy.reader, torch.arange(policy.reader.tokens, mask.shape[1], device=x.device)
+    x, mask, cos, sin = (tensor[:, : reader.tokens] for tensor in (x, mask, cos, sin))
+    bias = _bias(policy, mask)
+    for layer in reader.layers[: reader.narrows_at + 1]:
+        x, q, k, *_ = through(layer, x, cos, sin, bias)
+    return torch.cat([reader.choose(q, k, bias, mask)[0], behind.expand(len(x), -1)], dim=1)
+
+
+def _hidden(kept: Tensor, mask: Tensor, own: int) -> Tensor:
+    """What is added to scores (B, 1, T, T), since tokens from place `own` on read a cache that has the `kept` ones alone."""
+    stays = torch.zeros_like(mask).scatter(1, kept, 1.0)
+    behind = (torch.arange(mask.shape[1], device=mask.device) >= own).to(mask.dtype)
+    return padding_bias(stays) * behind[:, None]
 
 
 def _layer(layer, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, rows: Tensor | None, real: Tensor | None):

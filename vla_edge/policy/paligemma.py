@@ -28,7 +28,8 @@ from vla_edge.policy.blocks import (
     rotary,
     rotate,
 )
-from vla_edge.policy.chain import Chain, numbered
+from vla_edge.policy.chain import numbered
+from vla_edge.policy.narrow import Narrowing, taken
 from vla_edge.policy.stages import Stage, TensorSpec
 
 EPS = 1e-6
@@ -110,7 +111,7 @@ class VisionTower(SeeingTower):
         return self.projector(seen)
 
 
-class PrefixEncoder(Chain):
+class PrefixEncoder(Narrowing):
     """Image tokens and instruction -> the action expert's cache, once per observation.
 
     Args:
@@ -130,6 +131,7 @@ class PrefixEncoder(Chain):
         )
         self.last_norm = RMSNorm(c.text_width, EPS)
         self.last = KeyValue(c.text_width, c.kv_heads, c.head_dim)
+        self.sees(range(c.cameras * c.image_tokens), c.prefix_length)
 
     def pieces(self) -> tuple[tuple[str, ...], ...]:
         """See `Chain`."""
@@ -154,6 +156,9 @@ class PrefixEncoder(Chain):
             handed, rows, looks = self._through(number, handed, inputs)
             cache += [rows] if rows else []
             probabilities += looks
+            if number and number - 1 == self.narrows_at:
+                kept, *handed = handed
+                cache = [tuple(taken(row, kept, 2) for row in rows) for rows in cache]
         keys, values = (torch.stack(tensors) for tensors in zip(*cache))
         return self.CACHE(keys, values, *handed), probabilities
 
@@ -161,29 +166,35 @@ class PrefixEncoder(Chain):
         """As `piece`, and the attention probabilities, one of a whole layer."""
         if number == 0:
             return self._begin(*inputs[:3]), (), ()
-        x, mask, bias, cos, sin = handed
+        x, mask, suffix, bias, cos, sin = handed
         whole = number <= len(self.layers)
         layer = self.layers[number - 1] if whole else self.last
         normed = (layer.attention_norm if whole else self.last_norm)(x)
         k, v = layer.project(normed, normed)
         k = rotate(k, cos, sin)
         if not whole:
-            return self._end(mask, inputs), (k, v), ()
-        attended, looks = attend(rotate(layer.queries(normed), cos, sin), k, v, bias)
-        return (layer.finish(x, attended), mask, bias, cos, sin), (k, v), (looks,)
+            return self._end(mask, suffix, inputs), (k, v), ()
+        q = rotate(layer.queries(normed), cos, sin)
+        attended, looks = attend(q, k, v, bias)
+        x = layer.finish(x, attended)
+        if number - 1 != self.narrows_at:
+            return (x, mask, suffix, bias, cos, sin), (k, v), (looks,)
+        kept, mask = self.choose(q, k, bias, mask)
+        x, cos, sin = (taken(tensor, kept, 1) for tensor in (x, cos, sin))
+        return (kept, x, mask, suffix, padding_bias(mask), cos, sin), (k, v), (looks,)
 
     def _begin(self, image_tokens: Tensor, lang_tokens: Tensor, lang_mask: Tensor) -> tuple[Tensor, ...]:
-        """x (B, P, text_width), which tokens are real, and their attention's bias and rotary table."""
+        """x (B, P, text_width), which tokens are real, places of the expert's tokens, and the attention's bias and rotary
+        table."""
         c = self.config
         x = torch.cat([image_tokens, self.embedding(lang_tokens) * math.sqrt(c.text_width)], dim=1)
         real = x.new_ones(x.shape[0], image_tokens.shape[1])
         mask = torch.cat([real, lang_mask.to(x.dtype)], dim=1)
-        bias = padding_bias(mask)
-        return (x, mask, bias, *rotary(mask.cumsum(1) - 1, c.head_dim))
-
-    def _end(self, mask: Tensor, inputs: Sequence) -> tuple[Tensor, ...]:
-        """The cache but for its rows."""
         suffix = mask.sum(1, keepdim=True) + torch.arange(self.suffix, device=mask.device)
+        return (x, mask, suffix, padding_bias(mask), *rotary(mask.cumsum(1) - 1, c.head_dim))
+
+    def _end(self, mask: Tensor, suffix: Tensor, inputs: Sequence) -> tuple[Tensor, ...]:
+        """The cache but for its rows."""
         return (mask, *rotary(suffix, self.config.head_dim))
 
     def folds(self) -> tuple[Fold, ...]:
@@ -215,15 +226,20 @@ class PiPolicy(nn.Module):
         self.vision, self.prefix, self.time, self.denoise = VisionTower(config), prefix, time, denoise
         self._condition, self._reads, self._gives = TensorSpec("time_condition", condition), reads, gives
 
+    @property
+    def reader(self) -> Narrowing:
+        """What reads pictures among words."""
+        return self.prefix
+
     def stages(self) -> tuple[Stage, ...]:
         """vision, prefix, time, denoise; batch 1, static shapes (see `policy.stages`)."""
         c = self.config
-        kv = (c.text_layers, 1, c.kv_heads, c.prefix_length, c.head_dim)
+        kv = (c.text_layers, 1, c.kv_heads, self.prefix.length, c.head_dim)
         rope = (1, self.prefix.suffix, c.head_dim // 2)
         cache = (
             TensorSpec("prefix_keys", kv),
             TensorSpec("prefix_values", kv),
-            TensorSpec("prefix_mask", (1, c.prefix_length)),
+            TensorSpec("prefix_mask", (1, self.prefix.length)),
             TensorSpec("rope_cos", rope),
             TensorSpec("rope_sin", rope),
             *self._gives,

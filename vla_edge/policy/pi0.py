@@ -41,8 +41,8 @@ class StatePrefix(PrefixEncoder):
         super().__init__(c, suffix=1 + c.chunk_size)
         self.state_proj = nn.Linear(c.max_state_dim, c.expert_width)
 
-    def _end(self, mask: Tensor, inputs: Sequence) -> tuple[Tensor, ...]:
-        return (*super()._end(mask, inputs), self.state_proj(inputs[3])[:, None])
+    def _end(self, mask: Tensor, suffix: Tensor, inputs: Sequence) -> tuple[Tensor, ...]:
+        return (*super()._end(mask, suffix, inputs), self.state_proj(inputs[3])[:, None])
 
 
 class TimeEncoder(nn.Module):

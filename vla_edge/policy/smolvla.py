@@ -40,6 +40,7 @@ from vla_edge.policy.blocks import (
     sinusoid,
 )
 from vla_edge.policy.chain import Chain, numbered
+from vla_edge.policy.narrow import Narrowing, taken
 from vla_edge.policy.stages import Stage, TensorSpec
 
 
@@ -126,28 +127,6 @@ class PrefixCache(NamedTuple):
     sin: Tensor
 
 
-class TokenChoice(nn.Module):
-    """Which image tokens the text layers go on with, by how much each is looked at.
-
-    Args:
-        after: text layers that see all of them. count: how many stay.
-        heads: (H,) what a look of each head of the last of these layers is worth.
-        places: (image tokens,) what each place is worth whoever looks.
-    """
-
-    def __init__(self, after: int, count: int, heads: Tensor, places: Tensor):
-        super().__init__()
-        self.after, self.count = after, count
-        self.register_buffer("heads", heads, persistent=False)
-        self.register_buffer("places", places, persistent=False)
-
-    def forward(self, looks: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, H, image tokens) mean probabilities, and the mask (B, P) -> (B, count) image tokens that stay, and the mask
-        from here on."""
-        worth = (looks * self.heads[:, None]).sum(1) + self.places
-        return worth.topk(self.count).indices, mask
-
-
 class VisionTower(SeeingTower):
     """image (B, 3, H, W) in [-1, 1] -> image_tokens (B, N, text_width)."""
 
@@ -165,7 +144,7 @@ class VisionTower(SeeingTower):
         return self.connector(pixel_shuffle(seen, self.factor)) * self.scale
 
 
-class PrefixEncoder(Chain):
+class PrefixEncoder(Narrowing):
     """Image tokens, instruction and state -> the action expert's cache, once per observation.
 
     The last text layer is reduced to its keys and values: nothing reads its output.
@@ -187,29 +166,10 @@ class PrefixEncoder(Chain):
             {str(i): KeyValue(width, c.kv_heads, c.head_dim) for i in c.expert_layers if c.is_cross(i)}
         )
         self.read = c.expert_layers  # text layers whose keys and values make up the cache
-        per_camera = len(c.image_start_ids) + torch.arange(c.image_tokens)
-        first = torch.arange(c.cameras)[:, None] * (c.image_tokens + len(c.image_start_ids) + len(c.image_end_ids))
-        image = torch.zeros(c.prefix_length, dtype=torch.bool)
-        image[(first + per_camera).flatten()] = True
-        self.register_buffer("image_places", image.nonzero()[:, 0], persistent=False)
-        self.register_buffer("other_places", (~image).nonzero()[:, 0], persistent=False)
-        self.choice: TokenChoice | None = None  # all image tokens stay
+        start, between = len(c.image_start_ids), len(c.image_start_ids) + c.image_tokens + len(c.image_end_ids)
+        firsts = (start + camera * between for camera in range(c.cameras))
+        self.sees((first + place for first in firsts for place in range(c.image_tokens)), c.prefix_length)
         self.store: nn.Module | None = None  # the cache crosses to the action expert as it is
-
-    @property
-    def length(self) -> int:
-        """P of the cache: tokens of the prefix that are left."""
-        c = self.config
-        return c.prefix_length - (0 if self.narrows_at is None else c.cameras * c.image_tokens - self.choice.count)
-
-    @property
-    def narrows_at(self) -> int | None:
-        """The text layer whose looks decide which image tokens stay: of those that are left the first that is late
-        enough, or the last."""
-        left = [i for i, layer in enumerate(self.layers) if not isinstance(layer, Skipped)]
-        if self.choice is None or not left:
-            return None
-        return next((i for i in left if i + 1 >= self.choice.after), left[-1])
 
     def pieces(self) -> tuple[tuple[str, ...], ...]:
         """See `Chain`."""
@@ -263,11 +223,9 @@ class PrefixEncoder(Chain):
                     columns = attention_columns(q[:, :, rows], k, bias[:, :, rows], mask[:, rows])
                     looks = looks + columns.mean(1)
                 if index == self.narrows_at:
-                    columns = attention_columns(q, k, bias, mask) / mask.sum(1)[:, None, None]
-                    chosen, mask = self.choice(columns[:, :, self.image_places], mask)
-                    kept = self._kept(chosen)
-                    x, mask, cos, sin, looks = (_take(tensor, kept, 1) for tensor in (x, mask, cos, sin, looks))
-                    cache = [(_take(k, kept, 2), _take(v, kept, 2)) for k, v in cache]
+                    kept, mask = self.choose(q, k, bias, mask)
+                    x, cos, sin, looks = (taken(tensor, kept, 1) for tensor in (x, cos, sin, looks))
+                    cache = [(taken(k, kept, 2), taken(v, kept, 2)) for k, v in cache]
                     bias = self._bias(mask)
         keys, values = (torch.stack(tensors) for tensors in zip(*cache))
         if self.store is not None:  # the state is looked at by itself alone
@@ -309,11 +267,6 @@ class PrefixEncoder(Chain):
         if str(index) in self.cross:
             return self.cross[str(index)].project(k.transpose(1, 2).flatten(2), v.transpose(1, 2).flatten(2))
         return k, v
-
-    def _kept(self, chosen: Tensor) -> Tensor:
-        """(B, n) chosen image tokens -> (B, tokens that stay): those, and all that are of no image, in order."""
-        others = self.other_places.expand(len(chosen), -1)
-        return torch.cat([self.image_places[chosen], others], 1).sort().values
 
     def _bias(self, mask: Tensor) -> Tensor:
         """(B, 1, P, P): bidirectional, but image and language never look at the state, which is the last token."""
@@ -417,15 +370,6 @@ class ActionExpert(Chain):
         return (Fold(self.norm, (self.action_out,)),)
 
 
-def _take(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
-    """Of each observation its own `index` (B, n) along `dim`; a scalar stays as it is."""
-    if not tensor.ndim:
-        return tensor
-    shape = [1] * tensor.ndim
-    shape[0], shape[dim] = index.shape
-    return tensor.gather(dim, index.view(shape).expand(*tensor.shape[:dim], -1, *tensor.shape[dim + 1 :]))
-
-
 def _spans(name: str, layers: nn.ModuleList, last: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
     """Of a chain of layers, those that are left: path -> the norms that read what goes in and what comes out."""
     left = {f"{name}.{i}": layer.attention_norm for i, layer in enumerate(layers) if not isinstance(layer, Skipped)}
@@ -505,6 +449,11 @@ class SmolVLA(nn.Module):
         put({name: Skipped() for name in names})
         prefix.read = tuple(index for index in read if index != block.read)
         return undo
+
+    @property
+    def reader(self) -> Narrowing:
+        """What reads pictures among words."""
+        return self.prefix
 
     @property
     def cache_length(self) -> int:

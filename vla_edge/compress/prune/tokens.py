@@ -18,7 +18,8 @@ from torch import Tensor
 from vla_edge.compress.calibrate import CalibrationError
 from vla_edge.compress.importance import chunk_along
 from vla_edge.compress.recipe import RecipeError
-from vla_edge.policy.smolvla import TokenChoice
+from vla_edge.compress.steps import PruneTokens
+from vla_edge.policy.narrow import TokenChoice
 from vla_edge.types import Observation
 
 SEED = 0
@@ -29,6 +30,8 @@ _DAMPING = 1e-3
 class Dimmer(TokenChoice):
     """Leaves all tokens in, remembers how much each was looked at, and lets a little less of them be seen by `dim`."""
 
+    dims = True
+
     def __init__(self, after: int, tokens: int, heads: int):
         super().__init__(after, tokens, torch.zeros(heads), torch.zeros(tokens))
         self.looks = self.dim = torch.zeros(())
@@ -36,6 +39,26 @@ class Dimmer(TokenChoice):
     def forward(self, looks: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         self.looks, self.dim = looks.detach(), torch.zeros_like(mask, requires_grad=True)
         return torch.arange(self.count).expand(len(looks), -1), mask - self.dim
+
+
+def prune_tokens_(
+    step: PruneTokens,
+    policy,
+    checkpoint,
+    observations: Sequence[Observation] = (),
+    progress: Callable[[float], None] | None = None,
+) -> None:
+    """Have `policy` go on with fewer image tokens.
+
+    Args:
+        observations: that tell which, where the step looks at data; see `choose_tokens` for the rest.
+    """
+    reader = policy.reader
+    count = step.kept(len(reader.image_places))
+    if step.by == "attention":
+        reader.choice = most_looked_at(policy, step.after, count)
+    else:
+        reader.choice = choose_tokens(policy, checkpoint, step.after, count, observations, progress)
 
 
 def choose_tokens(
@@ -46,7 +69,7 @@ def choose_tokens(
     observations: Sequence[Observation],
     progress: Callable[[float], None] | None = None,
 ) -> TokenChoice:
-    """How `policy`'s prefix is to choose `count` image tokens after its first `after` text layers.
+    """How `policy` is to choose `count` image tokens after its first `after` text layers, by how far they move the chunk.
 
     Args:
         policy: in PyTorch; left as it is. checkpoint: that it was loaded from.
@@ -60,27 +83,33 @@ def choose_tokens(
     if not observations:
         raise CalibrationError("there are no observations to learn from which image tokens matter; give a recording")
     frames = from_observations(observations, checkpoint.spec, checkpoint.tokenizer_path)
-    prefix, generator = policy.prefix, torch.Generator().manual_seed(SEED)
+    reader, generator = policy.reader, torch.Generator().manual_seed(SEED)
     looks, moves = [], []
-    before, trained = prefix.choice, [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    prefix.choice = dimmer = Dimmer(after, len(prefix.image_places), policy.config.heads)
+    before, trained = reader.choice, [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    reader.choice = dimmer = Dimmer(after, len(reader.image_places), policy.config.heads)
     for parameter in trained:
         parameter.requires_grad_(False)
     try:
-        if prefix.narrows_at is None:
+        if reader.narrows_at is None:
             raise RecipeError("no text layer is left that looks at image tokens; take fewer layers out")
         for index in range(len(frames)):
             chunk_along(policy, checkpoint.spec, frames.take([index]), generator).backward()
             looks.append(dimmer.looks[0].T.numpy())
-            moves.append(dimmer.dim.grad[0, prefix.image_places].abs().numpy())
+            moves.append(dimmer.dim.grad[0, reader.image_places].abs().numpy())
             if progress is not None:
                 progress((index + 1) / len(frames))
     finally:
-        prefix.choice = before
+        reader.choice = before
         for parameter in trained:
             parameter.requires_grad_()
     heads, places = worth_of(np.stack(looks), np.stack(moves))
     return TokenChoice(after, count, torch.from_numpy(heads), torch.from_numpy(places))
+
+
+def most_looked_at(policy, after: int, count: int) -> TokenChoice:
+    """The choice by the mean over the heads alone, as in FastV: of no data, and of a policy that need not be in memory."""
+    heads = policy.config.heads
+    return TokenChoice(after, count, torch.full((heads,), 1 / heads), torch.zeros(len(policy.reader.image_places)))
 
 
 def worth_of(looks: np.ndarray, moves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,19 +17,27 @@ class PruneTokens:
     Attributes:
         keep: share of the image tokens of all cameras together that stay, above 0, below 1.
         after: text layers that see all of them.
+        by: what tells which stay: "action" for looks weighed by head and place, as far as they tell how the chunk moves;
+            "attention" for the mean over the heads, as in FastV.
     """
 
     key: ClassVar[str] = "prune_tokens"
-    needs_statistics: ClassVar[bool] = True
     changes_policy: ClassVar[bool] = True
     keep: float = 0.5
     after: int = 2
+    by: str = "action"
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether it looks at data."""
+        return self.by == "action"
 
     def check(self) -> None:
         number("keep", self.keep, 0, 1, "above 0, below 1")
         if self.keep == 1:
             raise ValueError("keep is 1, allowed is above 0, below 1; all tokens stay without this step")
         whole("after", self.after)
+        one_of("by", self.by, ("action", "attention"))
 
     def kept(self, tokens: int) -> int:
         """Of so many image tokens, how many stay."""
