@@ -321,7 +321,8 @@ def _check_steps(recipe: Recipe, told: str) -> None:
             possible = ", ".join(key for key, kind in STEPS.items() if kind in _POSSIBLE)
             raise RecipeError(
                 f"recipe {recipe.name}, step {number}: {reason}; {told}. Take recipe {PIECEWISE_RECIPE}, or one of the steps "
-                f"{possible} without importance and provider and with prune_tokens by attention, or build on a computer with more memory"
+                f"{possible} without importance and provider and with prune_tokens by attention, or build on a computer with "
+                "more memory"
             )
 
 
