@@ -109,15 +109,19 @@ class Narrowing(Chain):
         bias = causal if left == causal.shape[-1] else causal[:, :, :left, :left]
         return bias + padding_bias(mask) if self.choice is not None and self.choice.dims else bias
 
+    def narrowed(self, number: int, handed: Sequence[Tensor], given: list[Sequence[Tensor]]):
+        """What piece `number` hands on, and the rows so far, at the places of the tokens that stay."""
+        if number - 1 != self.narrows_at:
+            return handed, given
+        kept, *handed = handed
+        return handed, [tuple(taken(row, kept, 2) for row in rows) for rows in given]
+
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         handed: tuple[Tensor, ...] = ()
         given: list[Sequence[Tensor]] = []
         for number in range(len(self.pieces())):
             handed, rows = self.piece(number, handed, inputs)
-            given.append(rows)
-            if number and number - 1 == self.narrows_at:
-                kept, *handed = handed
-                given = [tuple(taken(row, kept, 2) for row in rows) for rows in given]
+            handed, given = self.narrowed(number, handed, [*given, rows])
         return (*handed, *(torch.stack(parts) for parts in zip(*filter(None, given))))
 
 

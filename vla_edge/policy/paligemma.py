@@ -154,11 +154,8 @@ class PrefixEncoder(Narrowing):
         handed, cache, probabilities = (), [], []
         for number in range(len(self.pieces())):
             handed, rows, looks = self._through(number, handed, inputs)
-            cache += [rows] if rows else []
+            handed, cache = self.narrowed(number, handed, [*cache, rows] if rows else cache)
             probabilities += looks
-            if number and number - 1 == self.narrows_at:
-                kept, *handed = handed
-                cache = [tuple(taken(row, kept, 2) for row in rows) for rows in cache]
         keys, values = (torch.stack(tensors) for tensors in zip(*cache))
         return self.CACHE(keys, values, *handed), probabilities
 
