@@ -51,11 +51,11 @@ def test_what_a_call_does_is_counted():
     bytes_ = 64 * 16 + 2 * 64 * 32 // 32
     assert counted(packed, way=ROUNDED) == {**base, "int4 rounded": products, "int4 inputs": 640, "cached": bytes_}
     attended = {"own attention": 25_600, "own scores": 800, "call": 1}
-    # what is rounded: inputs, and 320 numbers of queries and 640 of keys and values
-    inputs = {"own inputs": 640 + 320 + 640}
+    # what is rounded: inputs, of 4-bit weights in 2 groups a row; and 320 numbers of queries and 640 of keys and values
+    inputs = {"own inputs": 640, "own heads": 320 + 640}
     assert counted(packed, way=OWN) == {
-        **attended, **inputs, "own int4": products, "own kernels": 2, "cached": bytes_, "curved": 100, "copied": 300,
-        "kernels": 3,
+        **attended, **inputs, "own int4": products, "own steps": 10 * 2, "own groups": 10 * 2 * 32, "own kernels": 2,
+        "cached": bytes_, "curved": 100, "copied": 300, "kernels": 3,
     }  # fmt: skip
     bytes_ = 64 * 32 + 4 * 32
     for eight in (dynamic, LayerPrecision("int8")):  # with norms and sums in passing

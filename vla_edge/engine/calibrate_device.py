@@ -26,7 +26,7 @@ from vla_edge.engine.native import library
 from vla_edge.engine.roofline import read_speed
 
 ROUNDS, TURN_S = 15, 0.012
-_LEAST_CALLS = 4
+_LEAST_CALLS = 2
 _UNCACHED = 3  # times what caches hold: of so much they give little
 _STEPS = 20_000  # of coordinate descent; it stops when nothing moves
 

@@ -22,6 +22,7 @@ class Variant:
     options: tuple[tuple[str, object], ...] = (("fold_weights", False),)
 
 
+FINE = 16  # inputs in a group
 VARIANTS = {
     "float32": Variant(LayerPrecision("float32")),
     "int8": Variant(LayerPrecision("int8", "int8-dynamic")),
@@ -29,6 +30,7 @@ VARIANTS = {
     "int4 rounded": Variant(LayerPrecision("int4", group=64), ROUNDED, (("fold_weights", False), ("dynamic", True))),
     "int8 own": Variant(LayerPrecision("int8", "int8-dynamic"), OWN, (("own_kernels", True),)),
     "int4 own": Variant(LayerPrecision("int4", group=64), OWN, (("own_kernels", True),)),
+    "int4 own, fine groups": Variant(LayerPrecision("int4", group=FINE), OWN, (("own_kernels", True),)),
 }
 LARGE = 5e7  # weights
 
@@ -58,14 +60,18 @@ class Block:
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """That it is run in: convolutions stay what they are in float32 alone, and become products else; blocks that are
-        there to hold more weights in 4 bits than caches do would be too large in more."""
-        if self.kind not in ("encoder", "decoder", "products"):
+        """That it is run in: convolutions stay what they are in float32 alone, and become products else; attention alone
+        has our kernel too, which comes with rounded weights; blocks that are there to hold more weights in 4 bits than
+        caches do would be too large in more."""
+        if self.kind not in ("encoder", "decoder", "products", "attention"):
             return ("float32",)
+        if self.kind == "attention":
+            return ("float32", "int8 own") if library() is not None else ("float32",)
         large = 2 * self.layers * self.width * self.hidden > LARGE
         return tuple(
             name for name, variant in VARIANTS.items()
             if (not large or variant.precision.weights == "int4") and (variant.way != OWN or library() is not None)
+            and (self.kind == "products" or variant.precision.group != FINE)
         )  # fmt: skip
 
     @property
@@ -110,6 +116,8 @@ BLOCKS = (
     Block("decoder", 4, 40, 128, 256, 4, 2),
     Block("decoder", 2, 24, 256, 512, 8, 4),
     Block("decoder", 1, 128, 384, 1024, 6, 2),
+    Block("encoder", 1, 224, 1024, 4096, 16),
+    Block("decoder", 1, 176, 1536, 6144, 6, 1),
     Block("products", 3, 36, 192, 448),
     Block("products", 10, 4, 64, 128),
     Block("products", 2, 1, 448, 1536),
@@ -120,10 +128,13 @@ BLOCKS = (
     Block("products", 1, 72, 1280, 3840),
     Block("products", 1, 20, 1536, 4608),
     Block("products", 1, 192, 1152, 3712),
+    Block("products", 1, 96, 2304, 6144),
     Block("pointwise", 3, 90, 320, 0),
     Block("pointwise", 6, 20, 112, 0),
     Block("attention", 2, 112, 192, 0, 6, 6),
     Block("attention", 3, 48, 96, 0, 2, 2),
+    Block("attention", 1, 224, 1280, 0, 16, 16),
+    Block("attention", 1, 288, 512, 0, 2, 2),
     Block("residual", 2, 24 * 24, 48, 0),
     Block("residual", 1, 12 * 12, 160, 0),
     Block("grouped", 1, 30 * 30, 48, 0),
@@ -142,11 +153,12 @@ def block_layers(module, variant: str, runtime) -> dict:
     from vla_edge.compress.apply import compress_layer
     from vla_edge.compress.steps import Keep, Quantize
 
+    precision = VARIANTS[variant].precision
     step = {
         "float32": Keep(("*",)),
         "int8": Quantize(("*",), "int8", "int8-dynamic", reduce_range="auto"),
-        "int4": Quantize(("*",), "int4", group_size=64),
-    }[variant.partition(" ")[0]]
+        "int4": Quantize(("*",), "int4", group_size=precision.group),
+    }[precision.weights]
     reduced = runtime.gains_by_reduced_range()
     return {
         name: compress_layer(name, layer, step, reduce_range=reduced)

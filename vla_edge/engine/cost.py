@@ -194,9 +194,12 @@ LABELS = {
     "copied": POINTWISE,
     "own int8": COMPUTE,
     "own int4": COMPUTE,
+    "own groups": COMPUTE,
+    "own steps": POINTWISE,
     "own inputs": POINTWISE,
     "own attention": ATTENTION,
     "own scores": ATTENTION,
+    "own heads": ATTENTION,
     "own curved": POINTWISE,
     "own copied": POINTWISE,
     "own kernels": SCHEDULING,
@@ -269,7 +272,7 @@ def _count_attention(counted: dict[str, float], attention: Attention, own: str) 
     counted[f"{own}attention"] += attention.flops
     counted[f"{own}scores"] += attention.scores
     if own:  # in which queries, keys and values are rounded
-        counted["own inputs"] += attention.queries + attention.cached
+        counted["own heads"] += attention.queries + attention.cached
         counted["own kernels"] += 1
         return
     # heads are brought forward and back by copies; a mask is one pass over the scores
@@ -291,6 +294,10 @@ def _count_product(counted: dict[str, float], product: Product, precision: Layer
         counted["own kernels"] += 1
         counted["own inputs"] += product.rows * product.inputs
         counted[f"own {precision.weights}"] += flops
+        if precision.weights == "int4":  # each group of a row is rounded by itself, and its sums are brought to floats
+            groups = product.rows * precision.groups(product.inputs)
+            counted["own steps"] += groups
+            counted["own groups"] += groups * product.outputs
         return wait, packed
     counted["kernels"] += 1
     kind, loaded = "float32", 4 * product.weights

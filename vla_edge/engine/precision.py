@@ -60,7 +60,11 @@ class LayerPrecision:
             return total + count // NVFP4_GROUP + 4
         if self.group is None:
             return total + 4 * outputs
-        return total + 2 * (count // fitting_group(inputs, self.group))
+        return total + 2 * outputs * self.groups(inputs)
+
+    def groups(self, inputs: int) -> int:
+        """Scales of one output."""
+        return 1 if self.group is None else inputs // fitting_group(inputs, self.group)
 
     def flops(self, rows: int, inputs: int, outputs: int) -> int:
         """Of the product on `rows` rows, with its factors."""
