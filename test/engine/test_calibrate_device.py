@@ -127,6 +127,16 @@ def test_costs_are_the_non_negative_least_squares_that_scipy_finds():
     assert rows @ ours == pytest.approx(rows @ theirs, rel=0.01)
 
 
+def test_what_weighs_more_is_met_more_closely():
+    rng = np.random.default_rng(3)
+    rows, seconds, weights = rng.uniform(0, 1, (40, 6)), rng.uniform(1, 2, 40), rng.uniform(0.1, 3, 40)
+    ours = fit_costs(rows, seconds, weights=weights)
+    _, residual = nnls(rows * (weights / seconds)[:, None], weights)
+    assert np.linalg.norm(weights * (rows @ ours / seconds - 1)) == pytest.approx(residual, rel=1e-4)
+    # the unweighted costs are worse by this measure
+    assert np.linalg.norm(weights * (rows @ fit_costs(rows, seconds) / seconds - 1)) > 1.02 * residual
+
+
 def test_no_cost_is_below_the_least_that_is_given():
     rng = np.random.default_rng(2)
     rows = rng.uniform(0, 1, (40, 4)) * [1e9, 1e6, 1e3, 1.0]

@@ -159,12 +159,14 @@ def _build(options):
         f"{path}: {bundle.bytes / 1e6:.1f} MB, {bundle.description()['precision']}, "
         f"action error {100 * found['action_error_rel']:.2f} % of the motion over {found['frames']} observations, "
         + (f"{profile['total']['p50']:.1f} ms a chunk here" if profile else f"verified by {found['by']}, not timed here")
+        + (bundle.caution and f"\n{bundle.caution}")
     )
     return {"bundle": str(path), "bytes": bundle.bytes, **manifest_of(bundle, layers=False)}, 0, text
 
 
 def _build_to(options):
     from vla_edge.engine.build_to import build_to, report_path
+    from vla_edge.engine.bundle import Bundle
     from vla_edge.engine.target import MOST_ERROR, Target
     from vla_edge.evaluate.target_report import summary, to_json
 
@@ -181,7 +183,10 @@ def _build_to(options):
         )  # fmt: skip
     finally:
         bar.close()
-    text = summary(outcome) if path is None else f"{summary(outcome)}\n{path}: {report_path(path)} tells how"
+    lines = [summary(outcome)]
+    if path is not None:
+        lines += [f"{path}: {report_path(path)} tells how", *filter(None, [Bundle.load(path).caution])]
+    text = "\n".join(lines)
     return {**to_json(outcome), "bundle": path and str(path)}, 0 if outcome.reached else FAILED, text
 
 

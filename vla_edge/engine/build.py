@@ -27,6 +27,7 @@ from vla_edge.compress.pipeline import Compressed
 from vla_edge.compress.recipe import Recipe, load_recipe
 from vla_edge.engine.backends import AUTO, BackendError, chosen_backends, gain_by_reduced_range, get_backend, reads, runs_here
 from vla_edge.engine.bundle import Bundle, BundleError, load_entries, writing
+from vla_edge.engine.busy import OtherPrograms
 from vla_edge.engine.compile import STAND_IN, ExportedStage, compile_ahead, compile_stages, export_stages
 from vla_edge.engine.diverge import first_divergence, layer_errors
 from vla_edge.engine.factor_race import FactorRace
@@ -255,7 +256,7 @@ class _Build:
             )  # fmt: skip
             if subject.in_turn:
                 give_back()
-            entries, engine, result = self._compile(exported, subject, spec, Path(scratch))
+            entries, engine, result, others = self._compile(exported, subject, spec, Path(scratch))
             if self.then is not None:
                 self.then(exported, compressed, subject.ready)
         timed = not self.ahead and not subject.in_turn
@@ -276,7 +277,7 @@ class _Build:
             "verification": {**result.to_dict(), "by": STAND_IN if self.ahead else "the engine itself"},
             # what stands in for the engine's device tells nothing of its speed, and a stage at a time nothing of a chunk's
             "profile": profile(engine, data.held_out, PROFILE_REPEATS) if timed else {},
-            "machine": {"architecture": platform.machine(), "processors": os.cpu_count()},
+            "machine": {"architecture": platform.machine(), "processors": os.cpu_count(), "taken_by_others": others},
             "versions": versions(),
         }
 
@@ -358,7 +359,8 @@ class _Build:
         return first_divergence(errors)
 
     def _compile(self, exported, subject: _Subject, spec, scratch: Path):
-        """The fastest engine that passes: entries, its runner, its verification.
+        """The fastest engine that passes: entries, its runner, its verification, and the processors that other programs took
+        while it was found.
 
         Ways of running that round more than the files ask for are given up when the engine errs too much with them.
         """
@@ -367,6 +369,7 @@ class _Build:
             self.tell(subject.place(0.42 + 0.28 * index / len(exported)), f"compiling {name}")
 
         for only_exact in (False, True):
+            others = OtherPrograms()
             if self.ahead:
                 options = {} if self.compute_capability is None else {"compute_capability": self.compute_capability}
                 entries, loaded = compile_ahead(exported, self.directory, self.backends[0], options, scratch, tell)
@@ -375,6 +378,7 @@ class _Build:
                     exported, self.directory, self.backends, subject.inputs, only_exact, tell, subject.in_turn
                 )
                 loaded = None if subject.in_turn else load_entries(entries, self.directory)
+            taken = None if self.ahead else others.processors()
             engine = self._engine(entries, loaded, subject, spec)
             result = compare(
                 engine,
@@ -393,7 +397,7 @@ class _Build:
                 if not rounded:
                     raise
                 continue
-            return entries, engine, result
+            return entries, engine, result, taken
 
     def _engine(self, entries, loaded, subject: _Subject, spec):
         """The engine as a runner; one that does not fit beside the rest, as the chunks that it gives."""

@@ -29,6 +29,9 @@ ROUNDS, TURN_S = 15, 0.012
 _LEAST_CALLS = 2
 _UNCACHED = 3  # times what caches hold: of so much they give little
 _STEPS = 20_000  # of coordinate descent; it stops when nothing moves
+# Power of a block's time that its relative error weighs with. A large policy is made of long calls and a small one of short
+# ones; long ones are timed with less noise, and there are fewer of them among the blocks.
+_LONGER = 0.2
 
 
 def local_device(recalibrate: bool = False, progress=None) -> Device:
@@ -57,7 +60,8 @@ def calibration_path() -> Path:
     it = processor()
     able = " ".join(sorted(it.flags))
     able += " own kernels" if library() is not None else ""
-    key = f"{it.name} {able} {len(os.sched_getaffinity(0))} {onnxruntime.__version__} {BLOCKS} {VARIANTS}"
+    how = f"{BLOCKS} {VARIANTS} {list(LABELS)} {_LONGER}"
+    key = f"{it.name} {able} {len(os.sched_getaffinity(0))} {onnxruntime.__version__} {how}"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "vla_edge" / f"device-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
@@ -132,7 +136,8 @@ def calibrate(tell, beside: Mapping | None = None) -> tuple[dict, dict]:
     for number in threads:
         mine = [key for key in counted if key[2] == number]
         rows = np.array([[counted[key][name] for name in LABELS] for key in mine])
-        found = fit_costs(rows, np.array([seconds[key] for key in mine]), alone / number)
+        took = np.array([seconds[key] for key in mine])
+        found = fit_costs(rows, took, alone / number, took**_LONGER)
         if number == 1:
             # two processors multiply at most twice as fast as one; what they read, they may hold more of
             alone = np.where([label in (COMPUTE, ATTENTION) for label in LABELS.values()], found, 0.0)
@@ -150,18 +155,21 @@ def calibrate(tell, beside: Mapping | None = None) -> tuple[dict, dict]:
     return result, {key: timed["beside", key, 1] for key in beside or {}}
 
 
-def fit_costs(rows: np.ndarray, seconds: np.ndarray, least: np.ndarray | None = None) -> np.ndarray:
+def fit_costs(
+    rows: np.ndarray, seconds: np.ndarray, least: np.ndarray | None = None, weights: np.ndarray | None = None
+) -> np.ndarray:
     """(F,) costs of at least `least` (F,), or 0, with which `rows` (N, F) give `seconds` (N,) with the least squared
-    relative error.
+    relative error, each times its weight of `weights` (N,), or 1.
 
     Coordinate descent on the normal equations (Franc et al., 2005, "Sequential coordinate-wise algorithm for the
     non-negative least squares problem").
     """
-    relative = rows / seconds[:, None]
+    weights = np.ones(len(rows)) if weights is None else weights
+    relative = rows * (weights / seconds)[:, None]
     scale = np.linalg.norm(relative, axis=0)
     used = scale > 0
     scaled = relative[:, used] / scale[used]
-    gram, target = scaled.T @ scaled, scaled.T @ np.ones(len(rows))
+    gram, target = scaled.T @ scaled, scaled.T @ weights
     floor = np.zeros(len(target)) if least is None else (least * scale)[used]
     x = floor.copy()
     for _ in range(_STEPS):

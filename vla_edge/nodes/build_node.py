@@ -67,8 +67,7 @@ def build(node: Node) -> int:
         build_memory_mb=values.build_memory_mb or None,
         progress=Progress(),
     )
-    node.get_logger().info(f"engine bundle ready: {bundle}")
-    return 0
+    return _ready(node, bundle)
 
 
 def _build_to(node: Node, values, demonstrations) -> int:
@@ -91,7 +90,15 @@ def _build_to(node: Node, values, demonstrations) -> int:
         node.get_logger().info(line)
     if bundle is None:
         return 1
-    node.get_logger().info(f"engine bundle ready: {bundle}")
+    return _ready(node, bundle)
+
+
+def _ready(node: Node, path) -> int:
+    from vla_edge.engine.bundle import Bundle
+
+    node.get_logger().info(f"engine bundle ready: {path}")
+    if words := Bundle.load(path).caution:
+        node.get_logger().warning(words)
     return 0
 
 
