@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
 import yaml
 from tiny import JOINTS
 
+from vla_edge.cli import main
 from vla_edge.engine.bundle import Bundle, BundleError, writing
+from vla_edge.engine.busy import caution
 from vla_edge.engine.manifest import MANIFEST, digest, write_manifest
 
 
@@ -52,6 +55,18 @@ def test_the_manifest_says_what_was_built_of_what(bundle):
     connector = vision["layers"]["connector"]
     assert (connector["shape"], connector["weights"], connector["activations"]) == ([32, 128], "int8", "int8-dynamic")
     assert set(manifest["files"]) == {file.name for file in bundle.iterdir()} - {MANIFEST}
+
+
+@pytest.mark.parametrize(("processors", "said"), [(0.0, False), (0.2, False), (0.3, True), (1.7, True)])
+def test_it_says_when_it_was_built_on_a_busy_computer(copy, processors, said, capsys):
+    built = Bundle.load(copy).manifest["machine"]["taken_by_others"]
+    assert built is None or 0 <= built < os.cpu_count()
+    rewrite(copy, lambda manifest: manifest["machine"].update(taken_by_others=processors))
+    assert main(["inspect", str(copy)]) == 0
+    printed = capsys.readouterr().out
+    assert (f"other programs kept {processors:.1f} processors busy" in printed) is said
+    words = caution(Bundle.load(copy).manifest)
+    assert words in printed and bool(words) is said
 
 
 def test_nothing_in_a_bundle_is_code(bundle):

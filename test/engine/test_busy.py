@@ -8,13 +8,9 @@ import sys
 import time
 
 import pytest
-import yaml
 
-from vla_edge.cli import main
 from vla_edge.engine import busy
-from vla_edge.engine.bundle import Bundle
 from vla_edge.engine.busy import OtherPrograms, caution
-from vla_edge.engine.manifest import MANIFEST, digest
 
 
 def test_others_are_what_is_busy_and_not_of_this_process(monkeypatch):
@@ -34,7 +30,7 @@ def test_waiting_and_processors_of_others_are_not_busy_and_guests_count_once(mon
 def test_nothing_is_told_where_the_system_tells_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(busy, "COUNTS", tmp_path / "none")
     assert OtherPrograms().processors() is None
-    assert caution(None) == ""
+    assert caution({"machine": {"taken_by_others": None}}) == caution({}) == ""
 
 
 @pytest.mark.skipif(not busy.COUNTS.is_file(), reason="no /proc/stat")
@@ -42,24 +38,6 @@ def test_another_program_is_noticed():
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
         others = OtherPrograms()
         time.sleep(1.0)
-        assert others.processors() > 0.5
+        taken = others.processors()
         other.kill()
-
-
-@pytest.mark.parametrize(("processors", "said"), [(0.0, False), (0.2, False), (0.3, True), (1.7, True)])
-def test_a_bundle_says_when_it_was_built_on_a_busy_computer(bundle, processors, said, tmp_path, capsys):
-    built = Bundle.load(bundle).manifest["machine"]["taken_by_others"]
-    assert built is None or 0 <= built < os.cpu_count()
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for file in bundle.iterdir():
-        (copy / file.name).hardlink_to(file)
-    manifest = yaml.safe_load((copy / MANIFEST).read_text())
-    manifest["machine"]["taken_by_others"] = processors
-    manifest["digest"] = digest(manifest)
-    (copy / MANIFEST).unlink()
-    (copy / MANIFEST).write_text(yaml.safe_dump(manifest, sort_keys=False))
-    assert main(["inspect", str(copy)]) == 0
-    printed = capsys.readouterr().out
-    assert (f"other programs kept {processors:.1f} processors busy" in printed) is said
-    assert (Bundle.load(copy).caution in printed) and bool(Bundle.load(copy).caution) is said
+    assert taken > 0.5

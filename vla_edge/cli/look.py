@@ -46,6 +46,7 @@ def add(command) -> None:
 
 def _inspect(options):
     from vla_edge.engine.bundle import Bundle
+    from vla_edge.engine.busy import caution
 
     bundle = Bundle.load(options.bundle)
     manifest, found = bundle.manifest, bundle.manifest["verification"]
@@ -60,7 +61,7 @@ def _inspect(options):
         f"{100 * found['action_error_rel']:.2f} % of the motion, cosine at least {found['cosine_min']:.5f}",
         *_cache_line(manifest),
         *_factor_lines(manifest.get("factored", {}), options.layers),
-        *([f"  {bundle.caution}"] if bundle.caution else []),
+        *(f"  {words}" for words in filter(None, [caution(manifest)])),
         "",
         f"  {'stage':9}{'backend':13}{'weights':22}{'layers':>7}{'kB':>8}{'p50 ms':>8}{'p99 ms':>8}  runs with",
     ]

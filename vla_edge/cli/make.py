@@ -132,6 +132,7 @@ def add(command) -> None:
 def _build(options):
     from vla_edge.engine.build import build
     from vla_edge.engine.bundle import Bundle
+    from vla_edge.engine.busy import caution
 
     if options.target_hz is not None or options.max_memory_mb is not None:
         return _build_to(options)
@@ -159,14 +160,15 @@ def _build(options):
         f"{path}: {bundle.bytes / 1e6:.1f} MB, {bundle.description()['precision']}, "
         f"action error {100 * found['action_error_rel']:.2f} % of the motion over {found['frames']} observations, "
         + (f"{profile['total']['p50']:.1f} ms a chunk here" if profile else f"verified by {found['by']}, not timed here")
-        + (bundle.caution and f"\n{bundle.caution}")
     )
+    text = "\n".join(filter(None, [text, caution(bundle.manifest)]))
     return {"bundle": str(path), "bytes": bundle.bytes, **manifest_of(bundle, layers=False)}, 0, text
 
 
 def _build_to(options):
     from vla_edge.engine.build_to import build_to, report_path
-    from vla_edge.engine.bundle import Bundle
+    from vla_edge.engine.busy import caution
+    from vla_edge.engine.manifest import read_manifest
     from vla_edge.engine.target import MOST_ERROR, Target
     from vla_edge.evaluate.target_report import summary, to_json
 
@@ -185,8 +187,8 @@ def _build_to(options):
         bar.close()
     lines = [summary(outcome)]
     if path is not None:
-        lines += [f"{path}: {report_path(path)} tells how", *filter(None, [Bundle.load(path).caution])]
-    text = "\n".join(lines)
+        lines += [f"{path}: {report_path(path)} tells how", caution(read_manifest(path))]
+    text = "\n".join(filter(None, lines))
     return {**to_json(outcome), "bundle": path and str(path)}, 0 if outcome.reached else FAILED, text
 
 

@@ -369,16 +369,17 @@ class _Build:
             self.tell(subject.place(0.42 + 0.28 * index / len(exported)), f"compiling {name}")
 
         for only_exact in (False, True):
-            others = OtherPrograms()
+            taken = None
             if self.ahead:
                 options = {} if self.compute_capability is None else {"compute_capability": self.compute_capability}
                 entries, loaded = compile_ahead(exported, self.directory, self.backends[0], options, scratch, tell)
             else:
+                others = OtherPrograms()
                 entries = compile_stages(
                     exported, self.directory, self.backends, subject.inputs, only_exact, tell, subject.in_turn
                 )
+                taken = others.processors()
                 loaded = None if subject.in_turn else load_entries(entries, self.directory)
-            taken = None if self.ahead else others.processors()
             engine = self._engine(entries, loaded, subject, spec)
             result = compare(
                 engine,

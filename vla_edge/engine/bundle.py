@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 
 from vla_edge.engine.backends import LoadedStage, StageInterface, get_backend
-from vla_edge.engine.busy import caution
 from vla_edge.engine.manifest import MANIFEST, TOKENIZER, BundleError, read_manifest
 from vla_edge.files import sha256, whole_directory
 from vla_edge.policy.spec import PolicySpec
@@ -144,11 +143,6 @@ class Bundle:
     @property
     def tokenizer_path(self) -> Path | None:
         return self.directory / TOKENIZER if self.spec.reads_instruction else None
-
-    @property
-    def caution(self) -> str:
-        """What to say of the computer that the ways of running it were timed on; nothing of a quiet one."""
-        return caution(self.manifest.get("machine", {}).get("taken_by_others"))
 
     @cached_property
     def bytes(self) -> int:

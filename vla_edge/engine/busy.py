@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 COUNTS = Path("/proc/stat")
@@ -28,8 +29,10 @@ class OtherPrograms:
         return max(0.0, (busy - mine) / passed)
 
 
-def caution(processors: float | None) -> str:
-    """What to say of ways of running that were timed meanwhile; nothing where it was quiet or is not known."""
+def caution(manifest: Mapping) -> str:
+    """What to say of the computer that a bundle's ways of running were timed on; nothing of a quiet one, or where it is not
+    known."""
+    processors = manifest.get("machine", {}).get("taken_by_others")
     if not processors or processors <= QUIET:
         return ""
     return (

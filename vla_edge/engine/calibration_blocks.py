@@ -63,14 +63,13 @@ class Block:
         """That it is run in: convolutions stay what they are in float32 alone, and become products else; attention alone
         has our kernel too, which comes with rounded weights; blocks that are there to hold more weights in 4 bits than
         caches do would be too large in more."""
-        if self.kind not in ("encoder", "decoder", "products", "attention"):
-            return ("float32",)
-        if self.kind == "attention":
-            return ("float32", "int8 own") if library() is not None else ("float32",)
+        able = {"attention": ("float32", "int8 own")}.get(self.kind, ("float32",))
+        if self.kind in ("encoder", "decoder", "products"):
+            able = tuple(VARIANTS)
         large = 2 * self.layers * self.width * self.hidden > LARGE
         return tuple(
             name for name, variant in VARIANTS.items()
-            if (not large or variant.precision.weights == "int4") and (variant.way != OWN or library() is not None)
+            if name in able and (not large or variant.precision.weights == "int4") and (variant.way != OWN or library() is not None)
             and (self.kind == "products" or variant.precision.group != FINE)
         )  # fmt: skip
 

@@ -94,10 +94,11 @@ def _build_to(node: Node, values, demonstrations) -> int:
 
 
 def _ready(node: Node, path) -> int:
-    from vla_edge.engine.bundle import Bundle
+    from vla_edge.engine.busy import caution
+    from vla_edge.engine.manifest import read_manifest
 
     node.get_logger().info(f"engine bundle ready: {path}")
-    if words := Bundle.load(path).caution:
+    if words := caution(read_manifest(path)):
         node.get_logger().warning(words)
     return 0
 
